@@ -1,0 +1,40 @@
+# `make demo` and `make test` need nothing but Python >= 3.10: they set up what they use.
+SHELL := bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format clean
+
+help:  ## show these targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(STAMP)  ## make the virtual environment and install torch, torchvision and this package
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else f"solo-attn needs Python >= 3.10, and $(PYTHON) is {v[0]}.{v[1]}; name another with: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "setuptools>=77" wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[train,dev]"
+	@touch $@
+
+demo: setup  ## train and compare the paper's three systems on synthetic street scenes
+	$(BIN)/solo-attn demo
+
+test: setup lint  ## lint, then every test
+	$(BIN)/python -m pytest
+
+lint: setup  ## ruff and the type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove what the build and the runs left
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache runs demo
