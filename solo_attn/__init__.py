@@ -1,1 +1,28 @@
-"""SOLO."""
+"""Instance segmentation by locations (SOLO) with grid attention."""
+
+from .backends import explain
+from .ops import (
+    BitMasks,
+    attention_residual,
+    dice_loss,
+    grid_attention,
+    mask_bits,
+    matrix_nms,
+    paste_masks,
+    upsample_add,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BitMasks",
+    "__version__",
+    "attention_residual",
+    "dice_loss",
+    "explain",
+    "grid_attention",
+    "mask_bits",
+    "matrix_nms",
+    "paste_masks",
+    "upsample_add",
+]

@@ -1,0 +1,6 @@
+"""Which implementation of an op runs, and why."""
+
+from .explain import Choice, Explanation, explain
+from .registry import BACKENDS, NAMES, OPS, Backend, select
+
+__all__ = ["BACKENDS", "NAMES", "OPS", "Backend", "Choice", "Explanation", "explain", "select"]

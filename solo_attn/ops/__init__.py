@@ -1,0 +1,21 @@
+"""The ops, for any PyTorch project: each checks its arguments, then runs on the backend that fits."""
+
+from .attention_residual import attention_residual
+from .bit_masks import BitMasks
+from .dice_loss import dice_loss
+from .grid_attention import grid_attention
+from .mask_bits import mask_bits
+from .matrix_nms import matrix_nms
+from .paste_masks import paste_masks
+from .upsample_add import upsample_add
+
+__all__ = [
+    "BitMasks",
+    "attention_residual",
+    "dice_loss",
+    "grid_attention",
+    "mask_bits",
+    "matrix_nms",
+    "paste_masks",
+    "upsample_add",
+]

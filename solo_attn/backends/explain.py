@@ -1,0 +1,72 @@
+"""A table of the backends, with the reason for each that cannot run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .registry import BACKENDS, OPS, select
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Whether one backend can run one op.
+
+    Attributes:
+        op: the op's public name.
+        backend: the backend's name.
+        chosen: this is the one that ``backend=None`` takes.
+        reason: why it cannot run, or None where it can.
+    """
+
+    op: str
+    backend: str
+    chosen: bool
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found; ``str()`` of it is the table."""
+
+    device: str
+    dtype: torch.dtype
+    choices: tuple[Choice, ...]
+
+    def __str__(self) -> str:
+        head = f"backends for {self.dtype} on {self.device}"
+        width = max(len(choice.op) for choice in self.choices)
+        lines = [
+            f"  {choice.op:<{width}}  {choice.backend:<9}  "
+            + ("runs" if choice.reason is None else f"cannot run: {choice.reason}")
+            + ("  <- default" if choice.chosen else "")
+            for choice in self.choices
+        ]
+        return "\n".join([head, *lines])
+
+
+def explain(
+    op: str | None = None, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> Explanation:
+    """Say for each op and backend whether it runs here, and why not where it does not.
+
+    Args:
+        op: one op's name, or None for all.
+        device: where the tensors would be.
+        dtype: dtype of the op's floating-point input.
+
+    Raises:
+        ValueError: ``op`` is not the name of an op.
+    """
+    if op is not None and op not in OPS:
+        raise ValueError(f"explain: expected op to be one of {', '.join(OPS)}, got {op!r}")
+    device_type = torch.device(device).type
+    choices = []
+    for name in OPS if op is None else (op,):
+        default = select(name, device_type, dtype)
+        choices += [
+            Choice(name, backend.name, backend is default, backend.refuses(name, device_type, dtype))
+            for backend in BACKENDS
+        ]
+    return Explanation(device_type, dtype, tuple(choices))

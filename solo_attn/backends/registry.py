@@ -1,0 +1,99 @@
+"""Which implementation of an op runs, and why another one cannot.
+
+A backend is a namespace of torch.library ops with the same schemas, fakes and gradients:
+
+=========== ======================== ==================================================
+backend     namespace                what it is
+=========== ======================== ==================================================
+reference   ``solo_attn_reference``  plain PyTorch, any device and float dtype
+=========== ======================== ==================================================
+
+The namespace ``solo_attn`` is the one that compiled kernels register themselves in, by dispatch key;
+its ops fall back to the reference where nothing is compiled, so that they always exist.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One family of implementations.
+
+    Attributes:
+        name: what users pass as ``backend=``.
+        namespace: the torch.library namespace that holds its ops.
+        refuses: ``(op, device_type, dtype) -> reason``, or None where it runs. It sees nothing but these
+            three, so that the choice is a constant under ``torch.compile``.
+    """
+
+    name: str
+    namespace: str
+    refuses: Callable[[str, str, torch.dtype], str | None]
+
+
+def _reference_refuses(op: str, device_type: str, dtype: torch.dtype) -> str | None:
+    return None
+
+
+# Fastest first: `select` takes the first that does not refuse.
+BACKENDS: tuple[Backend, ...] = (Backend("reference", "solo_attn_reference", _reference_refuses),)
+NAMES = tuple(backend.name for backend in BACKENDS)
+
+OPS = (
+    "grid_attention",
+    "attention_residual",
+    "upsample_add",
+    "dice_loss",
+    "mask_bits",
+    "matrix_nms",
+    "paste_masks",
+)
+
+
+def _by_name(name: str, where: str) -> Backend:
+    for backend in BACKENDS:
+        if backend.name == name:
+            return backend
+    raise ValueError(f"{where}: expected backend to be one of {', '.join(NAMES)}, got {name!r}")
+
+
+def _default_from_environment() -> Backend | None:
+    name = os.environ.get("SOLO_ATTN_BACKEND", "")
+    return _by_name(name, "SOLO_ATTN_BACKEND") if name else None
+
+
+# Read once, at import: what runs must not change between two calls of a compiled function.
+_DEFAULT = _default_from_environment()
+
+
+def select(op: str, device_type: str, dtype: torch.dtype, backend: str | None = None) -> Backend:
+    """The backend that runs ``op`` on tensors of this device and dtype.
+
+    Args:
+        op: the op's public name.
+        device_type: "cpu", "cuda", ...
+        dtype: dtype of the op's floating-point input.
+        backend: None for the fastest that can run (or the one named by ``SOLO_ATTN_BACKEND``).
+
+    Raises:
+        ValueError: ``backend`` is not the name of a backend.
+        RuntimeError: the named backend cannot run; the message says why. It never falls back silently.
+    """
+    chosen = _DEFAULT if backend is None else _by_name(backend, op)
+    if chosen is not None:
+        reason = chosen.refuses(op, device_type, dtype)
+        if reason is not None:
+            raise RuntimeError(f"{op}: backend {chosen.name!r} cannot run: {reason}")
+        return chosen
+    for candidate in BACKENDS:
+        if candidate.refuses(op, device_type, dtype) is None:
+            return candidate
+    raise AssertionError("unreachable: the reference refuses nothing")

@@ -1,0 +1,80 @@
+"""Declares an op once for every backend's namespace: schema, kernel, fake and gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+
+from ..backends import BACKENDS, select
+
+# "solo_attn" is where compiled kernels register by dispatch key; see backends/registry.py.
+NAMESPACES = ("solo_attn", "solo_attn_reference")
+
+_OVERLOADS: dict[tuple[str, str], OpOverload] = {}
+
+
+def declare(
+    name: str,
+    schema: str,
+    *,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+    setup_context: Callable[..., Any] | None = None,
+    backward: Callable[..., Any] | None = None,
+) -> None:
+    """Define ``name`` in every namespace, with the reference as the kernel that any device falls back to.
+
+    Args:
+        name: the op's name.
+        schema: its arguments and results in torch.library's language.
+        reference: the implementation in plain PyTorch.
+        fake: shapes and dtypes of the results, without data.
+        setup_context: saves for ``backward`` what it needs.
+        backward: ``(namespace, ctx, *grads) -> grads``, in terms of that namespace's own ``_bwd`` op. None
+            says that the op has no gradient: asking for one raises an error that says so.
+    """
+    for namespace in NAMESPACES:
+        qualified = f"{namespace}::{name}"
+        torch.library.define(qualified, schema)
+        torch.library.impl(qualified, "default", reference)
+        torch.library.register_fake(qualified, fake)
+        if "!" not in schema:  # torch.library has no gradients for ops that write to their inputs
+            formula = _bind(backward, namespace) if backward is not None else _no_gradient(name)
+            torch.library.register_autograd(qualified, formula, setup_context=setup_context)
+        _OVERLOADS[namespace, name] = getattr(getattr(torch.ops, namespace), name).default
+
+
+def _bind(backward: Callable[..., Any], namespace: str) -> Callable[..., Any]:
+    def formula(ctx: Any, *grads: Any) -> Any:
+        return backward(namespace, ctx, *grads)
+
+    return formula
+
+
+def _no_gradient(name: str) -> Callable[..., Any]:
+    what = (
+        f"{name.removesuffix('_bwd')} has no second derivative: its backward pass is not differentiable"
+        if name.endswith("_bwd")
+        else f"{name} is not differentiable: detach its inputs, or call it under torch.no_grad()"
+    )
+
+    def formula(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(what)
+
+    return formula
+
+
+def overload(namespace: str, name: str) -> OpOverload:
+    """The op ``name`` as declared in ``namespace``."""
+    return _OVERLOADS[namespace, name]
+
+
+def pick(op: str, x: torch.Tensor, backend: str | None, variant: str = "") -> OpOverload:
+    """The op that runs ``op`` on ``x``: the chosen backend's, in its form ``variant`` ("_", "_rle")."""
+    return overload(select(op, x.device.type, x.dtype, backend).namespace, op + variant)
+
+
+assert {backend.namespace for backend in BACKENDS} <= set(NAMESPACES)

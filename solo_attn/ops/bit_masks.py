@@ -1,0 +1,51 @@
+"""Masks as bits: what `mask_bits` makes and `matrix_nms` reads."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..reference.mask_bits import pack, unpack
+from ._checks import check_tensor, fail
+
+
+class BitMasks(NamedTuple):
+    """K binary masks of one size, 64 pixels to a word.
+
+    Attributes:
+        words: int64 [K, ceil(H*W/64)]; bit b of word w is pixel 64 w + b in row-major order, the spare bits
+            of the last word are zero.
+        areas: int64 [K], pixels set.
+        maskness: [K], mean probability inside the mask (spec 2, inference step 4), 0 where it is empty.
+        size: (H, W).
+    """
+
+    words: Tensor
+    areas: Tensor
+    maskness: Tensor
+    size: tuple[int, int]
+
+    @classmethod
+    def from_bool(cls, masks: Tensor) -> BitMasks:
+        """Pack bool or uint8 masks [K, H, W]; their maskness is 1 (0 where empty).
+
+        Raises:
+            TypeError, ValueError: ``masks`` is not a bool or uint8 tensor [K, H, W].
+        """
+        check_tensor("BitMasks.from_bool", "masks", masks, "[K, H, W]")
+        if masks.dtype not in (torch.bool, torch.uint8):
+            fail("BitMasks.from_bool", "masks", "of dtype bool or uint8", str(masks.dtype))
+        flat = masks.flatten(1).ne(0)
+        areas = flat.sum(1)
+        return cls(pack(flat), areas, (areas > 0).float(), (masks.shape[1], masks.shape[2]))
+
+    def to_bool(self) -> Tensor:
+        """Bool [K, H, W]."""
+        height, width = self.size
+        return unpack(self.words, height * width).reshape(-1, height, width)
+
+    def select(self, index: Tensor) -> BitMasks:
+        """The masks at ``index`` (int64 or bool [...])."""
+        return BitMasks(self.words[index], self.areas[index], self.maskness[index], self.size)

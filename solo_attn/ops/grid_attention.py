@@ -1,0 +1,76 @@
+"""Grid attention: the dot products of every pair of grid cells (paper section 3.3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..reference import grid_attention as reference
+from ._checks import check_grid_features, check_like, check_tensor, fail
+from ._library import declare, overload, pick
+
+
+def grid_attention(
+    grid_features: Tensor, scale: float = 1.0, cells: Tensor | None = None, *, backend: str | None = None
+) -> Tensor:
+    """Dot products of grid cells' feature vectors (paper eq. 2 and 3).
+
+    ``out[b, c, i, j] = scale * V_c . V_(i*S+j)``, V_n being the C-vector of cell n = row * S + column.
+    Sums are made in float32 for half precision. Differentiable in ``grid_features``, once.
+
+    Args:
+        grid_features: [B, C, S, S], a level's features on its grid; float16, bfloat16, float32, float64.
+        scale: multiplies every dot product (spec 1: 1 is the literal reading).
+        cells: int64 [K, 2] of (image, cell), to have the rows of these cells only; None for all.
+        backend: None for the fastest that can run.
+
+    Returns:
+        [B, S*S, S, S], or [K, S, S] with ``cells``; dtype of ``grid_features``.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, shape, dtype or device, or a cell outside the
+            batch or the grid.
+        RuntimeError: the named backend cannot run.
+    """
+    op = "grid_attention"
+    check_grid_features(op, grid_features)
+    if cells is not None:
+        check_tensor(op, "cells", cells, "[K, 2]")
+        if cells.shape[1] != 2 or cells.dtype != torch.int64:
+            fail(op, "cells", "int64 of shape [K, 2]", f"{cells.dtype} {list(cells.shape)}")
+        check_like(op, "cells", cells, "grid_features", grid_features, dtype=False)
+    return pick(op, grid_features, backend)(grid_features, float(scale), cells)
+
+
+def _fake(grid_features: Tensor, scale: float, cells: Tensor | None) -> Tensor:
+    batch, _, side, _ = grid_features.shape
+    lead = (batch, side * side) if cells is None else (cells.shape[0],)
+    return grid_features.new_empty(*lead, side, side)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grid_features, ctx.scale, cells = inputs
+    ctx.save_for_backward(grid_features, cells)
+
+
+def _backward(namespace: str, ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    grid_features, cells = ctx.saved_tensors
+    return overload(namespace, "grid_attention_bwd")(grad, grid_features, ctx.scale, cells), None, None
+
+
+declare(
+    "grid_attention_bwd",
+    "(Tensor grad, Tensor grid_features, float scale, Tensor? cells) -> Tensor",
+    reference=reference.grid_attention_bwd,
+    fake=lambda grad, grid_features, scale, cells: grid_features.new_empty(grid_features.shape),
+)
+declare(
+    "grid_attention",
+    "(Tensor grid_features, float scale, Tensor? cells) -> Tensor",
+    reference=reference.grid_attention,
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)

@@ -1,0 +1,74 @@
+"""Thresholded masks as bits, with areas and maskness, in one pass over the logits (spec 2, 4.7)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..reference import mask_bits as reference
+from ..reference._common import accumulator
+from ._checks import check_coarse, check_size, check_threshold
+from ._library import declare, pick
+from .bit_masks import BitMasks
+
+
+def mask_bits(
+    coarse_logits: Tensor,
+    attention: Tensor | None,
+    size: tuple[int, int],
+    out_size: tuple[int, int],
+    threshold: float = 0.5,
+    *,
+    backend: str | None = None,
+) -> BitMasks:
+    """Masks, areas and maskness of chosen cells (spec 2, inference steps 3 and 4).
+
+    The probability map is ``sigmoid(upsample_add(coarse_logits, attention, size))``, **then** enlarged
+    bilinearly to ``out_size``; a pixel is set where it is > ``threshold``; maskness is the mean
+    probability of the set pixels. No gradient.
+
+    Args:
+        coarse_logits: [K, h, w]; a float dtype.
+        attention: [K, S, S], same dtype; None is plain SOLO.
+        size: (2h, 2w), the level's mask-logit size.
+        out_size: (H, W) that all levels' masks are compared at: the input's size / 4 in SOLO.
+        threshold: of the probability, in [0, 1).
+        backend: None for the fastest that can run.
+
+    Returns:
+        BitMasks of K masks; its maskness is float32 (float64 for float64 logits).
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, shape, dtype or device.
+        RuntimeError: the named backend cannot run, or a gradient is asked of the maskness.
+    """
+    op = "mask_bits"
+    check_coarse(op, coarse_logits, attention)
+    check_threshold(op, threshold)
+    size, out_size = check_size(op, "size", size), check_size(op, "out_size", out_size)
+    run = pick(op, coarse_logits, backend)
+    return BitMasks(*run(coarse_logits, attention, size, out_size, float(threshold)), out_size)
+
+
+def _fake(
+    coarse_logits: Tensor,
+    attention: Tensor | None,
+    size: tuple[int, int],
+    out_size: tuple[int, int],
+    threshold: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    count, words = coarse_logits.shape[0], (out_size[0] * out_size[1] + 63) // 64
+    return (
+        coarse_logits.new_empty(count, words, dtype=torch.int64),
+        coarse_logits.new_empty(count, dtype=torch.int64),
+        coarse_logits.new_empty(count, dtype=accumulator(coarse_logits.dtype)),
+    )
+
+
+declare(
+    "mask_bits",
+    "(Tensor coarse_logits, Tensor? attention, SymInt[2] size, SymInt[2] out_size, float threshold)"
+    " -> (Tensor, Tensor, Tensor)",
+    reference=reference.mask_bits,
+    fake=_fake,
+)

@@ -1,0 +1,99 @@
+"""Matrix NMS: scores decayed by the overlap with better masks of the same label (spec 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..reference import matrix_nms as reference
+from ..reference._common import accumulator
+from ._checks import check_float, check_like, check_tensor, fail
+from ._library import declare, pick
+from .bit_masks import BitMasks
+
+KERNELS = ("gaussian", "linear")
+
+
+def matrix_nms(
+    masks: Tensor | BitMasks,
+    labels: Tensor,
+    scores: Tensor,
+    kernel: str = "gaussian",
+    sigma: float = 2.0,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Decay each score by the worst overlap with a better mask of the same label (spec 3).
+
+    Better is a higher score, then a lower index; the input need not be sorted. Of empty masks the IoU is
+    0, and where a mask has identical ones before it the linear kernel stays finite. A NaN score stays
+    NaN and touches no other. The shape of the result does not depend on the data: threshold the scores
+    to drop masks. For a batch of images, concatenate them and make labels differ between images.
+    Differentiable in ``scores`` (the decay is piecewise constant in them).
+
+    Args:
+        masks: bool or uint8 [n, H, W], or BitMasks.
+        labels: int64 [n].
+        scores: [n]; a float dtype.
+        kernel: "gaussian", exp(-sigma iou^2), or "linear", 1 - iou.
+        sigma: of the gaussian, > 0.
+        backend: None for the fastest that can run.
+
+    Returns:
+        Decayed scores [n] in input order, dtype of ``scores``.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, shape, dtype or device.
+        RuntimeError: the named backend cannot run.
+    """
+    op = "matrix_nms"
+    check_tensor(op, "scores", scores, "[n]")
+    check_float(op, "scores", scores)
+    if isinstance(masks, BitMasks):
+        rows = masks.words
+    else:
+        check_tensor(op, "masks", masks, "[n, H, W]")
+        if masks.dtype not in (torch.bool, torch.uint8):
+            fail(op, "masks", "of dtype bool or uint8, or BitMasks", str(masks.dtype))
+        rows = masks.flatten(1)
+    check_tensor(op, "labels", labels, "[n]")
+    if labels.dtype != torch.int64:
+        fail(op, "labels", "of dtype int64", str(labels.dtype))
+    for name, x in (("masks", rows), ("labels", labels)):
+        if x.shape[0] != scores.shape[0]:
+            fail(op, name, f"of length n = {scores.shape[0]} as scores has", str(x.shape[0]))
+        check_like(op, name, x, "scores", scores, dtype=False)
+    if kernel not in KERNELS:
+        fail(op, "kernel", f"to be one of {', '.join(KERNELS)}", repr(kernel))
+    if not sigma > 0:
+        fail(op, "sigma", "> 0", str(sigma))
+    decayed, _ = pick(op, scores, backend)(rows, labels, scores, kernel, float(sigma))
+    return decayed
+
+
+def _fake(masks: Tensor, labels: Tensor, scores: Tensor, kernel: str, sigma: float) -> tuple[Tensor, Tensor]:
+    return scores.new_empty(scores.shape), scores.new_empty(scores.shape, dtype=accumulator(scores.dtype))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, decay = output
+    ctx.mark_non_differentiable(decay)
+    ctx.dtype = inputs[2].dtype
+    ctx.save_for_backward(decay)
+
+
+def _backward(namespace: str, ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+    (decay,) = ctx.saved_tensors
+    return None, None, (grad * decay).to(ctx.dtype), None, None
+
+
+declare(
+    "matrix_nms",
+    "(Tensor masks, Tensor labels, Tensor scores, str kernel, float sigma) -> (Tensor, Tensor)",
+    reference=reference.matrix_nms,
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)

@@ -1,0 +1,52 @@
+"""Grid attention (paper section 3.3): the dot products of every pair of grid cells."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._common import widen
+
+
+def grid_attention(grid_features: Tensor, scale: float, cells: Tensor | None) -> Tensor:
+    """F_new(c, i, j) = scale * V_c . V_(i*S+j) (eq. 3), for all cells c or for the chosen ones."""
+    batch, _, side, _ = grid_features.shape
+    vectors = widen(grid_features).flatten(2)  # [B, C, N]
+    if cells is None:
+        rows = scale * torch.einsum("bcn,bcm->bnm", vectors, vectors)
+        return rows.reshape(batch, side * side, side, side).to(grid_features.dtype)
+    check_cells(cells, batch, side)
+    rows = vectors.new_empty(len(cells), side * side)
+    for image in range(batch):
+        mine = cells[:, 0] == image
+        rows[mine] = scale * vectors[image][:, cells[mine, 1]].T @ vectors[image]
+    return rows.reshape(-1, side, side).to(grid_features.dtype)
+
+
+def grid_attention_bwd(grad: Tensor, grid_features: Tensor, scale: float, cells: Tensor | None) -> Tensor:
+    """DV = scale * V (dG + dG^T); with chosen cells only their rows of dG are not zero."""
+    vectors = widen(grid_features).flatten(2)
+    if cells is None:
+        rows = widen(grad).reshape(len(vectors), vectors.shape[2], -1)  # dG: [B, N, N]
+        out = torch.einsum("bcm,bnm->bcn", vectors, rows) + torch.einsum("bcn,bnm->bcm", vectors, rows)
+        return (scale * out).reshape(grid_features.shape).to(grid_features.dtype)
+    out = torch.zeros_like(vectors)
+    rows = widen(grad).flatten(1)  # dG: [K, N]
+    for image in range(len(vectors)):
+        mine = cells[:, 0] == image
+        chosen = cells[mine, 1]
+        out[image] += vectors[image][:, chosen] @ rows[mine]
+        out[image].index_add_(1, chosen, vectors[image] @ rows[mine].T)
+    return (scale * out).reshape(grid_features.shape).to(grid_features.dtype)
+
+
+def check_cells(cells: Tensor, batch: int, side: int) -> None:
+    """Refuse cells that point outside the batch or the grid, before anything is read there."""
+    if cells.numel() == 0:
+        return
+    low, high = cells.amin(0).tolist(), cells.amax(0).tolist()
+    if low[0] < 0 or high[0] >= batch or low[1] < 0 or high[1] >= side * side:
+        raise ValueError(
+            f"grid_attention: expected cells of (image < {batch}, cell < {side * side}), "
+            f"got images {low[0]}..{high[0]} and cells {low[1]}..{high[1]}"
+        )

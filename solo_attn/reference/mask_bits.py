@@ -1,0 +1,59 @@
+"""Coarse logits to thresholded masks, areas and maskness (spec 2, inference steps 3 and 4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._common import accumulator, resize, widen
+from .upsample_add import upsample_add
+
+_CHUNK = 64  # masks whose probabilities are held at a time
+
+
+def probability_maps(
+    coarse_logits: Tensor, attention: Tensor | None, size: tuple[int, int], out_size: tuple[int, int]
+) -> Tensor:
+    """sigmoid at the level's own ``size``, only **then** enlarged to ``out_size``: [K, *out_size]."""
+    wide_attention = None if attention is None else widen(attention)
+    return resize(upsample_add(widen(coarse_logits), wide_attention, size).sigmoid(), out_size)
+
+
+def mask_bits(
+    coarse_logits: Tensor,
+    attention: Tensor | None,
+    size: tuple[int, int],
+    out_size: tuple[int, int],
+    threshold: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Words [K, ceil(H*W/64)], areas [K] and maskness [K] of m = p > threshold."""
+    count, pixels = len(coarse_logits), out_size[0] * out_size[1]
+    words = coarse_logits.new_empty(count, -(-pixels // 64), dtype=torch.int64)
+    areas = coarse_logits.new_empty(count, dtype=torch.int64)
+    maskness = coarse_logits.new_empty(count, dtype=accumulator(coarse_logits.dtype))
+    for start in range(0, count, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        rows = None if attention is None else attention[part]
+        maps = probability_maps(coarse_logits[part], rows, size, out_size).flatten(1)
+        masks = maps > threshold
+        words[part] = pack(masks)
+        areas[part] = masks.sum(1)
+        # An empty mask has a maskness of 0, not 0 / 0.
+        maskness[part] = (maps * masks).sum(1) / areas[part].clamp(min=1)
+    return words, areas, maskness
+
+
+def pack(masks: Tensor) -> Tensor:
+    """Bool [K, P] to int64 words [K, ceil(P/64)]: bit b of word w is pixel 64 w + b."""
+    count, pixels = masks.shape
+    padded = torch.nn.functional.pad(masks.to(torch.uint8), (0, -pixels % 64))
+    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=masks.device)
+    octets = (padded.reshape(count, -(-pixels // 64) * 8, 8) * weights).sum(2, dtype=torch.uint8)
+    return octets.contiguous().view(torch.int64)  # little-endian, as every platform of PyTorch
+
+
+def unpack(words: Tensor, pixels: int) -> Tensor:
+    """The inverse of `pack`: int64 words [K, W] to bool [K, pixels]."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=words.device)
+    octets = words.contiguous().view(torch.uint8)
+    return ((octets.unsqueeze(2) >> shifts) & 1).flatten(1)[:, :pixels].bool()
