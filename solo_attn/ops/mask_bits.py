@@ -47,7 +47,8 @@ def mask_bits(
     check_threshold(op, threshold)
     size, out_size = check_size(op, "size", size), check_size(op, "out_size", out_size)
     run = pick(op, coarse_logits, backend)
-    return BitMasks(*run(coarse_logits, attention, size, out_size, float(threshold)), out_size)
+    words, areas, maskness = run(coarse_logits, attention, size, out_size, float(threshold))
+    return BitMasks(words, areas, maskness, out_size)
 
 
 def _fake(

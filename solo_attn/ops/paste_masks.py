@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Literal, overload
 
 import torch
@@ -91,10 +92,7 @@ def paste_masks(
         return pick(op, coarse_logits, backend)(*arguments)
     counts, offsets = pick(op, coarse_logits, backend, "_rle")(*arguments)
     data, ends = counts.numpy().tobytes(), offsets.tolist()
-    return [
-        {"size": list(original_size), "counts": data[start:end]}
-        for start, end in zip(ends[:-1], ends[1:], strict=True)
-    ]
+    return [{"size": list(original_size), "counts": data[start:end]} for start, end in pairwise(ends)]
 
 
 def _fake(

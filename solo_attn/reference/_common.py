@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,14 +19,14 @@ def widen(x: Tensor) -> Tensor:
     return x.to(accumulator(x.dtype))
 
 
-def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear resize (align_corners=False, no antialias) of [K, h, w] to [K, *size]."""
     if x.shape[0] == 0:  # F.interpolate refuses it
         return x.new_zeros(0, *size)
     return F.interpolate(x.unsqueeze(0), size=size, mode="bilinear", align_corners=False).squeeze(0)
 
 
-def resize_adjoint(grad: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_adjoint(grad: Tensor, size: Sequence[int]) -> Tensor:
     """The transpose of `resize` from ``size``: [K, H, W] to [K, *size]."""
     if grad.shape[0] == 0:
         return grad.new_zeros(0, *size)

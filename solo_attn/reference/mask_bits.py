@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ _CHUNK = 64  # masks whose probabilities are held at a time
 
 
 def probability_maps(
-    coarse_logits: Tensor, attention: Tensor | None, size: tuple[int, int], out_size: tuple[int, int]
+    coarse_logits: Tensor, attention: Tensor | None, size: Sequence[int], out_size: Sequence[int]
 ) -> Tensor:
     """sigmoid at the level's own ``size``, only **then** enlarged to ``out_size``: [K, *out_size]."""
     wide_attention = None if attention is None else widen(attention)
@@ -22,8 +24,8 @@ def probability_maps(
 def mask_bits(
     coarse_logits: Tensor,
     attention: Tensor | None,
-    size: tuple[int, int],
-    out_size: tuple[int, int],
+    size: Sequence[int],
+    out_size: Sequence[int],
     threshold: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Words [K, ceil(H*W/64)], areas [K] and maskness [K] of m = p > threshold."""

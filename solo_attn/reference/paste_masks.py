@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,10 +18,10 @@ _BUDGET = 1 << 25  # probabilities at image size that are held at a time
 def paste_masks(
     coarse_logits: Tensor,
     attention: Tensor | None,
-    size: tuple[int, int],
-    out_size: tuple[int, int],
-    image_size: tuple[int, int],
-    original_size: tuple[int, int],
+    size: Sequence[int],
+    out_size: Sequence[int],
+    image_size: Sequence[int],
+    original_size: Sequence[int],
     threshold: float,
 ) -> Tensor:
     """Stride 4 -> padded input (4 x out_size) -> crop to image_size -> original_size -> > threshold."""
@@ -37,13 +40,13 @@ def paste_masks(
 def paste_masks_rle(
     coarse_logits: Tensor,
     attention: Tensor | None,
-    size: tuple[int, int],
-    out_size: tuple[int, int],
-    image_size: tuple[int, int],
-    original_size: tuple[int, int],
+    size: Sequence[int],
+    out_size: Sequence[int],
+    image_size: Sequence[int],
+    original_size: Sequence[int],
     threshold: float,
 ) -> tuple[Tensor, Tensor]:
-    """COCO's compressed counts of each mask, end to end: uint8 [total], and where each starts, int64 [K+1]."""
+    """COCO's compressed counts, end to end: uint8 [total], and where each mask's begin and end: [K+1]."""
     import pycocotools.mask  # not needed by those who take masks as bool
 
     counts: list[bytes] = []
@@ -52,6 +55,7 @@ def paste_masks_rle(
         mask = paste_masks(
             coarse_logits[k : k + 1], rows, size, out_size, image_size, original_size, threshold
         )
-        counts.append(pycocotools.mask.encode(np.asfortranarray(mask[0].cpu().numpy()))["counts"])
+        encoded = pycocotools.mask.encode(np.asfortranarray(mask[0].cpu().numpy()))
+        counts.append(cast(bytes, encoded["counts"]))
     offsets = torch.tensor([0, *(len(c) for c in counts)]).cumsum(0)
     return torch.from_numpy(np.frombuffer(b"".join(counts), dtype=np.uint8).copy()), offsets

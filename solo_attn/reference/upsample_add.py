@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from ._common import resize, resize_adjoint, widen
 
 
-def upsample_add(coarse_logits: Tensor, attention: Tensor | None, size: tuple[int, int]) -> Tensor:
+def upsample_add(coarse_logits: Tensor, attention: Tensor | None, size: Sequence[int]) -> Tensor:
     """O_k = up(coarse_k) + up(attention_k): [K, h, w] and [K, S, S] to [K, *size]."""
     out = resize(widen(coarse_logits), size)
     if attention is not None:
@@ -16,7 +18,7 @@ def upsample_add(coarse_logits: Tensor, attention: Tensor | None, size: tuple[in
 
 
 def upsample_add_bwd(
-    grad: Tensor, coarse_size: tuple[int, int], attention_size: tuple[int, int]
+    grad: Tensor, coarse_size: Sequence[int], attention_size: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """Gradients of both inputs; ``attention_size`` (0, 0) stands for no attention."""
     wide = widen(grad)
