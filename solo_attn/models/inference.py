@@ -1,0 +1,217 @@
+"""From category scores to final masks, in the order of spec 2, "Inference"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import masks_to_boxes
+
+from ..ops import BitMasks, mask_bits, matrix_nms, paste_masks
+from .head import STRIDES, CellMasks, SOLOHead
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """Thresholds and limits of the inference; the numbers in brackets are the steps of spec 2.
+
+    Attributes:
+        score_threshold: category score that makes a candidate, exclusive (2).
+        mask_threshold: probability that makes a pixel, exclusive (3, 9).
+        nms_pre: candidates of an image that reach Matrix NMS (5).
+        nms_kernel: "gaussian" or "linear" (6).
+        nms_sigma: of the gaussian (6).
+        final_score_threshold: decayed score that stays, inclusive (7).
+        max_detections: of an image (8).
+    """
+
+    score_threshold: float = 0.1
+    mask_threshold: float = 0.5
+    nms_pre: int = 500
+    nms_kernel: str = "gaussian"
+    nms_sigma: float = 2.0
+    final_score_threshold: float = 0.05
+    max_detections: int = 100
+
+
+@dataclass
+class Candidates:
+    """(cell, class) pairs of a batch; masks are shared by the classes of a cell.
+
+    Attributes:
+        image: int64 [n].
+        label: int64 [n].
+        score: float32 [n].
+        mask: int64 [n], index of the cell's mask among all levels' masks.
+    """
+
+    image: Tensor
+    label: Tensor
+    score: Tensor
+    mask: Tensor
+
+    def select(self, index: Tensor) -> Candidates:
+        """The candidates at ``index``, in its order."""
+        return Candidates(self.image[index], self.label[index], self.score[index], self.mask[index])
+
+    def best(self, limit: int) -> Candidates:
+        """At most ``limit`` of each image: by image, then higher score, then lower index."""
+        order = self.score.argsort(descending=True, stable=True)
+        order = order[self.image[order].argsort(stable=True)]
+        ranked = self.select(order)
+        first = torch.searchsorted(ranked.image, ranked.image)  # where the candidate's image begins
+        rank = torch.arange(len(order), device=order.device) - first
+        return ranked.select((rank < limit).nonzero().squeeze(1))
+
+
+def points_nms(scores: Tensor) -> Tensor:
+    """Keep a score where it is the largest of itself, its left, upper and upper left neighbour; ties stay.
+
+    The window is asymmetric: a 2x2 max-pool with padding 1 whose last row and column are cropped.
+
+    Args:
+        scores: [B, C, S, S], at least 0.
+    """
+    pooled = F.max_pool2d(scores, kernel_size=2, stride=1, padding=1)[..., :-1, :-1]
+    return scores * (pooled == scores)
+
+
+def find_candidates(scores: Tensor, threshold: float) -> tuple[Candidates, Tensor]:
+    """Every (cell, class) of a level with a score above ``threshold``, and the cells to draw, [K, 2].
+
+    Args:
+        scores: [B, C, S, S], after `points_nms`.
+        threshold: exclusive.
+    """
+    side = scores.shape[-1]
+    image, row, column, label = (scores.permute(0, 2, 3, 1) > threshold).nonzero().unbind(1)
+    cell = image * side * side + row * side + column
+    unique, mask = cell.unique(return_inverse=True)
+    cells = torch.stack([unique // (side * side), unique % (side * side)], dim=1)
+    return Candidates(image, label, scores[image, label, row, column], mask), cells
+
+
+def predict(
+    head: SOLOHead,
+    levels: Sequence[Tensor],
+    grids: Sequence[Tensor],
+    category_logits: Sequence[Tensor],
+    image_sizes: Sequence[tuple[int, int]],
+    original_sizes: Sequence[tuple[int, int]],
+    options: InferenceOptions,
+) -> list[dict[str, Tensor]]:
+    """Instances of each image of a batch.
+
+    Args:
+        head: makes the chosen cells' masks.
+        levels: five maps [B, in_channels, h, w].
+        grids: the same on their S x S grids.
+        category_logits: five maps [B, C, S, S].
+        image_sizes: (height, width) of each image inside the padded input.
+        original_sizes: (height, width) that the masks are wanted at.
+        options: thresholds and limits.
+
+    Returns:
+        For each image ``boxes`` float32 [N, 4], ``labels`` int64 [N], ``scores`` float32 [N] descending,
+        ``masks`` bool [N, height, width].
+    """
+    # Level 1 is P3 itself, stride 8: its mask logits are at stride 4, where all masks are compared.
+    out_size = (2 * levels[1].shape[2], 2 * levels[1].shape[3])
+    found: list[Candidates] = []
+    drawn: list[CellMasks] = []
+    bits: list[BitMasks] = []
+    for k, logits in enumerate(category_logits):
+        scores = points_nms(logits.float().sigmoid())
+        candidates, cells = find_candidates(scores, options.score_threshold)
+        if len(cells) == 0:
+            continue  # no mask tower for a level without candidates
+        masks = head.cell_masks(k, levels[k], grids[k], cells)
+        level_bits = mask_bits(*masks, out_size, options.mask_threshold)
+        candidates.score = candidates.score * level_bits.maskness[candidates.mask].float()
+        candidates = candidates.select((level_bits.areas[candidates.mask] > STRIDES[k]).nonzero().squeeze(1))
+        candidates.mask = candidates.mask + sum(len(earlier.areas) for earlier in bits)
+        found.append(candidates)
+        drawn.append(masks)
+        bits.append(level_bits)
+    if not found:
+        nothing = levels[0].new_empty(0, dtype=torch.int64)
+        kept = Candidates(nothing, nothing, nothing.float(), nothing)
+    else:
+        kept = _suppress(_concatenate(found), bits, head.num_classes, options)
+    return [
+        _paste(kept.select((kept.image == i).nonzero().squeeze(1)), drawn, out_size, *sizes, options)
+        for i, sizes in enumerate(zip(image_sizes, original_sizes, strict=True))
+    ]
+
+
+def _concatenate(parts: Sequence[Candidates]) -> Candidates:
+    return Candidates(
+        torch.cat([part.image for part in parts]),
+        torch.cat([part.label for part in parts]),
+        torch.cat([part.score for part in parts]),
+        torch.cat([part.mask for part in parts]),
+    )
+
+
+def _suppress(
+    candidates: Candidates, bits: Sequence[BitMasks], num_classes: int, options: InferenceOptions
+) -> Candidates:
+    """Steps 5 to 8 for all images at once: labels are made to differ between images."""
+    candidates = candidates.best(options.nms_pre)
+    every = BitMasks(
+        torch.cat([level.words for level in bits]),
+        torch.cat([level.areas for level in bits]),
+        torch.cat([level.maskness for level in bits]),
+        bits[0].size,
+    )
+    candidates.score = matrix_nms(
+        every.select(candidates.mask),
+        candidates.image * num_classes + candidates.label,
+        candidates.score,
+        options.nms_kernel,
+        options.nms_sigma,
+    )
+    keep = (candidates.score >= options.final_score_threshold).nonzero().squeeze(1)
+    return candidates.select(keep).best(options.max_detections)
+
+
+def _paste(
+    kept: Candidates,
+    drawn: Sequence[CellMasks],
+    out_size: tuple[int, int],
+    image_size: tuple[int, int],
+    original_size: tuple[int, int],
+    options: InferenceOptions,
+) -> dict[str, Tensor]:
+    """Step 9 for one image."""
+    masks = torch.zeros(len(kept.mask), *original_size, dtype=torch.bool, device=kept.mask.device)
+    start = 0
+    for level in drawn:
+        local = kept.mask - start
+        mine = ((local >= 0) & (local < len(level.coarse_logits))).nonzero().squeeze(1)
+        if len(mine):
+            chosen = local[mine]
+            masks[mine] = paste_masks(
+                level.coarse_logits[chosen],
+                None if level.attention is None else level.attention[chosen],
+                level.size,
+                out_size,
+                image_size,
+                original_size,
+                options.mask_threshold,
+            )
+        start += len(level.coarse_logits)
+    return {"boxes": boxes_of(masks), "labels": kept.label, "scores": kept.score, "masks": masks}
+
+
+def boxes_of(masks: Tensor) -> Tensor:
+    """Boxes of bool masks [N, H, W]: float32 [N, 4], xyxy with x2 = last column + 1; zeros where empty."""
+    boxes = torch.zeros(len(masks), 4, device=masks.device)
+    solid = masks.flatten(1).any(1).nonzero().squeeze(1)
+    if len(solid):
+        boxes[solid] = masks_to_boxes(masks[solid])
+        boxes[solid, 2:] += 1
+    return boxes

@@ -1,0 +1,52 @@
+"""L = L_category + lambda L_mask: focal + dice (paper section 3.5, spec 2 "Loss")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
+
+from ..ops import dice_loss
+from .head import SOLOHead
+from .targets import LevelTargets
+
+FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
+DICE_EPS = 1e-3
+
+
+def category_loss(category_logits: Sequence[Tensor], targets: Sequence[LevelTargets]) -> Tensor:
+    """Sigmoid focal loss summed over all cells and categories / (number of positive cells + 1)."""
+    positives = sum(len(level.cells) for level in targets)
+    total = category_logits[0].new_zeros((), dtype=category_logits[0].float().dtype)
+    for logits, level in zip(category_logits, targets, strict=True):
+        # BACKGROUND is -1: its one-hot row is the dropped first column.
+        truth = F.one_hot(level.labels + 1, logits.shape[1] + 1)[..., 1:].permute(0, 3, 1, 2)
+        total = total + sigmoid_focal_loss(
+            logits.float(), truth.float(), alpha=FOCAL_ALPHA, gamma=FOCAL_GAMMA, reduction="sum"
+        )
+    return total / (positives + 1)
+
+
+def mask_loss(
+    head: SOLOHead,
+    levels: Sequence[Tensor],
+    grids: Sequence[Tensor],
+    targets: Sequence[LevelTargets],
+    weight: float,
+) -> Tensor:
+    """Mean dice of the positive cells x ``weight``; 0 with the graph kept where there are none.
+
+    Only the positive cells' masks are made, and only the levels that have some run their mask tower.
+    """
+    # Levels and images without a positive cell leave parameters unused: a gradient of 0 rather than none,
+    # so that processes that train together agree on what they exchange.
+    parameters = [*head.mask_tower.parameters(), *head.mask_outputs.parameters()]
+    total = sum((p.sum() * 0 for p in parameters), start=levels[0].new_zeros((), dtype=parameters[0].dtype))
+    positives = sum(len(level.cells) for level in targets)
+    for k, level in enumerate(targets):
+        if len(level.cells):
+            cells = head.cell_masks(k, levels[k], grids[k], level.cells)
+            total = total + dice_loss(cells.coarse_logits, cells.attention, level.masks, DICE_EPS).sum()
+    return weight * total / max(positives, 1)

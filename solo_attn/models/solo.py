@@ -1,0 +1,263 @@
+"""SOLO as a torchvision-style detector, and short constructors of the paper's three systems (Table 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from .backbone import resnet_fpn
+from .head import SOLOHead
+from .inference import InferenceOptions, predict
+from .losses import category_loss, mask_loss
+from .targets import SCALE_RANGES, assign
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SIZE_DIVISIBLE = 32
+
+
+class SOLO(nn.Module):
+    """Segmenting objects by locations, with or without grid attention.
+
+    Follows torchvision's detection convention. ``model(images, targets)`` takes a list of images
+    [3, H, W], float in 0..1, of any sizes, and
+
+    - in training a list of dicts ``boxes`` float [N, 4] (xyxy, x2 = x1 + w), ``labels`` int64 [N] in
+      0..num_classes-1 and ``masks`` [N, H, W] (what is not zero is the object), N = 0 included; it returns
+      the dict ``loss_category`` (focal) and ``loss_mask`` (``mask_loss_weight`` x dice);
+    - in evaluation returns a list of dicts ``boxes`` float32 [N, 4], ``labels`` int64 [N], ``scores``
+      float32 [N] descending and ``masks`` bool [N, H, W] at the image's own size. There is no gradient.
+
+    Args:
+        backbone: from [B, 3, H, W] to a dict of the five maps P2..P6.
+        head: the prediction head.
+        transform: normalises, resizes and batches, padding to multiples of 32.
+        scale_ranges: of each level, the sqrt of box area in pixels of the resized image that it takes.
+        mask_loss_weight: lambda of eq. 4.
+        inference: thresholds and limits.
+
+    Raises:
+        TypeError, ValueError: images or targets that are not as said above, naming which one.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: SOLOHead,
+        transform: GeneralizedRCNNTransform,
+        *,
+        scale_ranges: Sequence[Sequence[float]] = SCALE_RANGES,
+        mask_loss_weight: float = 3.0,
+        inference: InferenceOptions | None = None,
+    ) -> None:
+        super().__init__()
+        if len(scale_ranges) != len(head.num_grids) or any(low > high for low, high in scale_ranges):
+            raise ValueError(f"SOLO: expected scale_ranges to be five (low, high), got {scale_ranges}")
+        self.backbone = backbone
+        self.head = head
+        self.transform = transform
+        self.scale_ranges = scale_ranges
+        self.mask_loss_weight = mask_loss_weight
+        self.inference = inference or InferenceOptions()
+        self.config: dict[str, Any] = {}  # what `build_solo` was called with
+
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Losses in training, instances in evaluation; see the class."""
+        _check_images(images)
+        if self.training:
+            if targets is None:
+                raise ValueError("SOLO: expected targets in training mode, got None")
+            _check_targets(images, targets, self.head.num_classes)
+            return self._losses(images, targets)
+        with torch.no_grad():
+            return self._predict(images)
+
+    def _losses(self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        batch, resized = self.transform(
+            list(images), [{k: t[k] for k in ("boxes", "labels", "masks")} for t in targets]
+        )
+        levels, grids, category_logits = self._features(batch.tensors)
+        height, width = batch.tensors.shape[-2:]
+        assigned = assign(resized, (height, width), self.head.num_grids, self.scale_ranges)
+        return {
+            "loss_category": category_loss(category_logits, assigned),
+            "loss_mask": mask_loss(self.head, levels, grids, assigned, self.mask_loss_weight),
+        }
+
+    def _predict(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        batch, _ = self.transform(list(images))
+        originals = [(image.shape[1], image.shape[2]) for image in images]
+        features = self._features(batch.tensors)
+        return predict(self.head, *features, batch.image_sizes, originals, self.inference)
+
+    def _features(self, batch: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        levels = self.head.levels(list(self.backbone(batch).values()))
+        grids = self.head.grids(levels)
+        return levels, grids, self.head.category_logits(grids)
+
+
+def build_solo(
+    num_classes: int,
+    *,
+    backbone: str = "resnet50",
+    norm: str = "frozen_bn",
+    pretrained: bool = False,
+    fpn_channels: int = 256,
+    head_channels: int = 256,
+    num_convs: int = 7,
+    num_grids: Sequence[int] = (40, 36, 24, 16, 12),
+    scale_ranges: Sequence[Sequence[float]] = SCALE_RANGES,
+    coords: str | None = "paper",
+    attention: bool = True,
+    attention_scale: float | str = 1.0,
+    min_size: int | Sequence[int] = 800,
+    max_size: int = 1333,
+    image_mean: Sequence[float] = IMAGENET_MEAN,
+    image_std: Sequence[float] = IMAGENET_STD,
+    mask_loss_weight: float = 3.0,
+    score_threshold: float = 0.1,
+    mask_threshold: float = 0.5,
+    nms_pre: int = 500,
+    nms_kernel: str = "gaussian",
+    nms_sigma: float = 2.0,
+    final_score_threshold: float = 0.05,
+    max_detections: int = 100,
+) -> SOLO:
+    """A SOLO of plain settings; its ``config`` holds them all, so that ``build_solo(**config)`` remakes it.
+
+    Args:
+        num_classes: C, without a background class.
+        backbone: resnet18, resnet34, resnet50 or resnet101.
+        norm: of the backbone: "frozen_bn", "bn" or "gn" (see `resnet_fpn`).
+        pretrained: load torchvision's ImageNet weights (downloads them).
+        fpn_channels: channels of the pyramid.
+        head_channels: channels of the towers, a multiple of 32.
+        num_convs: groups in each tower.
+        num_grids: S of each level (Table 2).
+        scale_ranges: of each level, the sqrt of box area in pixels of the resized image; inclusive.
+        coords: "paper" (eq. 1), "inclusive" (mmdetection's) or None.
+        attention: add the attention branch (paper section 3.3, 3.4).
+        attention_scale: a number, "rsqrt" for C^-1/2, or "cosine".
+        min_size: shorter side in pixels that images are resized to; several for training, one at random.
+        max_size: limit of the longer side.
+        image_mean: of each channel, taken off.
+        image_std: of each channel, divided by.
+        mask_loss_weight: lambda of eq. 4.
+        score_threshold: see `InferenceOptions`, also for the arguments that follow.
+        mask_threshold: "
+        nms_pre: "
+        nms_kernel: "
+        nms_sigma: "
+        final_score_threshold: "
+        max_detections: "
+
+    Raises:
+        ValueError: an argument outside of what is said above.
+    """
+    config = {k: _plain(v) for k, v in locals().items()}
+    head = SOLOHead(
+        num_classes,
+        in_channels=fpn_channels,
+        channels=head_channels,
+        num_convs=num_convs,
+        num_grids=num_grids,
+        coords=coords,
+        attention=attention,
+        attention_scale=attention_scale,
+    )
+    transform = GeneralizedRCNNTransform(
+        min_size if isinstance(min_size, int) else list(min_size),
+        max_size,
+        list(image_mean),
+        list(image_std),
+        size_divisible=SIZE_DIVISIBLE,
+    )
+    options = InferenceOptions(
+        score_threshold,
+        mask_threshold,
+        nms_pre,
+        nms_kernel,
+        nms_sigma,
+        final_score_threshold,
+        max_detections,
+    )
+    model = SOLO(
+        resnet_fpn(backbone, norm=norm, pretrained=pretrained, out_channels=fpn_channels),
+        head,
+        transform,
+        scale_ranges=scale_ranges,
+        mask_loss_weight=mask_loss_weight,
+        inference=options,
+    )
+    model.config = config
+    return model
+
+
+def solo_without_coords(num_classes: int, **settings: Any) -> SOLO:
+    """The first system of Table 3: no coordinate channels, no attention; `build_solo`'s other settings."""
+    return build_solo(num_classes, coords=None, attention=False, **settings)
+
+
+def solo(num_classes: int, **settings: Any) -> SOLO:
+    """The second system of Table 3: SOLO with coordinate channels; `build_solo`'s other settings."""
+    return build_solo(num_classes, attention=False, **settings)
+
+
+def solo_with_attention(num_classes: int, **settings: Any) -> SOLO:
+    """The third system of Table 3: SOLO with coordinates and grid attention; `build_solo`'s settings."""
+    return build_solo(num_classes, attention=True, **settings)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, so that a configuration is the same before and after JSON or YAML."""
+    return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+
+def _check_images(images: Sequence[Tensor]) -> None:
+    if isinstance(images, Tensor) or len(images) == 0:
+        raise ValueError("SOLO: expected images to be a non-empty list of tensors [3, H, W]")
+    for i, image in enumerate(images):
+        if not isinstance(image, Tensor) or image.dim() != 3 or image.shape[0] != 3:
+            got = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
+            raise ValueError(f"SOLO: expected images[{i}] of shape [3, H, W], got {got}")
+        if not image.is_floating_point():
+            raise ValueError(f"SOLO: expected images[{i}] of a float dtype in 0..1, got {image.dtype}")
+
+
+def _check_targets(
+    images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]], num_classes: int
+) -> None:
+    if len(targets) != len(images):
+        raise ValueError(f"SOLO: expected {len(images)} targets, one for each image, got {len(targets)}")
+    for i, (image, target) in enumerate(zip(images, targets, strict=True)):
+        missing = [key for key in ("boxes", "labels", "masks") if key not in target]
+        if missing:
+            raise ValueError(f"SOLO: expected targets[{i}] to have {', '.join(missing)}, got {list(target)}")
+        count = len(target["labels"])
+        for key, shape in (
+            ("boxes", [count, 4]),
+            ("labels", [count]),
+            ("masks", [count, *image.shape[1:]]),
+        ):
+            if list(target[key].shape) != shape:
+                raise ValueError(
+                    f"SOLO: expected targets[{i}]['{key}'] of shape {shape}, got {list(target[key].shape)}"
+                )
+        labels = target["labels"]
+        if count and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+            raise ValueError(
+                f"SOLO: expected targets[{i}]['labels'] in 0..{num_classes - 1}, "
+                f"got {int(labels.min())}..{int(labels.max())}"
+            )
+        boxes = target["boxes"]
+        if count and not bool((boxes[:, 2:] > boxes[:, :2]).all()):
+            worst = int((boxes[:, 2:] > boxes[:, :2]).all(1).int().argmin())
+            raise ValueError(
+                f"SOLO: expected targets[{i}]['boxes'] with x2 > x1 and y2 > y1, "
+                f"got {boxes[worst].tolist()} at {worst}"
+            )
