@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -39,12 +40,23 @@ def declare(
     for namespace in NAMESPACES:
         qualified = f"{namespace}::{name}"
         torch.library.define(qualified, schema)
-        torch.library.impl(qualified, "default", reference)
+        torch.library.impl(qualified, "default", _without_autocast(reference))
         torch.library.register_fake(qualified, fake)
         if "!" not in schema:  # torch.library has no gradients for ops that write to their inputs
             formula = _bind(backward, namespace) if backward is not None else _no_gradient(name)
             torch.library.register_autograd(qualified, formula, setup_context=setup_context)
         _OVERLOADS[namespace, name] = getattr(getattr(torch.ops, namespace), name).default
+
+
+def _without_autocast(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """An op computes in the dtype of its inputs: autocast must not reach the PyTorch calls inside it."""
+
+    @functools.wraps(kernel)
+    def run(*args: Any) -> Any:
+        with torch.autocast(args[0].device.type, enabled=False):
+            return kernel(*args)
+
+    return run
 
 
 def _bind(backward: Callable[..., Any], namespace: str) -> Callable[..., Any]:
