@@ -117,6 +117,7 @@ def build_solo(
     attention_scale: float | str = 1.0,
     min_size: int | Sequence[int] = 800,
     max_size: int = 1333,
+    resize_in_training: bool = True,
     image_mean: Sequence[float] = IMAGENET_MEAN,
     image_std: Sequence[float] = IMAGENET_STD,
     mask_loss_weight: float = 3.0,
@@ -145,6 +146,7 @@ def build_solo(
         attention_scale: a number, "rsqrt" for C^-1/2, or "cosine".
         min_size: shorter side in pixels that images are resized to; several for training, one at random.
         max_size: limit of the longer side.
+        resize_in_training: False takes training images as they come, for data that is cropped to size.
         image_mean: of each channel, taken off.
         image_std: of each channel, divided by.
         mask_loss_weight: lambda of eq. 4.
@@ -176,6 +178,7 @@ def build_solo(
         list(image_mean),
         list(image_std),
         size_divisible=SIZE_DIVISIBLE,
+        _skip_resize=not resize_in_training,
     )
     options = InferenceOptions(
         score_threshold,
