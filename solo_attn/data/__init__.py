@@ -1,0 +1,24 @@
+"""COCO-format data sets, augmentation and synthetic scenes."""
+
+try:
+    import PIL  # noqa: F401  only to see that it is there
+    import pycocotools  # noqa: F401
+except ImportError as error:
+    raise ImportError(f'solo_attn.data needs {error.name}: pip install "solo-attn[train]"') from error
+
+from .coco import CocoInstances, collate
+from .synthetic import StreetScenes, write_street_scenes
+from .transforms import eval_transforms, train_transforms
+from .validate import DatasetError, DatasetSummary, check_dataset
+
+__all__ = [
+    "CocoInstances",
+    "DatasetError",
+    "DatasetSummary",
+    "StreetScenes",
+    "check_dataset",
+    "collate",
+    "eval_transforms",
+    "train_transforms",
+    "write_street_scenes",
+]

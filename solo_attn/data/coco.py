@@ -1,0 +1,102 @@
+"""Any COCO-format instance data set."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools.coco import COCO
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from .validate import DatasetError, check_dataset, open_image
+
+Sample = tuple[Tensor, dict[str, Tensor]]
+
+
+class CocoInstances(Dataset[Sample]):
+    """Images with their instances, from COCO-format annotations: polygons, run-length encodings, crowds.
+
+    ``self[i]`` is (image, target), after the transforms if there are any:
+
+    - image: tv_tensors.Image uint8 [3, H, W];
+    - target: ``boxes`` tv_tensors.BoundingBoxes float32 [N, 4] (xyxy, x2 = x1 + w), ``labels`` int64 [N] in
+      0..num_classes-1, ``masks`` tv_tensors.Mask uint8 [N, H, W], ``image_id`` int64 scalar.
+
+    Crowd regions are no objects to learn and are left out; ``coco`` keeps them for the evaluation. Images
+    without objects stay, with N = 0.
+
+    Args:
+        images: folder that the annotations' file names are relative to.
+        annotations: COCO-format JSON.
+        transforms: (image, target) -> (image, target), such as `train_transforms`.
+
+    Attributes:
+        coco: the annotations as pycocotools holds them.
+        image_ids: in the order of this data set.
+        category_ids: COCO's category id of each label, ascending.
+        class_names: name of each label.
+
+    Raises:
+        DatasetError: faults of the data set (see `check_dataset`); later an image that cannot be decoded.
+    """
+
+    def __init__(
+        self,
+        images: str | Path,
+        annotations: str | Path,
+        transforms: Callable[[Any, Any], Any] | None = None,
+    ) -> None:
+        self.images, self.annotations, self.transforms = Path(images), Path(annotations), transforms
+        self.summary = check_dataset(images, annotations)
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.coco = COCO(str(annotations))
+        self.image_ids: list[int] = sorted(self.coco.imgs)
+        self.category_ids: list[int] = sorted(self.coco.cats)
+        self.class_names = [str(self.coco.cats[k]["name"]) for k in self.category_ids]
+        self._labels = {category: label for label, category in enumerate(self.category_ids)}
+
+    @property
+    def num_classes(self) -> int:
+        """Number of categories."""
+        return len(self.category_ids)
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        image_id = self.image_ids[index]
+        entry = self.coco.imgs[image_id]
+        picture = open_image(self.images / str(entry["file_name"]), image_id)
+        image = tv_tensors.Image(torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous())
+        height, width = image.shape[1:]
+        objects = [a for a in self.coco.imgToAnns[image_id] if not a.get("iscrowd")]
+        masks = np.zeros((len(objects), height, width), dtype=np.uint8)
+        for mask, annotation in zip(masks, objects, strict=True):
+            try:
+                mask[:] = self.coco.annToMask(annotation)
+            except Exception as error:  # pycocotools raises whatever its C code trips over
+                raise DatasetError(
+                    f"{self.annotations}: annotation id {annotation['id']}: its segmentation cannot be "
+                    f"decoded: {error}"
+                ) from error
+        boxes = torch.tensor([a["bbox"] for a in objects], dtype=torch.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        target: dict[str, Tensor] = {
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
+            "labels": torch.tensor([self._labels[a["category_id"]] for a in objects], dtype=torch.int64),
+            "masks": tv_tensors.Mask(torch.from_numpy(masks)),
+            "image_id": torch.tensor(image_id),
+        }
+        return (image, target) if self.transforms is None else self.transforms(image, target)
+
+
+def collate(batch: Sequence[Sample]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Samples as the model takes them: a list of images and a list of targets."""
+    return [image for image, _ in batch], [target for _, target in batch]

@@ -1,0 +1,200 @@
+"""Instances drawn over images, and the paper's Figure 5."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import torch
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+
+from ..ops._checks import check_tensor, fail
+from ._checks import Prediction, check_prediction, replacing
+
+GOLDEN_RATIO = 0.618033988749895
+TEXT_FROM = 200  # pixels of the shorter side from which names are written
+
+
+def instance_colours(count: int, seed: int = 0) -> list[tuple[int, int, int]]:
+    """``count`` distinct RGB colours, each hue a golden section of the circle away from the one before.
+
+    Hues k and k + 8 (or 13, 21, ...) come close to each other; the brightness takes turns to part them.
+    """
+    colours = []
+    for index in range(count):
+        hue = (index + seed) * GOLDEN_RATIO % 1
+        red, green, blue = colorsys.hsv_to_rgb(hue, (0.9, 0.65, 0.9)[index % 3], (1.0, 1.0, 0.7)[index % 3])
+        colours.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return colours
+
+
+def draw_instances(
+    image: Tensor,
+    prediction: Prediction,
+    class_names: Sequence[str],
+    *,
+    score_threshold: float = 0.3,
+    alpha: float = 0.45,
+    seed: int = 0,
+) -> Tensor:
+    """``image`` with its instances, each in a colour of its own, outlined, name and score where they fit.
+
+    Colours go by instance, best first, not by class, so that neighbours of one class can be told apart. Where
+    masks overlap the higher score lies on top. In images whose shorter side is at least 200 pixels the name
+    (where there is more than one class) and the score are written where they cover at most a third of the box
+    and no better instance's text.
+
+    Args:
+        image: uint8 [3, H, W], or float [3, H, W] in 0..1.
+        prediction: ``boxes``, ``labels``, ``masks`` [N, H, W] and ``scores``; without ``scores`` (ground
+            truth) everything is drawn and only names are written.
+        class_names: the name of each label.
+        score_threshold: scores from which instances are drawn, inclusive.
+        alpha: opacity of the colour inside the outline.
+        seed: where on the circle of hues the colours begin.
+
+    Returns:
+        uint8 [3, H, W], on the CPU.
+
+    Raises:
+        TypeError, ValueError: an argument is of another shape or dtype, or the masks of another size.
+    """
+    picture = _as_bytes(image)
+    scored = "scores" in prediction
+    check_prediction("draw_instances", prediction, len(class_names), scores=scored)
+    masks = prediction["masks"].detach().cpu().bool()
+    if masks.shape[1:] != picture.shape[1:]:
+        size = list(picture.shape[1:])
+        fail(
+            "draw_instances", "prediction['masks']", f"of the image's size {size}", str(list(masks.shape[1:]))
+        )
+    order = torch.arange(len(masks))
+    if scored:
+        scores = prediction["scores"].detach().cpu()
+        order = scores.argsort(descending=True, stable=True)
+        order = order[scores[order] >= score_threshold]
+    if len(order) == 0:
+        return picture
+    colours = instance_colours(len(order), seed)
+    picture = _paint(picture, masks[order], colours, alpha)
+    if min(picture.shape[1:]) < TEXT_FROM:
+        return picture
+    # With one class the name says nothing.
+    names = [
+        class_names[label] if len(class_names) > 1 else "" for label in prediction["labels"][order].tolist()
+    ]
+    numbers = [f"{score:.2f}" for score in scores[order].tolist()] if scored else [""] * len(order)
+    texts = [f"{name} {number}".strip() for name, number in zip(names, numbers, strict=True)]
+    return _write(picture, prediction["boxes"].detach().cpu()[order].tolist(), texts, colours)
+
+
+def side_by_side(
+    images: Sequence[Tensor],
+    predictions: Mapping[str, Sequence[Prediction]],
+    path: str | Path,
+    *,
+    class_names: Sequence[str],
+    ground_truth: Sequence[Prediction] | None = None,
+    score_threshold: float = 0.3,
+    column_width: float = 4.0,
+) -> None:
+    """The paper's Figure 5: a row for each image, a column for the ground truth and for each system.
+
+    Args:
+        images: uint8 or float [3, H, W] each; sizes may differ.
+        predictions: a system's name -> its prediction for each image, as `draw_instances` takes them.
+        path: an image file; its suffix (.png, .svg, .pdf) says the format.
+        class_names: the name of each label.
+        ground_truth: the first column, where given.
+        score_threshold: scores from which instances are drawn, inclusive.
+        column_width: inches, at 200 pixels an inch.
+
+    Raises:
+        TypeError, ValueError: as `draw_instances`; no image; or as many images and predictions are not there.
+        OSError: ``path`` cannot be written.
+    """
+    columns = {} if ground_truth is None else {"Ground truth": ground_truth}
+    columns.update(predictions)
+    if not images or not columns:
+        fail("side_by_side", "images and predictions", "not empty", f"{len(images)} and {len(columns)}")
+    for name, column in columns.items():
+        if len(column) != len(images):
+            fail("side_by_side", f"{name!r}", f"of {len(images)} images' instances", str(len(column)))
+    heights = [column_width * image.shape[1] / image.shape[2] for image in images]
+    figure = Figure(figsize=(column_width * len(columns), sum(heights) + 0.4), layout="constrained")
+    grid = figure.subplots(len(images), len(columns), squeeze=False, height_ratios=heights)
+    for number, (name, column) in enumerate(columns.items()):
+        grid[0, number].set_title(name, fontsize=4 * column_width)
+        for row, (image, prediction) in enumerate(zip(images, column, strict=True)):
+            drawn = draw_instances(image, prediction, class_names, score_threshold=score_threshold)
+            grid[row, number].imshow(drawn.permute(1, 2, 0).numpy())
+            grid[row, number].set_axis_off()
+    with replacing("side_by_side", path) as temporary:
+        figure.savefig(temporary, dpi=200)
+
+
+def _as_bytes(image: Tensor) -> Tensor:
+    check_tensor("draw_instances", "image", image, "[3, H, W]")
+    if image.shape[0] != 3:
+        fail("draw_instances", "image", "of shape [3, H, W]", str(list(image.shape)))
+    image = image.detach().cpu()
+    if image.is_floating_point():
+        return (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
+    if image.dtype != torch.uint8:
+        fail("draw_instances", "image", "of dtype uint8, or float in 0..1", str(image.dtype))
+    return image.clone()
+
+
+def _paint(picture: Tensor, masks: Tensor, colours: Sequence[tuple[int, ...]], alpha: float) -> Tensor:
+    """Blend the masks in, the first on top, their own outermost pixels solid (two deep in large images).
+
+    One map of owners serves all masks: torchvision's draw_segmentation_masks paints overlaps black, and took
+    seconds for the 375 nuclei of one image.
+    """
+    owner = torch.zeros(picture.shape[1:], dtype=torch.int64)
+    for index in reversed(range(len(masks))):
+        owner[masks[index]] = index + 1
+    outline = torch.zeros_like(owner, dtype=torch.bool)
+    for distance in (1,) if min(owner.shape) < 512 else (1, 2):
+        for dim in (0, 1):
+            kept = max(0, owner.shape[dim] - distance)
+            differs = owner.narrow(dim, 0, kept) != owner.narrow(dim, owner.shape[dim] - kept, kept)
+            outline.narrow(dim, 0, kept).logical_or_(differs)
+            outline.narrow(dim, owner.shape[dim] - kept, kept).logical_or_(differs)
+    opacity = torch.where(outline, 1.0, alpha) * (owner > 0)
+    colour = torch.tensor([(0, 0, 0), *colours], dtype=torch.float32)[owner].permute(2, 0, 1)
+    return (picture * (1 - opacity) + colour * opacity).round().to(torch.uint8)
+
+
+def _write(
+    picture: Tensor,
+    boxes: Sequence[Sequence[float]],
+    texts: Sequence[str],
+    colours: Sequence[tuple[int, ...]],
+) -> Tensor:
+    """The texts at the boxes' upper left corners, best first, where they hide neither object nor text."""
+    canvas: Image.Image = to_pil_image(picture)
+    pen = ImageDraw.Draw(canvas)
+    # matplotlib brings a font along, so names in any alphabet come out alike on every machine.
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    font = ImageFont.truetype(str(path), size=max(10, min(canvas.size) // 45))
+    written: list[tuple[float, float, float, float]] = []
+    for box, text, colour in zip(boxes, texts, colours, strict=True):
+        width, height = (side + 2 for side in pen.textbbox((0, 0), text, font=font)[2:])
+        if not text or width * height > (box[2] - box[0]) * (box[3] - box[1]) / 3:
+            continue
+        x = max(0, min(box[0], canvas.width - width))
+        y = max(0, min(box[1], canvas.height - height))
+        if any(x < x1 and x0 < x + width and y < y1 and y0 < y + height for x0, y0, x1, y1 in written):
+            continue
+        written.append((x, y, x + width, y + height))
+        pen.rectangle(written[-1], fill=colour)
+        # Rec. 601 luma: black on bright colours, white on dark ones.
+        bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
+        pen.text((x + 1, y), text, font=font, fill="black" if bright else "white")
+    return pil_to_tensor(canvas)
