@@ -6,7 +6,7 @@ import contextlib
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from .validate import DatasetError, check_dataset, open_image
+from .validate import DatasetError, OnDegenerate, check_content, is_object, open_image, read_annotations
 
 Sample = tuple[Tensor, dict[str, Tensor]]
 
@@ -30,21 +30,24 @@ class CocoInstances(Dataset[Sample]):
       0..num_classes-1, ``masks`` tv_tensors.Mask uint8 [N, H, W], ``image_id`` int64 scalar.
 
     Crowd regions are no objects to learn and are left out; ``coco`` keeps them for the evaluation. Images
-    without objects stay, with N = 0.
+    without objects stay, with N = 0. The EXIF orientation is not applied: annotations are in stored pixels.
 
     Args:
         images: folder that the annotations' file names are relative to.
         annotations: COCO-format JSON.
         transforms: (image, target) -> (image, target), such as `train_transforms`.
+        on_degenerate: "error", or "skip" to leave out objects whose box has no width or height.
 
     Attributes:
-        coco: the annotations as pycocotools holds them.
+        coco: the annotations as pycocotools holds them, all of them.
+        summary: the counts of `check_dataset`.
         image_ids: in the order of this data set.
         category_ids: COCO's category id of each label, ascending.
         class_names: name of each label.
 
     Raises:
         DatasetError: faults of the data set (see `check_dataset`); later an image that cannot be decoded.
+        ValueError: another ``on_degenerate``.
     """
 
     def __init__(
@@ -52,11 +55,16 @@ class CocoInstances(Dataset[Sample]):
         images: str | Path,
         annotations: str | Path,
         transforms: Callable[[Any, Any], Any] | None = None,
+        *,
+        on_degenerate: OnDegenerate = "error",
     ) -> None:
         self.images, self.annotations, self.transforms = Path(images), Path(annotations), transforms
-        self.summary = check_dataset(images, annotations)
+        content = read_annotations(annotations)
+        self.summary = check_content(content, images, annotations, on_degenerate=on_degenerate)
+        self.coco = COCO()
+        self.coco.dataset = cast(Any, content)  # not COCO(path): large files are read once
         with contextlib.redirect_stdout(io.StringIO()):
-            self.coco = COCO(str(annotations))
+            self.coco.createIndex()
         self.image_ids: list[int] = sorted(self.coco.imgs)
         self.category_ids: list[int] = sorted(self.coco.cats)
         self.class_names = [str(self.coco.cats[k]["name"]) for k in self.category_ids]
@@ -76,7 +84,7 @@ class CocoInstances(Dataset[Sample]):
         picture = open_image(self.images / str(entry["file_name"]), image_id)
         image = tv_tensors.Image(torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous())
         height, width = image.shape[1:]
-        objects = [a for a in self.coco.imgToAnns[image_id] if not a.get("iscrowd")]
+        objects = [a for a in self.coco.imgToAnns.get(image_id, []) if is_object(a)]
         masks = np.zeros((len(objects), height, width), dtype=np.uint8)
         for mask, annotation in zip(masks, objects, strict=True):
             try:

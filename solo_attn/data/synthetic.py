@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 CATEGORIES = ("person", "rider", "car", "truck", "bus")  # the paper's (section 4.1), ids 1..5
 _OVERSAMPLE = 3
 _MIN_PIXELS = 12
-_VERSION = 1  # of the drawing: scenes of another version are drawn anew
+_VERSION = 2  # of the drawing: scenes of another version are drawn anew
 
 Colour = tuple[int, int, int]
 Box = tuple[float, float, float, float]
@@ -90,13 +90,15 @@ def draw_scene(size: tuple[int, int], key: tuple[int, ...]) -> tuple[np.ndarray,
         key: what the scene depends on, such as (seed, split, index).
 
     Returns:
-        uint8 image [H, W, 3]; int32 map [H, W] of the visible object, 0 for none, else 1 + its index; and
+        uint8 image [H, W, 3]; uint8 map [H, W] of the visible object, 0 for none, else 1 + its index; and
         the index into `CATEGORIES` of each object.
     """
     rng = np.random.default_rng(key)
     height, width = size
     canvas = Image.new("RGB", (width * _OVERSAMPLE, height * _OVERSAMPLE))
-    owner = Image.new("I", (width, height), 0)
+    # As large as the canvas: PIL also fills the pixels that an outline touches, which at the final size
+    # would make a mask half a pixel larger on each side than its object is in the picture.
+    owner = Image.new("L", canvas.size, 0)  # 255 objects; a scene has 4 rows of 8 at most
     horizon = height * rng.uniform(0.30, 0.40)
     _background(canvas, horizon * _OVERSAMPLE, rng)
     things = sorted(_crowd(size, horizon, rng), key=lambda thing: thing[1][3])  # farther ones first
@@ -111,19 +113,20 @@ def draw_scene(size: tuple[int, int], key: tuple[int, ...]) -> tuple[np.ndarray,
             mirrored: bool = mirrored,
             index: int = index,
         ) -> None:
-            x1, y1, x2, y2 = box
+            x1, y1, x2, y2 = (_OVERSAMPLE * side for side in box)
             placed = [(x1 + (1 - x if mirrored else x) * (x2 - x1), y1 + y * (y2 - y1)) for x, y in points]
             if kind == "ellipse":
                 (left, top), (right, bottom) = placed
                 placed = [(min(left, right), top), (max(left, right), bottom)]
-            large = [(x * _OVERSAMPLE, y * _OVERSAMPLE) for x, y in placed]
-            getattr(draw, kind)(large, fill=colour)
+            getattr(draw, kind)(placed, fill=colour)
             getattr(draw_owner, kind)(placed, fill=index + 1)
 
         _SHAPES[category](fill, colour)
     image = canvas.resize((width, height), Image.Resampling.BOX)
     pixels = np.asarray(image, dtype=np.int16) + rng.integers(-6, 7, (height, width, 1), dtype=np.int16)
-    return pixels.clip(0, 255).astype(np.uint8), np.asarray(owner), [thing[0] for thing in things]
+    middle = slice(_OVERSAMPLE // 2, None, _OVERSAMPLE)
+    owners = np.asarray(owner)[middle, middle]
+    return pixels.clip(0, 255).astype(np.uint8), owners, [thing[0] for thing in things]
 
 
 def _write_split(

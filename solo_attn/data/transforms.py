@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision import tv_tensors
-from torchvision.ops import masks_to_boxes
 from torchvision.transforms import v2
 
-_SMALLEST = 1e-3  # of scale_jitter: below it nothing is left of an image
+_SMALLEST, _LARGEST = 1e-3, 1e2  # of scale_jitter: beyond, nothing is left of an image or no memory
 
 
 class RandomScale(v2.Transform):
@@ -40,25 +40,33 @@ class RandomScale(v2.Transform):
 
 
 class FitBoxes(nn.Module):
-    """Make boxes those of the masks again after cropping, and drop objects that are cropped away.
+    """Make boxes those of the masks again, and drop objects of which nothing is left.
 
     SOLO chooses an object's level by its box and its cell by its mask: the two must speak of the same part.
     """
 
     def forward(self, image: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """(image, target) with fitted boxes; x2 is the last column + 1."""
-        masks = target["masks"]
-        there = masks.ne(0).flatten(1).any(1)
-        masks = masks[there]
-        boxes = masks_to_boxes(masks) if len(masks) else torch.zeros(0, 4)
-        boxes[:, 2:] += 1
-        height, width = image.shape[-2:]
+        masks = target["masks"].as_subclass(Tensor)
+        rows, columns = masks.amax(2) > 0, masks.amax(1) > 0
+        there = rows.any(1)
+        (top, bottom), (left, right) = _span(rows[there]), _span(columns[there])
+        if not there.all():  # a copy costs more than all the rest
+            masks = masks[there]
+        boxes = torch.stack([left, top, right, bottom], dim=1).float()
         return image, {
             **target,
-            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=masks.shape[1:]),
             "labels": target["labels"][there],
             "masks": tv_tensors.Mask(masks),
         }
+
+
+def _span(there: Tensor) -> tuple[Tensor, Tensor]:
+    """First and last + 1 of what is true in each row of [N, L]."""
+    # Not torchvision's masks_to_boxes: its loop took 0.23 s for 200 masks of 520 x 696, all of this 0.04.
+    there = there.byte()  # argmax gives the first of equals
+    return there.argmax(1), there.shape[1] - there.flip(1).argmax(1)
 
 
 def train_transforms(
@@ -75,14 +83,15 @@ def train_transforms(
     Args:
         shortest_size: resize so that the shorter side has one of these lengths in pixels, or None.
         scale_jitter: (low, high) of a random factor on the image's size, or None.
-        crop_size: (height, width) in pixels of a random crop, or its side; smaller images are padded with
-            the mean colour at the right and below. None for no crop.
+        crop_size: (height, width) in pixels of a random crop, or its side; a smaller image comes to lie
+            anywhere in it, the rest being the mean colour. None for no crop.
         flip: probability of a horizontal flip.
         vertical_flip: probability of a vertical flip.
         colour: strength of brightness, contrast and saturation jitter; 0 for none.
 
     Returns:
-        (image, target) -> (float32 image in 0..1, target); objects that are cropped away are gone.
+        (image, target) -> (float32 image in 0..1, target); boxes are those of the masks, and objects that
+        have no pixel left are gone.
 
     Raises:
         ValueError: an argument out of its range.
@@ -90,32 +99,34 @@ def train_transforms(
     for name, value in (("flip", flip), ("vertical_flip", vertical_flip)):
         if not 0 <= value <= 1:
             raise ValueError(f"train_transforms: expected {name} in [0, 1], got {value}")
-    if colour < 0:
-        raise ValueError(f"train_transforms: expected colour >= 0, got {colour}")
+    if not 0 <= colour < math.inf:
+        raise ValueError(f"train_transforms: expected colour >= 0 and finite, got {colour}")
     steps: list[nn.Module] = []
     if shortest_size is not None:
         if len(shortest_size) == 0 or min(shortest_size) < 1:
             raise ValueError(f"train_transforms: expected shortest_size in pixels, got {shortest_size}")
         steps.append(v2.RandomShortestSize(list(shortest_size)))
     if scale_jitter is not None:
-        low, high = scale_jitter
-        if not _SMALLEST <= low <= high:
-            raise ValueError(f"train_transforms: expected scale_jitter 0 < low <= high, got {scale_jitter}")
-        steps.append(RandomScale(low, high))
+        if len(scale_jitter) != 2 or not _SMALLEST <= scale_jitter[0] <= scale_jitter[1] <= _LARGEST:
+            raise ValueError(
+                f"train_transforms: expected scale_jitter (low, high), {_SMALLEST} <= low <= high <= "
+                f"{_LARGEST}, got {scale_jitter}"
+            )
+        steps.append(RandomScale(*scale_jitter))
     if crop_size is not None:
         size = (crop_size, crop_size) if isinstance(crop_size, int) else tuple(crop_size)
         if len(size) != 2 or min(size) < 1:
             raise ValueError(f"train_transforms: expected crop_size (height, width) >= 1, got {crop_size}")
         # 124 is close to the mean of ImageNet's colours, which the model's normalisation makes 0.
         fill = {tv_tensors.Image: 124, "others": 0}
-        steps += [v2.RandomCrop(size, pad_if_needed=True, fill=fill), FitBoxes()]
+        steps.append(v2.RandomCrop(size, pad_if_needed=True, fill=fill))
     if flip:
         steps.append(v2.RandomHorizontalFlip(flip))
     if vertical_flip:
         steps.append(v2.RandomVerticalFlip(vertical_flip))
     if colour:
         steps.append(v2.ColorJitter(brightness=colour, contrast=colour, saturation=colour))
-    # Resizing can leave an object without a pixel too.
+    # Cropping cuts and drops objects, and resizing can leave one without a pixel.
     return v2.Compose([*steps, FitBoxes(), *_to_float()])
 
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
+from ._segmentation import segmentation_fault
+
 _SHOWN = 10  # faults that a message lists; it counts the rest
+# What PIL raises for broken files, and for ones that would unpack to more than it thinks healthy.
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+OnDegenerate = Literal["error", "skip"]
 
 
 class DatasetError(ValueError):
@@ -24,10 +30,11 @@ class DatasetSummary:
 
     Attributes:
         images: all of them.
-        images_without_objects: those with no annotation other than crowd regions.
+        images_without_objects: those with nothing to learn: no annotation, or crowd regions only.
         annotations: crowd regions included.
         crowds: crowd regions.
         categories: all of them.
+        degenerate: annotations that ``on_degenerate="skip"`` leaves out.
     """
 
     images: int
@@ -35,11 +42,13 @@ class DatasetSummary:
     annotations: int
     crowds: int
     categories: int
+    degenerate: int = 0
 
     def __str__(self) -> str:
+        left_out = f", {self.degenerate} without width or height" if self.degenerate else ""
         return (
             f"{self.images} images ({self.images_without_objects} without objects), {self.annotations} "
-            f"annotations ({self.crowds} crowd regions), {self.categories} categories"
+            f"annotations ({self.crowds} crowd regions{left_out}), {self.categories} categories"
         )
 
 
@@ -57,46 +66,79 @@ def read_annotations(path: str | Path) -> dict[str, Any]:
         raise DatasetError(f"{path}: expected COCO annotations, got an empty file")
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path}: expected JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise DatasetError(f"{path}: expected a COCO object, got a JSON {type(content).__name__}")
     for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise DatasetError(f"{path}: expected COCO annotations with a list {key!r}, and there is none")
+        if not isinstance(content.get(key), list):
+            what = f"a {type(content[key]).__name__}" if key in content else "none"
+            # Test sets come without annotations: they are to predict on, not to learn from.
+            raise DatasetError(f"{path}: expected COCO annotations with a list {key!r}, got {what}")
     for key in ("images", "categories"):
         if not content[key]:
             raise DatasetError(f"{path}: expected at least one entry in {key!r}, got none")
     return content
 
 
-def check_dataset(images: str | Path, annotations: str | Path, *, decode: bool = False) -> DatasetSummary:
-    """Look for everything that would stop a training later.
+def check_dataset(
+    images: str | Path,
+    annotations: str | Path,
+    *,
+    decode: bool = False,
+    on_degenerate: OnDegenerate = "error",
+) -> DatasetSummary:
+    """Look for everything that would stop a training later, or falsify it in silence.
 
     Args:
         images: folder that the annotations' file names are relative to.
         annotations: COCO-format JSON.
         decode: also decode every image, which finds truncated ones and takes its time.
+        on_degenerate: whether a box with no width or height is a fault ("error"), or is counted and left
+            out ("skip").
 
     Raises:
         DatasetError: one message for all faults; it lists the first ones and counts the rest.
+        ValueError: another ``on_degenerate``.
     """
     content = read_annotations(annotations)
+    return check_content(content, images, annotations, decode=decode, on_degenerate=on_degenerate)
+
+
+def check_content(
+    content: dict[str, Any],
+    images: str | Path,
+    annotations: str | Path,
+    *,
+    decode: bool = False,
+    on_degenerate: OnDegenerate = "error",
+) -> DatasetSummary:
+    """`check_dataset` of what `read_annotations` has read from ``annotations``."""
+    if on_degenerate not in ("error", "skip"):
+        raise ValueError(f"check_dataset: expected on_degenerate 'error' or 'skip', got {on_degenerate!r}")
     faults = [
         *_category_faults(content),
         *_image_faults(Path(images), content, decode),
-        *_annotation_faults(content),
+        *_annotation_faults(content, on_degenerate == "skip"),
     ]
     if faults:
         more = f"\n  ... and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         listed = "".join(f"\n  {fault}" for fault in faults[:_SHOWN])
         raise DatasetError(f"{annotations}: {len(faults)} fault(s) in the data set:{listed}{more}")
-    objects = {a["image_id"] for a in content["annotations"] if not a.get("iscrowd")}
+    entries = content["annotations"]
     return DatasetSummary(
         images=len(content["images"]),
-        images_without_objects=len(content["images"]) - len(objects),
-        annotations=len(content["annotations"]),
-        crowds=sum(bool(a.get("iscrowd")) for a in content["annotations"]),
+        images_without_objects=len(content["images"]) - len({a["image_id"] for a in entries if is_object(a)}),
+        annotations=len(entries),
+        crowds=sum(bool(a.get("iscrowd")) for a in entries),
         categories=len(content["categories"]),
+        degenerate=sum(_is_degenerate(a["bbox"]) for a in entries),
     )
+
+
+def is_object(annotation: Mapping[str, Any]) -> bool:
+    """Whether there is something to learn: no crowd region and no degenerate box."""
+    return not annotation.get("iscrowd") and not _is_degenerate(annotation["bbox"])
 
 
 def open_image(path: Path, image_id: int) -> Image.Image:
@@ -108,15 +150,23 @@ def open_image(path: Path, image_id: int) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for broken files
+    except _UNREADABLE as error:
         raise DatasetError(f"{path} (image id {image_id}): cannot be read as an image: {error}") from error
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int  # True is no id
+
+
+def _has_size(entry: dict[str, Any]) -> bool:
+    return type(entry.get("height")) is int and type(entry.get("width")) is int
 
 
 def _category_faults(content: dict[str, Any]) -> Iterator[str]:
     seen = set()
     for k, category in enumerate(content["categories"]):
-        if not isinstance(category, dict) or "id" not in category or "name" not in category:
-            yield f"categories[{k}]: expected an id and a name, got {category!r}"
+        if not isinstance(category, dict) or not _is_id(category.get("id")) or "name" not in category:
+            yield f"categories[{k}]: expected an integer id and a name, got {category!r:.80}"
         elif category["id"] in seen:
             yield f"category id {category['id']}: stands more than once"
         else:
@@ -128,15 +178,22 @@ def _image_faults(folder: Path, content: dict[str, Any], decode: bool) -> Iterat
     for k, entry in enumerate(content["images"]):
         missing = {"id", "file_name", "height", "width"} - set(entry if isinstance(entry, dict) else ())
         if missing:
-            yield f"images[{k}]: expected {', '.join(sorted(missing))}, got {entry!r}"
+            yield f"images[{k}]: expected {', '.join(sorted(missing))}, got {entry!r:.80}"
             continue
-        image_id, path = entry["id"], folder / entry["file_name"]
+        image_id, name = entry["id"], entry["file_name"]
+        if not _is_id(image_id) or not isinstance(name, str):
+            yield f"images[{k}]: expected an integer id and a file name, got {image_id!r} and {name!r}"
+            continue
+        if not _has_size(entry):
+            size = [entry["height"], entry["width"]]
+            yield f"image id {image_id}: expected height and width as integers, got {size!r:.80}"
+            continue
         if image_id in seen:
             yield f"image id {image_id}: stands more than once"
         seen.add(image_id)
-        fault = _file_fault(path, entry, decode)
+        fault = _file_fault(folder / name, entry, decode)
         if fault:
-            yield f"{path} (image id {image_id}): {fault}"
+            yield f"{folder / name} (image id {image_id}): {fault}"
 
 
 def _file_fault(path: Path, entry: dict[str, Any], decode: bool) -> str | None:
@@ -146,67 +203,69 @@ def _file_fault(path: Path, entry: dict[str, Any], decode: bool) -> str | None:
         return "the file is empty"
     try:
         with Image.open(path) as image:  # reads the header only
-            size = image.size
+            size, mode = image.size, image.mode
             if decode:
                 image.load()
-    except (OSError, SyntaxError, ValueError) as error:
+    except _UNREADABLE as error:
         return f"cannot be read as an image: {error}"
     if size != (entry["width"], entry["height"]):
         return f"expected {entry['width']} x {entry['height']} pixels as annotated, got {size[0]} x {size[1]}"
+    if mode[0] in "IF":  # PIL cuts these off at 255, which leaves a white image
+        return f"expected 8 bits a channel, got PIL's mode {mode!r}"
     return None
 
 
-def _annotation_faults(content: dict[str, Any]) -> Iterator[str]:
+def _annotation_faults(content: dict[str, Any], skip_degenerate: bool) -> Iterator[str]:
     sizes = {
-        i["id"]: (i["height"], i["width"])
-        for i in content["images"]
-        if isinstance(i, dict) and {"id", "height", "width"} <= set(i)
+        entry["id"]: (entry["height"], entry["width"])
+        for entry in content["images"]
+        if isinstance(entry, dict) and _is_id(entry.get("id")) and _has_size(entry)
     }
-    categories = {c["id"] for c in content["categories"] if isinstance(c, dict) and "id" in c}
+    categories = {c["id"] for c in content["categories"] if isinstance(c, dict) and _is_id(c.get("id"))}
     seen = set()
+    # The evaluation needs the area: without it, training would stop at its first epoch's end.
+    needed = {"id", "image_id", "category_id", "bbox", "segmentation", "area"}
     for k, annotation in enumerate(content["annotations"]):
-        needed = {"id", "image_id", "category_id", "bbox", "segmentation"}
         missing = needed - set(annotation if isinstance(annotation, dict) else ())
         if missing:
-            yield f"annotations[{k}]: expected {', '.join(sorted(missing))}"
+            name = annotation.get("id", "?") if isinstance(annotation, dict) else "?"
+            yield f"annotations[{k}] (annotation id {name}): expected {', '.join(sorted(missing))}"
             continue
-        name = f"annotation id {annotation['id']}"
-        if annotation["id"] in seen:
+        ids = [annotation[key] for key in ("id", "image_id", "category_id")]
+        if not all(map(_is_id, ids)):
+            yield f"annotations[{k}]: expected integers as id, image_id and category_id, got {ids!r:.80}"
+            continue
+        name = f"annotation id {ids[0]}"
+        if ids[0] in seen:
             yield f"{name}: stands more than once"
-        seen.add(annotation["id"])
-        if annotation["category_id"] not in categories:
-            yield f"{name}: unknown category id {annotation['category_id']}"
-        if annotation["image_id"] not in sizes:
-            yield f"{name}: belongs to image id {annotation['image_id']}, which is not in the file"
+        seen.add(ids[0])
+        if ids[2] not in categories:
+            yield f"{name}: unknown category id {ids[2]}"
+        if ids[1] not in sizes:
+            yield f"{name}: belongs to image id {ids[1]}, which is not usable or not in the file"
             continue
-        fault = _box_fault(annotation["bbox"]) or _segmentation_fault(
-            annotation["segmentation"], sizes[annotation["image_id"]]
-        )
+        fault = _box_fault(annotation["bbox"], skip_degenerate)
+        fault = fault or segmentation_fault(annotation["segmentation"], sizes[ids[1]])
         if fault:
             yield f"{name}: {fault}"
+        if not _is_finite(annotation["area"]):
+            yield f"{name}: expected area to be a finite number, got {annotation['area']!r:.60}"
 
 
-def _box_fault(box: Any) -> str | None:
-    if (
-        not isinstance(box, list)
-        or len(box) != 4
-        or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in box)
-    ):
-        return f"expected bbox to be four finite numbers [x, y, width, height], got {box!r}"
-    if box[2] <= 0 or box[3] <= 0:
-        return f"expected bbox with a width and height above 0, got {box!r}"
-    return None
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _segmentation_fault(segmentation: Any, size: tuple[int, int]) -> str | None:
-    if isinstance(segmentation, dict):
-        got = segmentation.get("size")
-        if "counts" not in segmentation or list(got or ()) != list(size):
-            return f"expected a run-length encoding of size {list(size)} as the image is, got size {got!r}"
-        return None
-    if not isinstance(segmentation, list) or not segmentation:
-        return f"expected segmentation to be polygons or a run-length encoding, got {segmentation!r:.60}"
-    for polygon in segmentation:
-        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-            return f"expected polygons of at least 3 points, [x1, y1, x2, y2, ...], got {polygon!r:.60}"
+def _is_degenerate(box: list[float]) -> bool:
+    return box[2] <= 0 or box[3] <= 0
+
+
+def _box_fault(box: Any, skip_degenerate: bool) -> str | None:
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
+        return f"expected bbox to be four finite numbers [x, y, width, height], got {box!r:.80}"
+    if _is_degenerate(box) and not skip_degenerate:
+        return (
+            f"expected bbox with a width and height above 0, got {box!r} "
+            '(on_degenerate="skip" leaves such ones out)'
+        )
     return None

@@ -1,0 +1,35 @@
+"""Training, comparison and checkpoints; needs the extra "train"."""
+
+from .checkpoint import CheckpointError, ModelInfo, export_safetensors, load_model
+from .compare import Comparison, compare, system_config
+from .config import Config, ConfigError, DataConfig, ModelConfig, TrainConfig, load_config, override
+from .datamodule import SOLODataModule
+from .demo import demo, demo_config
+from .evaluate import evaluate_model
+from .module import SOLOModule, TrainingError
+from .train import TrainResult, train
+
+__all__ = [
+    "CheckpointError",
+    "Comparison",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "ModelConfig",
+    "ModelInfo",
+    "SOLODataModule",
+    "SOLOModule",
+    "TrainConfig",
+    "TrainResult",
+    "TrainingError",
+    "compare",
+    "demo",
+    "demo_config",
+    "evaluate_model",
+    "export_safetensors",
+    "load_config",
+    "load_model",
+    "override",
+    "system_config",
+    "train",
+]

@@ -1,0 +1,144 @@
+"""``solo-attn train``, ``eval``, ``compare`` and ``demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from .app import UsageError, command
+
+ConfigFile = Annotated[Path, typer.Argument(help="YAML file; see configs/.", metavar="CONFIG")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Settings to change, such as train.epochs=3 model.attention=false.", metavar="[KEY=VALUE]..."
+    ),
+]
+
+
+@command
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/train"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the folder's last.ckpt where there is one.")
+    ] = False,
+) -> None:
+    """Train one model.
+
+    Example: [cyan]solo-attn train configs/nuclei_small.yaml train.epochs=5 --out runs/nuclei[/cyan]
+
+    The folder receives config.yaml, last.ckpt, best.ckpt, TensorBoard logs and CSV. A killed run goes on with
+    the same command and --resume, and ends as if it had not been killed.
+    """
+    from ..training import load_config
+    from ..training import train as run
+
+    console = Console()
+    result = run(load_config(config, overrides or []), out, resume=resume, console=console)
+    console.print(str(result.metrics), highlight=False)
+    console.print(
+        f"checkpoints: {result.last}" + (f", {result.best}" if result.best else ""), highlight=False
+    )
+
+
+@command
+def eval_command(
+    checkpoint: Annotated[Path, typer.Argument(help="A .ckpt or .safetensors file.")],
+    images: Annotated[Path, typer.Option("--images", help="Folder of the images.")],
+    annotations: Annotated[Path, typer.Option("--annotations", help="Their COCO JSON.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the found instances as COCO results JSON.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, ...; auto takes the best.")] = "auto",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 1,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that load images.")] = 0,
+    max_detections: Annotated[
+        int,
+        typer.Option("--max-detections", min=10, help="Instances of an image that count; COCO's are 100."),
+    ] = 100,
+) -> None:
+    """Print COCO's twelve numbers of a trained model.
+
+    Example: [cyan]solo-attn eval runs/nuclei/best.ckpt --images images --annotations instances.json[/cyan]
+    """
+    from ..data import CocoInstances, eval_transforms
+    from ..evaluation import write_results
+    from ..training import evaluate_model, load_model
+    from .progress import pick_device, progress
+
+    model, info = load_model(checkpoint, pick_device(device))
+    dataset = CocoInstances(images, annotations, eval_transforms())
+    if dataset.category_ids != info.category_ids:
+        raise UsageError(
+            f"eval: expected {annotations} to have the categories that {checkpoint} was trained for, "
+            f"{info.category_ids}, got {dataset.category_ids}"
+        )
+    with progress("evaluating", len(dataset)) as advance:
+        metrics, results = evaluate_model(
+            model,
+            dataset,
+            batch_size=batch_size,
+            workers=workers,
+            max_detections=max_detections,
+            advance=advance,
+        )
+    Console().print(str(metrics), highlight=False)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_results(out, results)
+
+
+@command
+def compare(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds for each system.")] = 3,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the runs and tables.")] = Path("runs/compare"),
+) -> None:
+    """Train the three systems of the paper's Table 3 over several seeds and tabulate them.
+
+    Example: [cyan]solo-attn compare configs/nuclei_small.yaml --seeds 3 --out runs/nuclei_compare[/cyan]
+
+    Finished runs are kept: the same command again goes on where it was stopped. The seeds are train.seed,
+    train.seed + 1 and so on.
+    """
+    from ..training import compare as run
+    from ..training import load_config
+
+    settings, console = load_config(config, overrides or []), Console()
+    first = settings.train.seed
+    comparison = run(settings, range(first, first + seeds), out, console=console)
+    _show(console, comparison)
+
+
+@command
+def demo(
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the demo.")] = Path("demo"),
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds for each system.")] = 1,
+) -> None:
+    """Draw synthetic street scenes, train the paper's three systems small, and compare them.
+
+    Example: [cyan]solo-attn demo[/cyan]   (a few minutes on two CPU cores, nothing is downloaded)
+
+    Run again, it skips what is done.
+    """
+    from ..training import demo as run
+
+    console = Console()
+    _show(console, run(out, seeds=seeds, overrides=overrides or [], console=console))
+
+
+def _show(console: Console, comparison: object) -> None:
+    from ..evaluation import rich_table
+    from ..training import Comparison
+
+    assert isinstance(comparison, Comparison)
+    console.print(rich_table(comparison.rows))
+    for path in comparison.files:
+        console.print(f"  {path}", highlight=False)

@@ -1,0 +1,183 @@
+"""The order of the images and the randomness of their variations, as functions of (seed, epoch, index).
+
+Nothing here depends on how many workers load the images or on where an earlier process was killed: that is
+what makes a resumed run the same as an unbroken one.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+
+from ..data import CocoInstances, collate, eval_transforms, train_transforms
+from .config import Config, ConfigError
+
+
+def mix(*parts: int) -> int:
+    """One 32-bit seed out of several numbers, such as (seed, epoch, index)."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+class PositionSampler(Sampler[tuple[int, int]]):
+    """Yields (epoch, index), shuffled anew each epoch, from ``batches_done`` on.
+
+    Each epoch is padded with its own first images to whole batches on all ranks, so that every image comes
+    at least once in each epoch. Rank r takes every world-th image from the r-th on: what all ranks see in
+    one step is what one process with the larger batch sees.
+
+    Args:
+        length: images in the data set.
+        batch_size: images of a batch on one rank.
+        seed: of the order.
+        rank: of this process.
+        world_size: processes that train together.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.batches_per_epoch = math.ceil(length / (batch_size * world_size))
+        self.batches_done = 0
+
+    def __len__(self) -> int:
+        return self.batches_per_epoch * self.batch_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        # The position is read here and not at the first item: workers begin to fetch before that.
+        epoch, skip = divmod(self.batches_done, self.batches_per_epoch)
+        generator = torch.Generator().manual_seed(mix(self.seed, epoch))
+        order = torch.randperm(self.length, generator=generator).tolist()
+        total = len(self) * self.world_size
+        order = (order * math.ceil(total / self.length))[:total]
+        mine = order[self.rank :: self.world_size][skip * self.batch_size :]
+        return iter([(epoch, index) for index in mine])
+
+
+class SeededDataset(Dataset[Any]):
+    """``dataset[index]`` under random states that depend on (seed, epoch, index) only."""
+
+    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, position: tuple[int, int]) -> Any:
+        epoch, index = position
+        seed = mix(self.seed, epoch, index)
+        python_state = random.getstate()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            try:
+                return self.dataset[index]
+            finally:
+                random.setstate(python_state)
+
+
+class SOLODataModule(pl.LightningDataModule):
+    """Training and validation images of a `Config`.
+
+    Raises:
+        DatasetError: folders or annotations that cannot be read.
+        ConfigError: a path that is not given, or other categories in validation than in training.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        data, self.config = config.data, config
+        for key in ("train_images", "train_annotations", "val_images", "val_annotations"):
+            if not getattr(data, key):
+                raise ConfigError(f"config: expected data.{key} to be a path, got nothing")
+        try:
+            varied = train_transforms(
+                flip=data.flip,
+                scale_jitter=_pair("data.scale_jitter", data.scale_jitter),
+                crop_size=data.crop_size
+                if isinstance(data.crop_size, int)
+                else _pair("data.crop_size", data.crop_size),
+                colour=data.colour,
+                vertical_flip=data.vertical_flip,
+            )
+        except ValueError as error:
+            raise ConfigError(f"config: the section data does not make transforms: {error}") from error
+        skip = data.on_degenerate
+        self.train_set = CocoInstances(data.train_images, data.train_annotations, varied, on_degenerate=skip)
+        self.val_set = CocoInstances(
+            data.val_images, data.val_annotations, eval_transforms(), on_degenerate=skip
+        )
+        if self.train_set.category_ids != self.val_set.category_ids:
+            raise ConfigError(
+                f"{data.val_annotations}: expected the categories of {data.train_annotations}, "
+                f"{self.train_set.category_ids}, got {self.val_set.category_ids}"
+            )
+        self.batches_done = 0
+        self._sampler: PositionSampler | None = None
+
+    def total_steps(self, world_size: int) -> int:
+        """Optimizer steps of the whole run."""
+        train = self.config.train
+        if train.max_steps is not None:
+            return train.max_steps
+        batches = math.ceil(len(self.train_set) / (train.batch_size * world_size))
+        return train.epochs * math.ceil(batches / train.accumulate)
+
+    def batch_taken(self) -> None:
+        """Count a batch: the position that a checkpoint holds."""
+        self.batches_done += 1
+        if self._sampler is not None:
+            self._sampler.batches_done = self.batches_done
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the order of the images."""
+        return {"batches_done": self.batches_done}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from where the checkpoint was written."""
+        self.batches_done = state_dict["batches_done"]
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """This rank's share of the training images."""
+        seed, batch_size = self.config.train.seed, self.config.train.batch_size
+        rank, world_size = self._ranks()
+        self._sampler = PositionSampler(len(self.train_set), batch_size, seed, rank, world_size)
+        self._sampler.batches_done = self.batches_done
+        return self._loader(SeededDataset(self.train_set, seed), batch_size, self._sampler)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """This rank's share of the validation images: every image on one rank, none on two."""
+        rank, world_size = self._ranks()
+        share = Subset(self.val_set, range(rank, len(self.val_set), world_size))
+        return self._loader(share, self.config.train.eval_batch_size, None)
+
+    def _ranks(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _loader(
+        self, dataset: Dataset[Any], batch_size: int, sampler: PositionSampler | None
+    ) -> DataLoader[Any]:
+        workers = self.config.data.workers
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            collate_fn=collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def _pair(key: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if len(value) != 2:
+        raise ConfigError(f"config: expected {key} to be a list of two, got {value}")
+    return value[0], value[1]

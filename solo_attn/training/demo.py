@@ -1,0 +1,89 @@
+"""The demo: synthetic street scenes and small models, sized for two CPU cores and a few minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from ..data import write_street_scenes
+from .compare import Comparison, compare
+from .config import Config, DataConfig, ModelConfig, TrainConfig, override
+
+TRAIN_IMAGES, VAL_IMAGES = 120, 24
+SIZE = (128, 256)
+SCENES_SEED = 0
+
+
+def demo_config() -> Config:
+    """The demo's settings, without the paths."""
+    return Config(
+        data=DataConfig(flip=0.5, workers=0),
+        model=ModelConfig(
+            backbone="resnet18",
+            norm="gn",
+            fpn_channels=64,
+            head_channels=64,
+            num_convs=2,
+            num_grids=[20, 16, 12, 8, 6],
+            # The paper's ranges, for images a sixth of its size.
+            scale_ranges=[[1, 24], [12, 48], [24, 96], [48, 192], [96, 2048]],
+            min_size=min(SIZE),
+            max_size=max(SIZE),
+        ),
+        train=TrainConfig(
+            epochs=8,
+            batch_size=4,
+            eval_batch_size=4,
+            eval_every=100,
+            optimizer="adamw",
+            learning_rate=1e-3,
+            base_batch=None,
+            warmup_steps=20,
+            schedule="cosine",
+            log_every=10,
+        ),
+    )
+
+
+def demo(
+    out_dir: str | Path = "demo",
+    *,
+    seeds: int = 1,
+    overrides: Sequence[str] = (),
+    train_images: int = TRAIN_IMAGES,
+    val_images: int = VAL_IMAGES,
+    size: tuple[int, int] = SIZE,
+    console: Console | None = None,
+) -> Comparison:
+    """Write scenes into ``out_dir`` and `compare` the paper's three systems on them.
+
+    Args:
+        out_dir: folder of scenes, runs, tables and pictures; what is done there already is skipped.
+        seeds: runs of each system.
+        overrides: changes to `demo_config`, such as "train.epochs=2".
+        train_images: scenes to train on.
+        val_images: scenes to validate on.
+        size: of a scene, (height, width) in pixels.
+        console: where progress goes; a new one by default.
+
+    Raises:
+        ConfigError: see `load_config`; finished runs in ``out_dir`` that had other settings.
+    """
+    out_dir, console = Path(out_dir), console or Console()
+    console.print(f"drawing {train_images} + {val_images} street scenes", highlight=False)
+    # Numbers and size in the name: results on other scenes must not be taken for these.
+    folder = out_dir / f"scenes-{train_images}-{val_images}-{size[0]}x{size[1]}"
+    scenes = write_street_scenes(
+        folder, num_train=train_images, num_val=val_images, size=size, seed=SCENES_SEED
+    )
+    config = demo_config()
+    config.model.min_size, config.model.max_size = min(size), max(size)
+    config.data.train_images = str(scenes.train_images)
+    config.data.train_annotations = str(scenes.train_annotations)
+    config.data.val_images = str(scenes.val_images)
+    config.data.val_annotations = str(scenes.val_annotations)
+    config = override(config, overrides)
+    first = config.train.seed
+    return compare(config, range(first, first + seeds), out_dir, console=console)

@@ -1,0 +1,130 @@
+"""SOLO's losses, optimizer and validation as Lightning wants them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from ..evaluation import CocoMetrics, coco_results, evaluate
+from ..models import SOLO
+from .checkpoint import ModelInfo, write_info
+from .config import Config
+from .datamodule import SOLODataModule, mix
+from .schedule import learning_rate_factor, scaled_learning_rate
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: says at which step, on which images, and what to try."""
+
+
+class SOLOModule(pl.LightningModule):
+    """Trains a `SOLO` by a `Config` (spec 2, "Training recipe") and validates it as COCO does.
+
+    Logs ``train/loss``, ``train/loss_category``, ``train/loss_mask``, ``train/dice`` (the dice loss in
+    0..1: staying near 1 means that masks have not started to learn) and ``train/lr``; after each validation
+    ``val/ap``, ``val/ap50`` and so on.
+
+    Attributes:
+        metrics: of the last validation, None before it.
+        validated_step: the optimizer step that ``metrics`` belong to, -1 before.
+    """
+
+    def __init__(self, model: SOLO, config: Config, class_names: list[str], category_ids: list[int]) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+        self.info = ModelInfo(model.config, class_names, category_ids, config.as_dict())
+        self.metrics: CocoMetrics | None = None
+        self.validated_step = -1
+        self._results: list[dict[str, Any]] = []
+
+    @property
+    def datamodule(self) -> SOLODataModule:
+        """The trainer's."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """SGD or AdamW with warm-up and decay at every optimizer step."""
+        train, world_size = self.config.train, self.trainer.world_size
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        rate = scaled_learning_rate(train, world_size)
+        optimizer: torch.optim.Optimizer
+        if train.optimizer == "sgd":
+            optimizer = torch.optim.SGD(parameters, rate, train.momentum, weight_decay=train.weight_decay)
+        else:
+            optimizer = torch.optim.AdamW(parameters, rate, weight_decay=train.weight_decay)
+        factor = learning_rate_factor(train, self.datamodule.total_steps(world_size))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def training_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int) -> Tensor:
+        """The sum of both losses.
+
+        Raises:
+            TrainingError: it is not finite.
+        """
+        images, targets = batch
+        # The random choices of a step, such as the image's size, depend on its number and not on what
+        # came before it, so that a resumed run makes the same ones.
+        torch.manual_seed(mix(self.config.train.seed, self.datamodule.batches_done, self.global_rank))
+        self.datamodule.batch_taken()
+        losses = self.model(images, targets)
+        loss = losses["loss_category"] + losses["loss_mask"]
+        if not torch.isfinite(loss):
+            values = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
+            ids = ", ".join(str(int(t["image_id"])) for t in targets)
+            raise TrainingError(
+                f"training: expected a finite loss at step {self.global_step}, got {values} on the images "
+                f"with id {ids}; try a lower train.learning_rate, more train.warmup_steps"
+                + (" or train.precision=bf16-mixed" if self.config.train.precision == "16-mixed" else "")
+            )
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(images))
+        logged = {f"train/{name}": value.detach() for name, value in losses.items()}
+        logged["train/dice"] = logged["train/loss_mask"] / self.model.mask_loss_weight
+        logged["train/lr"] = torch.tensor(self.lr_schedulers().get_last_lr()[0])  # type: ignore[union-attr]
+        self.log_dict(logged, batch_size=len(images))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last validation's results."""
+        self._results = []
+
+    def validation_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int) -> None:
+        """Collect the instances found on this batch."""
+        images, targets = batch
+        for target, prediction in zip(targets, self.model(images), strict=True):
+            self._results += coco_results(int(target["image_id"]), prediction, self.info.category_ids)
+
+    def on_validation_epoch_end(self) -> None:
+        """Evaluate the results of all ranks."""
+        if self.trainer.sanity_checking:
+            return
+        self.metrics = gather_and_evaluate(
+            self.datamodule.val_set.coco, self._results, self.config.train.eval_max_detections
+        )
+        self.validated_step = self.global_step
+        named = {f"val/{name}": value for name, value in self.metrics.as_dict().items()}
+        # Equal on all ranks, so their mean changes nothing; without it Lightning warns.
+        self.log_dict(named, sync_dist=self.trainer.world_size > 1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put in what `load_model` needs to rebuild the model."""
+        write_info(checkpoint, self.info)
+
+
+def gather_and_evaluate(coco: Any, results: list[dict[str, Any]], max_detections: int) -> CocoMetrics:
+    """The metrics of the results of all ranks together, the same on each rank."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return evaluate(coco, results, max_detections=max_detections)
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, results)
+    answer: list[Any] = [None]
+    if dist.get_rank() == 0:
+        together = [result for part in gathered for result in part]
+        answer = [evaluate(coco, together, max_detections=max_detections)]
+    dist.broadcast_object_list(answer, src=0)
+    return answer[0]

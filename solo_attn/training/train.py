@@ -1,0 +1,221 @@
+"""Train one model by a configuration, and go on where an earlier process stopped."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, Timer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
+from rich.console import Console
+
+from ..evaluation import CocoMetrics, learning_curve
+from ..models import build_solo
+from .checkpoint import AtomicCheckpointIO
+from .config import Config, ConfigError, changes, differences, load_config
+from .datamodule import SOLODataModule
+from .module import SOLOModule
+from .quiet import quiet_lightning
+
+# Settings that may change when a run is resumed: they do not change what is computed.
+_FREE = {
+    "data.workers",
+    "train.max_minutes",
+    "train.log_every",
+    "train.checkpoint_steps",
+    "train.eval_batch_size",
+}
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What `train` leaves behind.
+
+    Attributes:
+        run_dir: folder of config.yaml, the checkpoints and the logs.
+        last: the newest checkpoint.
+        best: the checkpoint with the best validation AP so far, None if no validation has been.
+        metrics: of the model as it stands at the end.
+        steps: optimizer steps, those before a resume included.
+        seconds: of training and validation, those before a resume included.
+    """
+
+    run_dir: Path
+    last: Path
+    best: Path | None
+    metrics: CocoMetrics
+    steps: int
+    seconds: float
+
+
+def train(
+    config: Config, run_dir: str | Path, *, resume: bool = False, console: Console | None = None
+) -> TrainResult:
+    """Train and validate.
+
+    The run folder receives ``config.yaml``, ``last.ckpt`` (after each epoch and every
+    ``train.checkpoint_steps``), ``best.ckpt`` (by validation AP), TensorBoard logs, ``csv/`` and
+    ``curve.png``. A run that
+    was killed and resumed gives on a CPU bitwise the result of an unbroken one: the order of the images,
+    their variations and the random choices of a step depend on the seed and the position alone.
+
+    Args:
+        config: what to train, on which data.
+        run_dir: folder of the run, made if it is not there.
+        resume: go on from ``last.ckpt`` where there is one, else start.
+        console: where progress goes; a new one by default.
+
+    Raises:
+        ConfigError: a setting that cannot be used, a run in ``run_dir`` though ``resume`` is off, or one
+            that was started with other settings.
+        DatasetError: data that cannot be used; nothing has been trained then.
+        TrainingError: the loss is not finite.
+    """
+    run_dir, console = Path(run_dir), console or Console()
+    last = run_dir / "last.ckpt"
+    if last.exists() and not resume:
+        raise ConfigError(
+            f"train: {run_dir} holds a run already; continue it with --resume or name another folder"
+        )
+    datamodule = SOLODataModule(config)
+    with quiet_lightning():
+        pl.seed_everything(config.train.seed, verbose=False)
+        try:
+            model = build_solo(datamodule.train_set.num_classes, **config.as_dict()["model"])
+        except ValueError as error:
+            raise ConfigError(f"config: the section model does not make a model: {error}") from error
+        module = SOLOModule(
+            model, config, list(datamodule.train_set.class_names), list(datamodule.train_set.category_ids)
+        )
+        timer = Timer(
+            None if config.train.max_minutes is None else timedelta(minutes=config.train.max_minutes)
+        )
+        trainer = _trainer(config, run_dir, timer, console)
+        if trainer.is_global_zero:
+            _keep_config(config, run_dir / "config.yaml", resumed=last.exists())
+        trainer.fit(
+            module, datamodule=datamodule, ckpt_path=str(last) if last.exists() else None, weights_only=True
+        )
+        if module.validated_step != trainer.global_step:
+            trainer.validate(module, datamodule=datamodule, verbose=False)
+    assert module.metrics is not None
+    if trainer.is_global_zero:
+        _draw_curve(run_dir)
+    best = run_dir / "best.ckpt"
+    seconds = timer.time_elapsed("train") + timer.time_elapsed("validate")
+    return TrainResult(
+        run_dir, last, best if best.exists() else None, module.metrics, trainer.global_step, seconds
+    )
+
+
+def _trainer(config: Config, run_dir: Path, timer: Timer, console: Console) -> pl.Trainer:
+    train = config.train
+    files: dict[str, Any] = {
+        "dirpath": run_dir,
+        "enable_version_counter": False,
+        "auto_insert_metric_name": False,
+    }
+    callbacks: list[Callback] = [
+        timer,
+        EpochLines(console),
+        ModelCheckpoint(filename="best", monitor="val/ap", mode="max", save_top_k=1, **files),
+        ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **files),
+    ]
+    if train.checkpoint_steps is not None:
+        callbacks.append(
+            ModelCheckpoint(filename="last", every_n_train_steps=train.checkpoint_steps, **files)
+        )
+    if console.is_terminal:
+        callbacks.append(RichProgressBar(leave=False))
+    strategy: Any = "auto"
+    if train.devices > 1:
+        strategy = DDPStrategy(process_group_backend="nccl" if _on_cuda(train.accelerator) else "gloo")
+    try:
+        return pl.Trainer(
+            accelerator=train.accelerator,
+            devices=train.devices,
+            strategy=strategy,
+            precision=train.precision,
+            max_epochs=train.epochs if train.max_steps is None else -1,
+            max_steps=-1 if train.max_steps is None else train.max_steps,
+            accumulate_grad_batches=train.accumulate,
+            gradient_clip_val=train.clip_norm,
+            check_val_every_n_epoch=train.eval_every,
+            log_every_n_steps=train.log_every,
+            num_sanity_val_steps=1,
+            use_distributed_sampler=False,
+            logger=[
+                TensorBoardLogger(run_dir, name="", version="tensorboard"),
+                CSVLogger(run_dir, name="csv"),
+            ],
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+            enable_model_summary=False,
+            enable_progress_bar=console.is_terminal,
+        )
+    except (pl.utilities.exceptions.MisconfigurationException, ValueError) as error:
+        raise ConfigError(
+            f"train: {train.devices} device(s) of accelerator {train.accelerator!r} cannot be had: {error}"
+        ) from error
+
+
+class EpochLines(Callback):
+    """One line for each validation, which stays readable in a log file too."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print epoch, losses and AP."""
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        shown = {"loss": "train/loss", "dice": "train/dice", "AP": "val/ap", "AP50": "val/ap50"}
+        values = "  ".join(f"{name} {logged[key]:.3f}" for name, key in shown.items() if key in logged)
+        self.console.print(
+            f"epoch {trainer.current_epoch + 1}  step {trainer.global_step}  {values}", highlight=False
+        )
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Lightning ends an interrupted process without a word."""
+        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
+            self.console.print("interrupted; the same command with --resume goes on", highlight=False)
+
+
+def _draw_curve(run_dir: Path) -> None:
+    """Losses and AP over all steps; each resume has begun a CSV file of its own."""
+    files = sorted(run_dir.glob("csv/version_*/metrics.csv"), key=lambda file: int(file.parent.name[8:]))
+    rows: list[dict[str, str]] = []
+    for file in files:
+        with open(file, newline="", encoding="utf-8") as opened:
+            new = list(csv.DictReader(opened))
+        # Steps after the last checkpoint were done twice: the second time counts.
+        first = min((int(row["step"]) for row in new), default=0)
+        rows = [row for row in rows if int(row["step"]) < first] + new
+    if any(row.get("train/loss_mask") or row.get("val/ap") for row in rows):
+        learning_curve(rows, run_dir / "curve.png")
+
+
+def _keep_config(config: Config, path: Path, resumed: bool) -> None:
+    if resumed and path.exists():
+        before = load_config(path)
+        keys = [key for key in differences(before, config) if key not in _FREE]
+        if keys:
+            raise ConfigError(
+                f"train: expected the settings that {path.parent} was started with, but "
+                f"{changes(before, config, keys)}"
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    config.save(path)
+
+
+def _on_cuda(accelerator: str) -> bool:
+    return accelerator == "cuda" or (accelerator == "auto" and torch.cuda.is_available())

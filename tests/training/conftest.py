@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from solo_attn.data import write_street_scenes
+from solo_attn.training import Config, TrainResult, train
+
+SIZE = (64, 96)
+
+
+def tiny_config(folder: Path, **train: object) -> Config:
+    """Write the scenes into ``folder`` and point a small configuration to them."""
+    scenes = write_street_scenes(folder, num_train=6, num_val=3, size=SIZE, seed=0)
+    return Config.from_dict(
+        {
+            "data": {
+                "train_images": str(scenes.train_images),
+                "train_annotations": str(scenes.train_annotations),
+                "val_images": str(scenes.val_images),
+                "val_annotations": str(scenes.val_annotations),
+                "workers": 0,
+            },
+            "model": {
+                "backbone": "resnet18",
+                "norm": "gn",
+                "fpn_channels": 32,
+                "head_channels": 32,
+                "num_convs": 1,
+                "num_grids": [8, 6, 4, 3, 2],
+                "scale_ranges": [[1, 16], [8, 32], [16, 64], [32, 128], [64, 2048]],
+                "min_size": SIZE[0],
+                "max_size": SIZE[1],
+            },
+            "train": {
+                "epochs": 2,
+                "batch_size": 2,
+                "learning_rate": 0.01,
+                "base_batch": None,
+                "warmup_steps": 2,
+                "accelerator": "cpu",
+                "log_every": 1,
+                **train,
+            },
+        }
+    )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_fsync() -> Iterator[None]:
+    """Waiting for the disk is most of the time of these runs, and no test can cut the power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("scenes")
+
+
+@pytest.fixture
+def config(scenes: Path) -> Callable[..., Config]:
+    return lambda **train_settings: tiny_config(scenes, **train_settings)
+
+
+@pytest.fixture(scope="session")
+def trained(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """One run of two epochs, which several tests look at."""
+    return train(tiny_config(scenes), tmp_path_factory.mktemp("run"))

@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from solo_attn.models import build_solo
+from solo_attn.training import (
+    Config,
+    ConfigError,
+    SOLODataModule,
+    TrainingError,
+    TrainResult,
+    load_model,
+    train,
+)
+from solo_attn.training import module as module_file
+
+MakeConfig = Callable[..., Config]
+
+
+def weights(run_dir: Path) -> dict[str, Any]:
+    return torch.load(run_dir / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different
+
+
+def rows(run_dir: Path) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = []
+    for file in sorted(run_dir.glob("csv/version_*/metrics.csv")):
+        with open(file, newline="") as opened:
+            found += list(csv.DictReader(opened))
+    return found
+
+
+def test_leaves_what_it_says(trained: TrainResult) -> None:
+    names = {path.name for path in trained.run_dir.iterdir()}
+    assert {"config.yaml", "last.ckpt", "best.ckpt", "tensorboard", "csv", "curve.png"} <= names
+    assert not [name for name in names if name.endswith(".tmp")]
+    assert trained.steps == 6
+    assert 0 <= trained.metrics.ap <= 1
+    logged = rows(trained.run_dir)
+    for key in ("train/loss", "train/loss_category", "train/loss_mask", "train/dice", "train/lr"):
+        assert sum(bool(row.get(key)) for row in logged) == 6, key
+    assert sum(bool(row.get("val/ap")) for row in logged) == 2
+    first = next(row for row in logged if row["train/loss_mask"])
+    assert float(first["train/loss_mask"]) == pytest.approx(3 * float(first["train/dice"]), rel=1e-6)
+    # 2 warm-up steps from a third: the first step has a third of 0.01.
+    assert float(first["train/lr"]) == pytest.approx(0.01 / 3)
+
+
+def test_refuses_to_overwrite_a_run(trained: TrainResult, config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match="holds a run already; continue it with --resume"):
+        train(config(), trained.run_dir)
+
+
+def test_refuses_to_resume_with_other_settings(trained: TrainResult, config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match=r"train\.learning_rate was 0\.01 and is 0\.5"):
+        train(config(learning_rate=0.5), trained.run_dir, resume=True)
+
+
+def test_a_finished_run_is_only_validated(trained: TrainResult, config: MakeConfig) -> None:
+    again = train(config(), trained.run_dir, resume=True)
+    assert (again.steps, again.metrics) == (trained.steps, trained.metrics)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing that handles errors may catch it and tidy up."""
+
+
+@pytest.mark.parametrize(
+    ("settings", "at_step", "workers"),
+    [
+        ({"epochs": 4, "eval_every": 2}, 7, 1),
+        ({"epochs": 3, "checkpoint_steps": 1, "accumulate": 2}, 3, 0),
+        ({"max_steps": 7, "checkpoint_steps": 2}, 5, 1),
+    ],
+    ids=["after an epoch", "inside an epoch", "by steps"],
+)
+def test_resumed_is_bitwise_the_same(
+    config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: Any,
+    at_step: int,
+    workers: int,
+) -> None:
+    settings = config(**settings)
+    settings.data.scale_jitter, settings.data.colour = [0.8, 1.2], 0.3
+    settings.model.min_size = [48, 64]
+    whole = train(settings, tmp_path / "whole")
+
+    settings.data.workers = workers
+    real = module_file.SOLOModule.training_step
+
+    def step(self: Any, batch: Any, batch_idx: int) -> torch.Tensor:
+        if self.global_step == at_step:
+            raise Killed
+        return real(self, batch, batch_idx)
+
+    monkeypatch.setattr(module_file.SOLOModule, "training_step", step)
+    with pytest.raises(Killed):
+        train(settings, tmp_path / "broken")
+    monkeypatch.undo()
+    torch.rand(17)  # another process would have another random state
+    resumed = train(settings, tmp_path / "broken", resume=True)
+
+    assert resumed.steps == whole.steps
+    assert resumed.metrics == whole.metrics
+    assert_same_weights(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_kill_9_leaves_a_loadable_checkpoint(config: MakeConfig, tmp_path: Path) -> None:
+    """A real process, killed in the midst of saving after every step, and resumed."""
+    settings = config(max_steps=12, checkpoint_steps=1, eval_every=1000)
+    settings.save(tmp_path / "c.yaml")
+    last = tmp_path / "run" / "last.ckpt"
+    command = [sys.executable, "-c", "from solo_attn.cli import main; main()", "train"]
+    process = subprocess.Popen(
+        [*command, str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not last.exists() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(0.2)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    _, info = load_model(last)
+    assert info.class_names
+    done = torch.load(last, weights_only=True)["global_step"]
+    assert 0 < done < 12
+    settings.train.checkpoint_steps = None  # free to change
+    result = train(settings, tmp_path / "run", resume=True)
+    assert result.steps == torch.load(last, weights_only=True)["global_step"] == 12
+
+
+def test_time_budget(config: MakeConfig, tmp_path: Path) -> None:
+    result = train(config(epochs=1000, max_minutes=1.5 / 60), tmp_path)
+    assert 0 < result.steps < 3000
+    assert torch.load(result.last, weights_only=True)["global_step"] == result.steps
+    assert result.metrics.ap >= 0
+
+
+def test_loss_that_is_not_finite(config: MakeConfig, tmp_path: Path) -> None:
+    settings = config(learning_rate=1e30, warmup_steps=0, clip_norm=None, epochs=20)
+    with pytest.raises(TrainingError, match=r"finite loss at step \d+, got .* with id \d+, \d+; try a lower"):
+        train(settings, tmp_path)
+
+
+def test_other_precision_and_optimizer(config: MakeConfig, tmp_path: Path) -> None:
+    result = train(config(precision="bf16-mixed", optimizer="adamw", schedule="cosine", epochs=1), tmp_path)
+    assert all(torch.isfinite(tensor).all() for tensor in weights(result.run_dir).values())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": {"val_images": ""}}, "data.val_images to be a path"),
+        ({"data": {"scale_jitter": [1.0]}}, "data.scale_jitter to be a list of two"),
+        ({"model": {"head_channels": 33}}, "section model"),
+        ({"train": {"accelerator": "cuda", "devices": 64}}, "64 device"),
+    ],
+)
+def test_bad_settings(config: MakeConfig, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    values = config().as_dict()
+    for section, items in change.items():
+        values[section] |= items
+    with pytest.raises(ConfigError) as caught:
+        train(Config.from_dict(values), tmp_path)
+    assert message in str(caught.value)
+    assert not (tmp_path / "last.ckpt").exists()
+
+
+DDP = """
+import json, sys
+from pathlib import Path
+import solo_attn.training.module as module
+from solo_attn.training import load_config, train
+
+real = module.evaluate
+def spy(coco, results, **settings):
+    seen = sorted(json.dumps([r["image_id"], r["bbox"]]) for r in results)
+    Path(sys.argv[2], "seen.json").write_text(json.dumps(seen))
+    return real(coco, results, **settings)
+module.evaluate = spy
+train(load_config(sys.argv[1]), sys.argv[2])
+"""
+
+
+def first_images(annotations: Path, count: int, out: Path) -> str:
+    truth = json.loads(annotations.read_text())
+    ids = [image["id"] for image in truth["images"][:count]]
+    truth["images"] = truth["images"][:count]
+    truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] in ids]
+    out.write_text(json.dumps(truth))
+    return str(out)
+
+
+def test_two_processes(config: MakeConfig, tmp_path: Path) -> None:
+    """A step goes along the mean of the ranks' gradients, and each validation image is seen once."""
+    settings = config(epochs=1, batch_size=1, devices=2, momentum=0.0, weight_decay=0.0, clip_norm=None)
+    settings.data.flip = 0.0
+    settings.data.train_annotations = first_images(
+        Path(settings.data.train_annotations), 2, tmp_path / "two.json"
+    )
+    settings.model.score_threshold = settings.model.final_score_threshold = 0.0
+    settings.model.max_detections = 5
+    settings.save(tmp_path / "two.yaml")
+    (tmp_path / "ddp.py").write_text(DDP)
+    subprocess.run(
+        [sys.executable, str(tmp_path / "ddp.py"), str(tmp_path / "two.yaml"), str(tmp_path / "two")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=200,
+    )
+    seen = json.loads((tmp_path / "two" / "seen.json").read_text())
+    images = [json.loads(entry)[0] for entry in seen]
+    assert [images.count(image) for image in set(images)] == [5, 5, 5]
+
+    data = SOLODataModule(settings)
+    pl.seed_everything(settings.train.seed, verbose=False)
+    model = build_solo(data.train_set.num_classes, **settings.as_dict()["model"])
+    for image, target in (data.train_set[0], data.train_set[1]):
+        sum(model([image], [target]).values()).backward()
+    after = weights(tmp_path / "two")
+    rate = settings.train.learning_rate / 3  # the warm-up's first step
+    moved = 0.0
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        expected = parameter.detach() - rate * parameter.grad / 2
+        torch.testing.assert_close(after[f"model.{name}"], expected, rtol=1e-5, atol=1e-6)
+        moved = max(moved, (rate * parameter.grad).abs().max().item())
+    assert moved > 1e-4

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import inspect
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from solo_attn.models import build_solo
+from solo_attn.training import Config, ConfigError, ModelConfig, TrainConfig, load_config, override
+from solo_attn.training.schedule import learning_rate_factor, scaled_learning_rate
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def test_model_config_is_build_solos_arguments() -> None:
+    parameters = inspect.signature(build_solo).parameters
+    assert {f.name for f in fields(ModelConfig)} == set(parameters) - {"num_classes"}
+    for name, value in Config().as_dict()["model"].items():
+        default = parameters[name].default
+        plain = (
+            [list(v) if isinstance(v, tuple) else v for v in default]
+            if isinstance(default, tuple)
+            else default
+        )
+        assert value == plain, name
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_load(path: Path) -> None:
+    config = load_config(path)
+    assert config.data.train_images
+    build_solo(1, **{**config.as_dict()["model"], "pretrained": False, "backbone": "resnet18"})
+
+
+def test_shipped_configs_are_there() -> None:
+    assert {path.stem for path in CONFIGS} >= {"paper_cityscapes", "nuclei_small", "coco"}
+
+
+def test_overrides_and_round_trip(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("model:\n  coords: null\n  attention_scale: rsqrt\ntrain:\n")
+    config = load_config(file, ["train.epochs=3", "train.weight_decay=1e-5", "model.min_size=[96, 128]"])
+    assert config.model.coords is None
+    assert config.model.attention_scale == "rsqrt"
+    assert (config.train.epochs, config.train.weight_decay) == (3, 1e-5)
+    assert config.model.min_size == [96, 128]
+    config.save(tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("train.epoch=3", "unknown key train.epoch; did you mean train.epochs"),
+        ("trian.epochs=3", "unknown key trian; did you mean train"),
+        ("train.epochs=many", "train.epochs to be an integer, got 'many'"),
+        ("train.epochs=2.5", "train.epochs to be an integer, got 2.5"),
+        ("train.epochs=true", "train.epochs to be an integer, got True"),
+        ("train.epochs=0", "train.epochs to be at least 1, got 0"),
+        ("train.optimizer=adam", "train.optimizer to be 'sgd' or 'adamw', got 'adam'"),
+        ("model.attention=1", "model.attention to be true or false, got 1"),
+        ("model.num_grids=40", "model.num_grids to be a list of an integer, got 40"),
+        ("model.coords=yes", "model.coords to be 'paper' or 'inclusive' or null, got True"),
+        ("epochs=3", "section.key=value"),
+        ("train.epochs", "section.key=value"),
+        ("train.epochs=[", "expected YAML"),
+    ],
+)
+def test_bad_overrides(item: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        override(Config(), [item])
+    assert message in str(caught.value)
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing\.yaml"):
+        load_config(tmp_path / "nothing.yaml")
+    file = tmp_path / "bad.yaml"
+    for text, message in [
+        ("a: [", "expected YAML"),
+        ("- 1", "expected sections"),
+        ("train: 3", "to hold keys"),
+    ]:
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=message) as caught:
+            load_config(file)
+        assert "bad.yaml" in str(caught.value)
+
+
+def test_step_schedule() -> None:
+    factor = learning_rate_factor(TrainConfig(warmup_steps=500, warmup_ratio=0.2), 12_000)
+    expected = {0: 0.2, 250: 0.6, 500: 1.0, 7_999: 1.0, 8_000: 0.1, 10_999: 0.1, 11_000: 0.01, 12_000: 0.01}
+    for step, value in expected.items():
+        assert factor(step) == pytest.approx(value), step
+
+
+def test_cosine_schedule() -> None:
+    factor = learning_rate_factor(TrainConfig(schedule="cosine", warmup_steps=0), 100)
+    assert [factor(step) for step in (0, 50, 100)] == pytest.approx([1.0, 0.5, 0.0])
+
+
+def test_learning_rate_is_scaled_to_the_images_of_a_step() -> None:
+    train = TrainConfig(learning_rate=0.01, base_batch=16, batch_size=2, accumulate=3)
+    assert scaled_learning_rate(train, 4) == pytest.approx(0.01 * 24 / 16)
+    train.base_batch = None
+    assert scaled_learning_rate(train, 4) == 0.01
