@@ -24,7 +24,7 @@ from ..evaluation import (
 from .checkpoint import load_model, write_atomically
 from .config import Config, ConfigError, changes, differences
 from .environment import environment
-from .train import train
+from .train import RESULT, train
 
 FIGURE_IMAGES = 3  # as many samples as the paper's Figure 5 has
 
@@ -114,32 +114,21 @@ def _folder(out_dir: Path, system: str, seed: int) -> Path:
 def _run(config: Config, system: str, out_dir: Path, console: Console) -> dict[str, Any]:
     seed = config.train.seed
     folder = _folder(out_dir, system, seed)
-    file = folder / "result.json"
-    if file.exists():
-        result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        before = Config.from_dict(result["config"], str(file))
-        if keys := differences(before, config):
-            raise ConfigError(
-                f"compare: expected the settings that {folder} was trained with, but "
-                f"{changes(before, config, keys)}; name another folder with --out or remove {out_dir}"
-            )
+    file = folder / RESULT
+    done = file.exists()
+    if not done:
+        console.print(f"{system}, seed {seed}: training", highlight=False)
+        train(config, folder, resume=True, console=console)
+    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if keys := differences(before := Config.from_dict(result["config"], str(file)), config):
+        raise ConfigError(
+            f"compare: expected the settings that {folder} was trained with, but "
+            f"{changes(before, config, keys)}; name another folder with --out or remove {out_dir}"
+        )
+    if done:
         console.print(
             f"{system}, seed {seed}: done before, AP {100 * result['metrics']['ap']:.1f}", highlight=False
         )
-        return result
-    console.print(f"{system}, seed {seed}: training", highlight=False)
-    trained = train(config, folder, resume=True, console=console)
-    metrics = trained.metrics
-    result = {
-        "system": system,
-        "seed": seed,
-        "metrics": {**metrics.as_dict(), "max_detections": metrics.max_detections},
-        "steps": trained.steps,
-        "seconds": round(trained.seconds, 1),
-        "environment": environment(),
-        "config": config.as_dict(),
-    }
-    _write_json(file, result)
     return result
 
 
@@ -166,7 +155,8 @@ def _write(
             "environment": environment(),
             "runs": {
                 system: [
-                    {key: run[key] for key in ("seed", "steps", "seconds", "environment")} for run in found
+                    {"seed": seed, **{key: run[key] for key in ("steps", "seconds", "environment")}}
+                    for seed, run in zip(seeds, found, strict=True)
                 ]
                 for system, found in results.items()
             },

@@ -98,6 +98,7 @@ class SOLODataModule(pl.LightningDataModule):
                 raise ConfigError(f"config: expected data.{key} to be a path, got nothing")
         try:
             varied = train_transforms(
+                shortest_size=data.shortest_size,
                 flip=data.flip,
                 scale_jitter=_pair("data.scale_jitter", data.scale_jitter),
                 crop_size=data.crop_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,11 +18,14 @@ from rich.console import Console
 
 from ..evaluation import CocoMetrics, learning_curve
 from ..models import build_solo
-from .checkpoint import AtomicCheckpointIO
+from .checkpoint import AtomicCheckpointIO, write_atomically
 from .config import Config, ConfigError, changes, differences, load_config
 from .datamodule import SOLODataModule
+from .environment import environment
 from .module import SOLOModule
 from .quiet import quiet_lightning
+
+RESULT = "result.json"  # of a finished run
 
 # Settings that may change when a run is resumed: they do not change what is computed.
 _FREE = {
@@ -60,10 +64,10 @@ def train(
     """Train and validate.
 
     The run folder receives ``config.yaml``, ``last.ckpt`` (after each epoch and every
-    ``train.checkpoint_steps``), ``best.ckpt`` (by validation AP), TensorBoard logs, ``csv/`` and
-    ``curve.png``. A run that
-    was killed and resumed gives on a CPU bitwise the result of an unbroken one: the order of the images,
-    their variations and the random choices of a step depend on the seed and the position alone.
+    ``train.checkpoint_steps``), ``best.ckpt`` (by validation AP), TensorBoard logs, ``csv/`` and at the end
+    ``result.json`` and ``curve.png``. A run that was killed and resumed gives on a CPU bitwise the result of
+    an unbroken one: the order of the images, their variations and the random choices of a step depend on
+    the seed and the position alone.
 
     Args:
         config: what to train, on which data.
@@ -105,13 +109,14 @@ def train(
         if module.validated_step != trainer.global_step:
             trainer.validate(module, datamodule=datamodule, verbose=False)
     assert module.metrics is not None
-    if trainer.is_global_zero:
-        _draw_curve(run_dir)
     best = run_dir / "best.ckpt"
     seconds = timer.time_elapsed("train") + timer.time_elapsed("validate")
-    return TrainResult(
+    result = TrainResult(
         run_dir, last, best if best.exists() else None, module.metrics, trainer.global_step, seconds
     )
+    if trainer.is_global_zero:
+        _store(result, config)
+    return result
 
 
 def _trainer(config: Config, run_dir: Path, timer: Timer, console: Console) -> pl.Trainer:
@@ -190,18 +195,36 @@ class EpochLines(Callback):
             self.console.print("interrupted; the same command with --resume goes on", highlight=False)
 
 
-def _draw_curve(run_dir: Path) -> None:
-    """Losses and AP over all steps; each resume has begun a CSV file of its own."""
+def _store(result: TrainResult, config: Config) -> None:
+    """result.json: the numbers and all that they were measured with; curve.png: the way there."""
+    rows = _logged(result.run_dir)
+    if any("train/loss_mask" in row or "val/ap" in row for row in rows):
+        learning_curve(rows, result.run_dir / "curve.png")
+    stored = {
+        "metrics": {**result.metrics.as_dict(), "max_detections": result.metrics.max_detections},
+        "steps": result.steps,
+        "seconds": round(result.seconds, 1),
+        "environment": environment(),
+        "config": config.as_dict(),
+        "curve": rows,
+    }
+    write_atomically(result.run_dir / RESULT, (json.dumps(stored, indent=1) + "\n").encode())
+
+
+def _logged(run_dir: Path) -> list[dict[str, float]]:
+    """What was logged at which step; each resume has begun a CSV file of its own."""
     files = sorted(run_dir.glob("csv/version_*/metrics.csv"), key=lambda file: int(file.parent.name[8:]))
-    rows: list[dict[str, str]] = []
+    rows: list[dict[str, float]] = []
     for file in files:
         with open(file, newline="", encoding="utf-8") as opened:
-            new = list(csv.DictReader(opened))
+            new = [
+                {key: float(f"{float(value):.5g}") for key, value in row.items() if value}
+                for row in csv.DictReader(opened)
+            ]
         # Steps after the last checkpoint were done twice: the second time counts.
-        first = min((int(row["step"]) for row in new), default=0)
-        rows = [row for row in rows if int(row["step"]) < first] + new
-    if any(row.get("train/loss_mask") or row.get("val/ap") for row in rows):
-        learning_curve(rows, run_dir / "curve.png")
+        first = min((row["step"] for row in new), default=0)
+        rows = [row for row in rows if row["step"] < first] + new
+    return rows
 
 
 def _keep_config(config: Config, path: Path, resumed: bool) -> None:
