@@ -64,7 +64,10 @@ def explain(
     device_type = torch.device(device).type
     choices = []
     for name in OPS if op is None else (op,):
-        default = select(name, device_type, dtype)
+        try:
+            default = select(name, device_type, dtype)
+        except RuntimeError:  # SOLO_ATTN_BACKEND names one that cannot run: its reason is in the table
+            default = None
         choices += [
             Choice(name, backend.name, backend is default, backend.refuses(name, device_type, dtype))
             for backend in BACKENDS

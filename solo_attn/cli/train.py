@@ -72,7 +72,8 @@ def eval_command(
     from .progress import pick_device, progress
 
     model, info = load_model(checkpoint, pick_device(device))
-    dataset = CocoInstances(images, annotations, eval_transforms())
+    # An object without width or height counts as COCO counts it; only training could not use it.
+    dataset = CocoInstances(images, annotations, eval_transforms(), on_degenerate="skip")
     if dataset.category_ids != info.category_ids:
         raise UsageError(
             f"eval: expected {annotations} to have the categories that {checkpoint} was trained for, "

@@ -67,8 +67,12 @@ def check_coarse(op: str, coarse_logits: Any, attention: Any) -> None:
 
 def check_size(op: str, argument: str, size: Any) -> tuple[int, int]:
     """``size`` as (height, width), both at least 1."""
-    if not isinstance(size, (tuple, list, torch.Size)) or len(size) != 2:
-        raise TypeError(f"{op}: expected {argument} to be (height, width), got {size!r}")
+    if (
+        not isinstance(size, (tuple, list))
+        or len(size) != 2
+        or not all(isinstance(n, (int, torch.SymInt)) for n in size)
+    ):
+        raise TypeError(f"{op}: expected {argument} to be (height, width) in integers, got {size!r}")
     height, width = size
     if height < 1 or width < 1:
         fail(op, argument, "(height, width) of at least 1", f"({height}, {width})")

@@ -44,7 +44,7 @@ class BitMasks(NamedTuple):
     def to_bool(self) -> Tensor:
         """Bool [K, H, W]."""
         height, width = self.size
-        return unpack(self.words, height * width).reshape(-1, height, width)
+        return unpack(self.words, height * width).reshape(len(self.words), height, width)
 
     def select(self, index: Tensor) -> BitMasks:
         """The masks at ``index`` (int64 or bool [...])."""

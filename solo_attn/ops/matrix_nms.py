@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def matrix_nms(
         labels: int64 [n].
         scores: [n]; a float dtype.
         kernel: "gaussian", exp(-sigma iou^2), or "linear", 1 - iou.
-        sigma: of the gaussian, > 0.
+        sigma: of the gaussian, > 0 and finite.
         backend: None for the fastest that can run.
 
     Returns:
@@ -67,8 +68,8 @@ def matrix_nms(
         check_like(op, name, x, "scores", scores, dtype=False)
     if kernel not in KERNELS:
         fail(op, "kernel", f"to be one of {', '.join(KERNELS)}", repr(kernel))
-    if not sigma > 0:
-        fail(op, "sigma", "> 0", str(sigma))
+    if not 0 < sigma < math.inf:
+        fail(op, "sigma", "> 0 and finite", str(sigma))
     decayed, _ = pick(op, scores, backend)(rows, labels, scores, kernel, float(sigma))
     return decayed
 

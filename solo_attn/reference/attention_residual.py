@@ -12,7 +12,7 @@ def attention_residual(mask_logits: Tensor, grid_features: Tensor, scale: float)
     """Mask logits [B, N, H, W] + the S x S maps of grid attention, enlarged bilinearly to H x W."""
     attention = grid_attention(widen(grid_features), scale, None)
     enlarged = resize(attention.flatten(0, 1), mask_logits.shape[2:]).reshape(mask_logits.shape)
-    return (widen(mask_logits) + enlarged).to(mask_logits.dtype)
+    return (widen(mask_logits) + enlarged).to(mask_logits.dtype).contiguous()
 
 
 def attention_residual_(mask_logits: Tensor, grid_features: Tensor, scale: float) -> None:

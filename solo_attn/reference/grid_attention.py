@@ -20,17 +20,17 @@ def grid_attention(grid_features: Tensor, scale: float, cells: Tensor | None) ->
     for image in range(batch):
         mine = cells[:, 0] == image
         rows[mine] = scale * vectors[image][:, cells[mine, 1]].T @ vectors[image]
-    return rows.reshape(-1, side, side).to(grid_features.dtype)
+    return rows.reshape(len(cells), side, side).to(grid_features.dtype)
 
 
 def grid_attention_bwd(grad: Tensor, grid_features: Tensor, scale: float, cells: Tensor | None) -> Tensor:
     """DV = scale * V (dG + dG^T); with chosen cells only their rows of dG are not zero."""
     vectors = widen(grid_features).flatten(2)
     if cells is None:
-        rows = widen(grad).reshape(len(vectors), vectors.shape[2], -1)  # dG: [B, N, N]
+        rows = widen(grad).flatten(2)  # dG: [B, N, N]
         out = torch.einsum("bcm,bnm->bcn", vectors, rows) + torch.einsum("bcn,bnm->bcm", vectors, rows)
         return (scale * out).reshape(grid_features.shape).to(grid_features.dtype)
-    out = torch.zeros_like(vectors)
+    out = vectors.new_zeros(vectors.shape)
     rows = widen(grad).flatten(1)  # dG: [K, N]
     for image in range(len(vectors)):
         mine = cells[:, 0] == image

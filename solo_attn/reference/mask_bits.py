@@ -41,7 +41,7 @@ def mask_bits(
         words[part] = pack(masks)
         areas[part] = masks.sum(1)
         # An empty mask has a maskness of 0, not 0 / 0.
-        maskness[part] = (maps * masks).sum(1) / areas[part].clamp(min=1)
+        maskness[part] = maps.where(masks, 0).sum(1) / areas[part].clamp(min=1)
     return words, areas, maskness
 
 
@@ -50,8 +50,9 @@ def pack(masks: Tensor) -> Tensor:
     count, pixels = masks.shape
     padded = torch.nn.functional.pad(masks.to(torch.uint8), (0, -pixels % 64))
     weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=masks.device)
-    octets = (padded.reshape(count, -(-pixels // 64) * 8, 8) * weights).sum(2, dtype=torch.uint8)
-    return octets.contiguous().view(torch.int64)  # little-endian, as every platform of PyTorch
+    octets = (padded.reshape(-1, 8) * weights).sum(1, dtype=torch.uint8)
+    # Little-endian, as every platform of PyTorch.
+    return octets.view(torch.int64).reshape(count, -(-pixels // 64))
 
 
 def unpack(words: Tensor, pixels: int) -> Tensor:
