@@ -75,8 +75,9 @@ class SOLOHead(nn.Module):
         num_grids: S of each level (Table 2).
         coords: "paper", "inclusive" or None: the coordinate channels of the mask branch.
         attention: add the attention branch.
-        attention_scale: what multiplies the dot products: a number, "rsqrt" for C^-1/2, or "cosine" for
-            dot products of vectors of length 1.
+        attention_scale: what multiplies the dot products: a number (1 is the paper's literal reading),
+            "rsqrt" for C^-1/2, or "cosine" for dot products of vectors of length 1. The README says why
+            the last is the default.
 
     Raises:
         ValueError: an argument outside of what is said above.
@@ -92,7 +93,7 @@ class SOLOHead(nn.Module):
         num_grids: Sequence[int] = (40, 36, 24, 16, 12),
         coords: str | None = "paper",
         attention: bool = True,
-        attention_scale: float | str = 1.0,
+        attention_scale: float | str = "cosine",
     ) -> None:
         super().__init__()
         if num_classes < 1:

@@ -114,7 +114,7 @@ def build_solo(
     scale_ranges: Sequence[Sequence[float]] = SCALE_RANGES,
     coords: str | None = "paper",
     attention: bool = True,
-    attention_scale: float | str = 1.0,
+    attention_scale: float | str = "cosine",
     min_size: int | Sequence[int] = 800,
     max_size: int = 1333,
     resize_in_training: bool = True,
@@ -143,7 +143,7 @@ def build_solo(
         scale_ranges: of each level, the sqrt of box area in pixels of the resized image; inclusive.
         coords: "paper" (eq. 1), "inclusive" (mmdetection's) or None.
         attention: add the attention branch (paper section 3.3, 3.4).
-        attention_scale: a number, "rsqrt" for C^-1/2, or "cosine".
+        attention_scale: a number, "rsqrt" for C^-1/2, or "cosine" (see `SOLOHead`).
         min_size: shorter side in pixels that images are resized to; several for training, one at random.
         max_size: limit of the longer side.
         resize_in_training: False takes training images as they come, for data that is cropped to size.

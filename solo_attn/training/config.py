@@ -68,7 +68,7 @@ class ModelConfig:
     )
     coords: Literal["paper", "inclusive"] | None = "paper"
     attention: bool = True
-    attention_scale: float | Literal["rsqrt", "cosine"] = 1.0
+    attention_scale: float | Literal["rsqrt", "cosine"] = "cosine"
     min_size: int | list[int] = 800
     max_size: int = 1333
     resize_in_training: bool = True

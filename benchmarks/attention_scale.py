@@ -1,0 +1,59 @@
+"""What the scale of the attention's dot products does to learning: short runs that differ in nothing else.
+
+python benchmarks/attention_scale.py configs/nuclei_small.yaml --steps 400 --out FILE.json
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from solo_attn.training import load_config, train
+from solo_attn.training.train import RESULT
+
+# The literal reading of eq. 3, C^-1/2, vectors of length 1; and the same model without attention.
+SETTINGS: dict[str, list[str]] = {
+    "no attention": ["model.attention=false"],
+    "1": ["model.attention=true", "model.attention_scale=1.0"],
+    "C^-1/2": ["model.attention=true", "model.attention_scale=rsqrt"],
+    "cosine": ["model.attention=true", "model.attention_scale=cosine"],
+}
+
+
+def main(
+    config: Annotated[Path, typer.Argument(help="YAML file; see configs/.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of each run.")] = 400,
+    out: Annotated[Path, typer.Option(help="JSON file with the results.")] = Path("attention_scale.json"),
+) -> None:
+    """Train each setting for the same steps on the same images, and store losses and AP."""
+    console = Console()
+    found: dict[str, Any] = {}
+    for name, changes in SETTINGS.items():
+        console.print(f"attention scale: {name}", highlight=False)
+        # Logged every step: means over the last tenth say more than single batches.
+        settings = [*(overrides or []), *changes, f"train.max_steps={steps}", "train.log_every=1"]
+        run = load_config(config, [*settings, "train.max_minutes=null", f"train.eval_every={steps}"])
+        with tempfile.TemporaryDirectory() as folder:
+            train(run, folder, console=console)
+            result = json.loads((Path(folder) / RESULT).read_text(encoding="utf-8"))
+        curve = [row for row in result.pop("curve") if "train/dice" in row]
+        last = curve[-max(1, steps // 10) :]
+        for key in ("train/dice", "train/loss_category"):
+            result[key] = round(fmean(row[key] for row in last), 4)
+        found[name] = result
+        console.print(
+            f"{name}: dice {result['train/dice']:.3f}, AP50 {result['metrics']['ap50']:.3f}", highlight=False
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

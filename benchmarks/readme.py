@@ -1,0 +1,110 @@
+"""Write what was measured into the README: `make results`.
+
+Each block between ``<!-- begin:NAME -->`` and ``<!-- end:NAME -->`` is made from ``results/cpu/NAME.json``,
+with the machine and the commit it was measured on; the plots go to ``docs/images``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from solo_attn.evaluation import CocoMetrics, learning_curve, paper_table3, paper_table4
+
+ROOT = Path(__file__).parents[1]
+README, IMAGES, RESULTS = (
+    ROOT / "README.md",
+    ROOT / "docs" / "images",
+    ROOT / "benchmarks" / "results" / "cpu",
+)
+
+
+def stored(name: str) -> Any:
+    """What ``results/cpu/NAME.json`` holds."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def measured_on(environment: dict[str, Any], seconds: float | None = None) -> str:
+    """Machine, versions and commit of a number, in words."""
+    took = "" if seconds is None else f"{seconds / 60:.0f} minutes on "
+    return (
+        f"({took}{environment['device']}, {environment['threads']} threads, torch {environment['torch']}, "
+        f"commit {environment['commit']}, {environment['date'][:10]})"
+    )
+
+
+def per_cent(value: float) -> str:
+    """0.1234 as "12.3"; "–" where COCO leaves it undefined."""
+    return "–" if value < 0 else f"{100 * value:.1f}"
+
+
+def demo() -> str:
+    """Tables 3 and 4 on synthetic scenes."""
+    result = stored("demo")
+    limit = result["summary"]["max_detections"]
+    rows = {
+        system: [CocoMetrics(**seed, max_detections=limit) for seed in found["seeds"]]
+        for system, found in result["summary"]["systems"].items()
+    }
+    seconds = sum(run["seconds"] for runs in result["runs"].values() for run in runs)
+    return (
+        f"{paper_table3(rows)}\n{paper_table4(rows)}\n"
+        f"One seed, minutes of training: a demonstration, not evidence. "
+        f"{measured_on(result['environment'], seconds)}\n\n"
+        "![Ground truth and the three systems on the same scenes](docs/images/demo_figure5.png)"
+    )
+
+
+def nuclei() -> str:
+    """The metrics and the learning curve of configs/nuclei_small.yaml."""
+    result = stored("nuclei")
+    metrics = result["metrics"]
+    keys = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+    head = " | ".join(key[:2].upper() + key[2:] for key in keys)
+    return (
+        f"| {head} |\n|{' ---: |' * len(keys)}\n"
+        f"| {' | '.join(per_cent(metrics[key]) for key in keys)} |\n\n"
+        f"On the 65 test images, the last epoch's weights, at most {metrics['max_detections']} nuclei an "
+        f"image, {result['steps']:,} steps. {measured_on(result['environment'], result['seconds'])}\n\n"
+        "![Losses and AP over the steps](docs/images/nuclei_curve.png)"
+    )
+
+
+def attention_scale() -> str:
+    """Losses after the same few steps with each scale."""
+    found = stored("attention_scale")
+    lines = ["| attention scale | dice loss | focal loss | AP50 |", "| --- | ---: | ---: | ---: |"]
+    for name, run in found.items():
+        lines.append(
+            f"| {name} | {run['train/dice']:.3f} | {run['train/loss_category']:.3f} | "
+            f"{per_cent(run['metrics']['ap50'])} |"
+        )
+    first = next(iter(found.values()))
+    return "\n".join(lines) + (
+        f"\n\n{first['steps']} steps of `configs/nuclei_small.yaml` each, one seed; losses are means of the "
+        f"last tenth. A dice loss near 1 means that no mask has been learned. "
+        f"{measured_on(first['environment'])}"
+    )
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"demo": demo, "nuclei": nuclei, "attention_scale": attention_scale}
+
+
+def filled(text: str) -> str:
+    """``text`` with every block made anew."""
+    for name, make in BLOCKS.items():
+        begin, end = f"<!-- begin:{name} -->\n", f"<!-- end:{name} -->"
+        block = f"{begin}{make()}\n{end}"
+        text, count = re.subn(f"{begin}.*?{end}", lambda _, block=block: block, text, flags=re.DOTALL)
+        if count != 1:
+            raise ValueError(f"readme: expected one block {name} in {README.name}, got {count}")
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    learning_curve(stored("nuclei")["curve"], IMAGES / "nuclei_curve.png")
