@@ -24,8 +24,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## train and compare the paper's three systems on synthetic street scenes
 	$(BIN)/solo-attn demo
 
+# Threads that wait actively starve each other where tests run several processes on few cores.
 test: setup lint  ## lint, then every test
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
 lint: setup  ## ruff and the type checker
 	$(BIN)/ruff check .

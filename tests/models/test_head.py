@@ -1,0 +1,266 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from solo_attn.models import SOLOHead
+from solo_attn.models.head import STRIDES, coordinates
+
+
+def small_head(seed=0, **settings):
+    """In float64, with output weights that are large enough to matter."""
+    torch.manual_seed(seed)
+    sizes = {"in_channels": 6, "channels": 32, "num_convs": 2, "num_grids": (5, 4, 3, 2, 2)}
+    head = SOLOHead(3, **{**sizes, **settings}).double()
+    for output in head.mask_outputs:
+        nn.init.normal_(output.weight)
+        nn.init.normal_(output.bias)
+    return head
+
+
+def level_input(head, level=0, size=(6, 8), seed=1):
+    torch.manual_seed(seed)
+    features = torch.randn(2, 6, *size, dtype=torch.float64)
+    grid = torch.randn(2, 6, *[head.num_grids[level]] * 2, dtype=torch.float64)
+    return features.requires_grad_(), grid.requires_grad_()
+
+
+def enlarge(x, size):
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def every_cell(side, seed=0):
+    """(image, cell) of two images, shuffled: the order of the rows is part of the promise."""
+    torch.manual_seed(seed)
+    cells = torch.cartesian_prod(torch.arange(2), torch.arange(side * side))
+    return cells[torch.randperm(len(cells))]
+
+
+def pyramid_of(height, width, channels=256):
+    with torch.device("meta"):
+        sizes = [(-(-height // s), -(-width // s)) for s in (4, 8, 16, 32, 64)]
+        return [torch.empty(1, channels, *size) for size in sizes]
+
+
+def test_effective_strides():
+    levels = SOLOHead(1, channels=32, num_convs=1).levels(pyramid_of(672, 1344))
+    assert [(672 // x.shape[2], 1344 // x.shape[3]) for x in levels] == [(s, s) for s in (8, 8, 16, 32, 32)]
+    assert STRIDES == (8, 8, 16, 32, 32)
+
+
+def test_levels_are_resized_bilinearly():
+    p2, p6 = torch.rand(1, 2, 8, 12), torch.rand(1, 2, 1, 2)
+    middle = [torch.rand(1, 2, 4 // s, 6 // s) for s in (1, 2)] + [torch.rand(1, 2, 2, 3)]
+    levels = SOLOHead(1, in_channels=2, channels=32).levels([p2, *middle, p6])
+    # Halving with align_corners=False takes the mean of each 2 x 2 block.
+    torch.testing.assert_close(levels[0], F.avg_pool2d(p2, 2))
+    assert all(a is b for a, b in zip(levels[1:4], middle, strict=True))
+    left, right = p6[0, :, 0].T
+    torch.testing.assert_close(levels[4][0, :, 1], torch.stack([left, (left + right) / 2, right], dim=1))
+
+
+def test_grids_of_table_2():
+    head = SOLOHead(80)
+    assert head.num_grids == (40, 36, 24, 16, 12)
+    assert sum(side**2 for side in head.num_grids) == 3872
+    with torch.device("meta"):
+        head = SOLOHead(80)
+        levels = head.levels(pyramid_of(672, 1344))
+        grids = head.grids(levels)
+        logits = head.category_logits(grids)
+        masks = head.dense_mask_logits(2, levels[2], grids[2])
+    assert [tuple(x.shape) for x in grids] == [(1, 256, s, s) for s in head.num_grids]
+    assert [tuple(x.shape) for x in logits] == [(1, 80, s, s) for s in head.num_grids]
+    assert masks.shape == (1, 576, 84, 168)
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_number_of_parameters(attention):
+    head = SOLOHead(80, attention=attention)
+    assert sum(p.numel() for p in head.parameters()) == 9_448_816
+
+
+def test_towers_are_shared_and_mask_outputs_are_not():
+    head = small_head()
+    levels = [torch.randn(1, 6, 4, 6, dtype=torch.float64) for _ in range(5)]
+
+    def outputs():
+        grids = head.grids(levels)
+        masks = [head.dense_mask_logits(k, x, g) for k, (x, g) in enumerate(zip(levels, grids, strict=True))]
+        return head.category_logits(grids), masks
+
+    def changed(module):
+        categories, masks = outputs()
+        with torch.no_grad():
+            module.weight.mul_(1.5)
+            moved = outputs()
+            module.weight.div_(1.5)
+        return [
+            [not torch.equal(a, b) for a, b in zip(*pair, strict=True)]
+            for pair in ((categories, moved[0]), (masks, moved[1]))
+        ]
+
+    every, none = [True] * 5, [False] * 5
+    assert changed(head.category_tower[1]) == [every, none]
+    assert changed(head.category_output) == [every, none]
+    assert changed(head.mask_tower[4]) == [none, every]
+    assert changed(head.mask_outputs[1]) == [none, [False, True, False, False, False]]
+
+
+def test_towers_are_seven_groups_without_bias():
+    head = SOLOHead(80)
+    for tower, first in ((head.category_tower, 256), (head.mask_tower, 258)):
+        kinds = [type(m) for m in tower]
+        assert kinds == [nn.Conv2d, nn.GroupNorm, nn.ReLU] * 7
+        convolutions, norms = list(tower[::3]), list(tower[1::3])
+        assert [c.in_channels for c in convolutions] == [first] + [256] * 6
+        assert all(c.bias is None and c.kernel_size == (3, 3) and c.padding == (1, 1) for c in convolutions)
+        assert all(n.num_groups == 32 and n.num_channels == 256 for n in norms)
+
+
+def test_initial_weights():
+    torch.manual_seed(0)
+    head = SOLOHead(80)
+    for output in [head.category_output, *head.mask_outputs]:
+        assert torch.equal(output.bias, torch.full_like(output.bias, -4.595))
+    assert math.isclose(1 / (1 + math.exp(4.595)), 0.01, rel_tol=1e-3)
+    weights = [m.weight for m in head.modules() if isinstance(m, nn.Conv2d)]
+    assert len(weights) == 7 + 7 + 1 + 5
+    for weight in weights:
+        assert weight.std().item() == pytest.approx(0.01, rel=0.03)
+        assert abs(weight.mean().item()) < 5 * 0.01 / weight.numel() ** 0.5
+
+
+def test_coordinates_of_equation_1():
+    x, y = coordinates(torch.empty(1, 7, 2, 4), "paper")[0]
+    assert x.tolist() == [[-1.0, -0.5, 0.0, 0.5]] * 2
+    assert y.tolist() == [[-1.0] * 4, [0.0] * 4]
+
+
+def test_coordinates_with_inclusive_ends():
+    x, y = coordinates(torch.empty(1, 7, 3, 5), "inclusive")[0]
+    assert x.tolist() == [[-1.0, -0.5, 0.0, 0.5, 1.0]] * 3
+    assert y.tolist() == [[-1.0] * 5, [0.0] * 5, [1.0] * 5]
+
+
+@pytest.mark.parametrize("coords", ["paper", "inclusive", None])
+def test_the_mask_tower_sees_features_then_x_then_y(coords):
+    head = small_head(coords=coords)
+    features, grid = level_input(head)
+    seen = []
+    head.mask_tower.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    head.dense_mask_logits(0, features, grid)
+    expected = features if coords is None else torch.cat([features, coordinates(features, coords)], dim=1)
+    assert torch.equal(seen[0], expected)
+
+
+SCALES = [2.5, "rsqrt", "cosine", None]  # None: without attention
+
+
+def dense_by_hand(head, scale, level, features, grid):
+    """Figure 2 with nothing but PyTorch: convolve the enlarged map, add the enlarged dot products."""
+    height, width = features.shape[2:]
+    maps = head.mask_tower(torch.cat([features, coordinates(features, "paper")], dim=1))
+    logits = head.mask_outputs[level](enlarge(maps, (2 * height, 2 * width)))
+    if scale is None:
+        return logits
+    side = grid.shape[-1]
+    vectors = grid.flatten(2)
+    if scale == "cosine":
+        vectors = vectors / vectors.norm(dim=1, keepdim=True)
+    dots = torch.einsum("bcn,bcm->bnm", vectors, vectors)
+    dots = dots * {2.5: 2.5, "rsqrt": 6**-0.5, "cosine": 1.0}[scale]
+    return logits + enlarge(dots.unflatten(2, (side, side)), (2 * height, 2 * width))
+
+
+def with_gradients(head, inputs, logits):
+    """Logits and what flows back from an upstream gradient without symmetry."""
+    upstream = torch.randn(logits.shape, generator=torch.Generator().manual_seed(5), dtype=logits.dtype)
+    wanted = [*inputs, *head.mask_tower.parameters(), *head.mask_outputs.parameters()]
+    grads = torch.autograd.grad(logits, wanted, upstream, allow_unused=True)
+    return [logits, *grads]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("level", [0, 2])
+def test_dense_logits_and_cells_are_figure_2(level, scale):
+    """The 1x1 convolution and the enlarging commute (spec 4.1), and cells may be made alone (4.2)."""
+    head = small_head(attention=scale is not None, attention_scale=1.0 if scale is None else scale)
+    inputs = level_input(head, level)
+    side = head.num_grids[level]
+    expected = with_gradients(head, inputs, dense_by_hand(head, scale, level, *inputs))
+
+    dense = head.dense_mask_logits(level, *inputs)
+    assert dense.shape == (2, side * side, 12, 16)
+
+    cells = every_cell(side)
+    coarse, attention, size = head.cell_masks(level, *inputs, cells)
+    assert coarse.shape == (2 * side * side, 6, 8)
+    assert size == (12, 16)
+    rows = enlarge(coarse[None], size)[0]
+    if scale is None:
+        assert attention is None
+    else:
+        assert attention.shape == (2 * side * side, side, side)
+        rows = rows + enlarge(attention[None], size)[0]
+    back = (cells[:, 0] * side * side + cells[:, 1]).argsort()
+    for logits in (dense, rows[back].unflatten(0, (2, side * side))):
+        for a, b in zip(with_gradients(head, inputs, logits), expected, strict=True):
+            if a is None or b is None:  # the grid without attention, and the other levels' outputs
+                assert a is b
+            else:
+                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_cells_of_some_images_in_any_order():
+    head = small_head()
+    torch.manual_seed(2)
+    features = torch.randn(4, 6, 5, 7, dtype=torch.float64)
+    grid = torch.randn(4, 6, 5, 5, dtype=torch.float64)
+    images = []
+    head.mask_tower.register_forward_pre_hook(lambda module, args: images.append(len(args[0])))
+    cells = torch.tensor([[3, 24], [1, 0], [3, 2], [1, 0], [1, 13]])
+    coarse, attention, size = head.cell_masks(0, features, grid, cells)
+    assert images == [2]  # images 0 and 2 have no cell
+    dense = head.dense_mask_logits(0, features, grid)
+    rows = enlarge(coarse[None], size)[0] + enlarge(attention[None], size)[0]
+    torch.testing.assert_close(rows, dense[cells[:, 0], cells[:, 1]])
+
+
+@pytest.mark.parametrize("coords", ["paper", "inclusive", None])
+def test_attention_is_of_features_before_coordinates(coords):
+    head = small_head(coords=coords, attention_scale=1.0)
+    pyramid = [
+        torch.randn(1, 6, *s, dtype=torch.float64) for s in ((16, 24), (8, 12), (4, 6), (2, 3), (1, 2))
+    ]
+    levels = head.levels(pyramid)
+    grids = head.grids(levels)
+    vectors = enlarge(levels[1], (4, 4))[0].flatten(1)  # [6, 16]: no coordinates in it
+    cells = torch.tensor([[0, 0], [0, 6], [0, 15]])
+    attention = head.cell_masks(1, levels[1], grids[1], cells).attention
+    torch.testing.assert_close(attention, (vectors.T @ vectors)[cells[:, 1]].unflatten(1, (4, 4)))
+    # The same cells are what the category branch starts from.
+    seen = []
+    head.category_tower.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    head.category_logits(grids)
+    assert torch.equal(seen[1][0].flatten(1), vectors)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_classes": 0}, "SOLOHead: expected num_classes >= 1, got 0"),
+        ({"channels": 48}, r"SOLOHead: expected channels to be a multiple of 32 \(GroupNorm\), got 48"),
+        ({"channels": 0}, "SOLOHead: expected channels .* got 0"),
+        ({"num_convs": 0}, "SOLOHead: expected num_convs >= 1, got 0"),
+        ({"num_grids": (4, 4)}, r"SOLOHead: expected num_grids to be five numbers >= 1, got \(4, 4\)"),
+        ({"num_grids": (4, 4, 4, 4, 0)}, "SOLOHead: expected num_grids to be five"),
+        ({"coords": "polar"}, "SOLOHead: expected coords to be one of paper, inclusive or None, got 'polar'"),
+        ({"attention_scale": "sqrt"}, "SOLOHead: expected attention_scale to be .* got 'sqrt'"),
+    ],
+)
+def test_errors(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SOLOHead(**{"num_classes": 3, **settings})
