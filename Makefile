@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp')
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint results format clean
@@ -11,12 +12,12 @@ STAMP := $(VENV)/.installed
 help:  ## show these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-setup: $(STAMP)  ## make the virtual environment and install torch, torchvision and this package
+setup: $(STAMP)  ## make the virtual environment, install torch and torchvision, compile and install this package
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt $(CSRC)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else f"solo-attn needs Python >= 3.10, and $(PYTHON) is {v[0]}.{v[1]}; name another with: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "setuptools>=77" wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "setuptools>=77" wheel ninja
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[train,dev]"
 	@touch $@
@@ -28,17 +29,19 @@ demo: setup  ## train and compare the paper's three systems on synthetic street 
 test: setup lint  ## lint, then every test
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
-lint: setup  ## ruff and the type checker
+lint: setup  ## ruff, the type checker, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CSRC)
 
 results: setup  ## write benchmarks/results into the README
 	$(BIN)/python benchmarks/readme.py
 
-format: setup  ## let ruff rewrite what it can
+format: setup  ## let ruff and clang-format rewrite what they can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CSRC)
 
 clean:  ## remove what the build and the runs left
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache runs demo
+	rm -rf $(STAMP) build dist *.egg-info solo_attn/_C.* solo_attn/_build.json .pytest_cache .mypy_cache .ruff_cache runs demo

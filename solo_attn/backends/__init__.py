@@ -1,6 +1,7 @@
 """Which implementation of an op runs, and why."""
 
+from . import compiled
 from .explain import Choice, Explanation, explain
 from .registry import BACKENDS, NAMES, OPS, Backend, select
 
-__all__ = ["BACKENDS", "NAMES", "OPS", "Backend", "Choice", "Explanation", "explain", "select"]
+__all__ = ["BACKENDS", "NAMES", "OPS", "Backend", "Choice", "Explanation", "compiled", "explain", "select"]

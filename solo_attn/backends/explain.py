@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .registry import BACKENDS, OPS, select
+from . import compiled
+from .registry import BACKENDS, OPS, Backend, select
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,15 @@ def explain(
         except RuntimeError:  # SOLO_ATTN_BACKEND names one that cannot run: its reason is in the table
             default = None
         choices += [
-            Choice(name, backend.name, backend is default, backend.refuses(name, device_type, dtype))
+            Choice(name, backend.name, backend is default, _reason(backend, name, device_type, dtype))
             for backend in BACKENDS
         ]
     return Explanation(device_type, dtype, tuple(choices))
+
+
+def _reason(backend: Backend, op: str, device_type: str, dtype: torch.dtype) -> str | None:
+    """A broken extension is still the default, as it is an error and no reason to fall back; it runs nothing."""
+    reason = backend.refuses(op, device_type, dtype)
+    if reason is None and backend.namespace == compiled.NAMESPACE:
+        return compiled.problem()
+    return reason

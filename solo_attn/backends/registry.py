@@ -5,6 +5,7 @@ A backend is a namespace of torch.library ops with the same schemas, fakes and g
 =========== ======================== ==================================================
 backend     namespace                what it is
 =========== ======================== ==================================================
+cpu         ``solo_attn``            C++, threads and SIMD chosen when it runs
 reference   ``solo_attn_reference``  plain PyTorch, any device and float dtype
 =========== ======================== ==================================================
 
@@ -19,6 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+from . import compiled
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -39,12 +42,23 @@ class Backend:
     refuses: Callable[[str, str, torch.dtype], str | None]
 
 
+def _cpu_refuses(op: str, device_type: str, dtype: torch.dtype) -> str | None:
+    if device_type != "cpu":
+        return f"it needs CPU tensors, got {device_type}"
+    if dtype not in FLOAT_DTYPES:
+        return f"it has no kernels for {dtype}"
+    return compiled.refuses("cpu", op)
+
+
 def _reference_refuses(op: str, device_type: str, dtype: torch.dtype) -> str | None:
     return None
 
 
 # Fastest first: `select` takes the first that does not refuse.
-BACKENDS: tuple[Backend, ...] = (Backend("reference", "solo_attn_reference", _reference_refuses),)
+BACKENDS: tuple[Backend, ...] = (
+    Backend("cpu", compiled.NAMESPACE, _cpu_refuses),
+    Backend("reference", "solo_attn_reference", _reference_refuses),
+)
 NAMES = tuple(backend.name for backend in BACKENDS)
 
 OPS = (

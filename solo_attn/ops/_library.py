@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
-from ..backends import BACKENDS, select
+from ..backends import BACKENDS, compiled, select
 
-# "solo_attn" is where compiled kernels register by dispatch key; see backends/registry.py.
-NAMESPACES = ("solo_attn", "solo_attn_reference")
+# Compiled kernels register in the first, by dispatch key; see backends/registry.py.
+NAMESPACES = (compiled.NAMESPACE, "solo_attn_reference")
 
 _OVERLOADS: dict[tuple[str, str], OpOverload] = {}
 
@@ -40,7 +40,10 @@ def declare(
     for namespace in NAMESPACES:
         qualified = f"{namespace}::{name}"
         torch.library.define(qualified, schema)
-        torch.library.impl(qualified, "default", _without_autocast(reference))
+        kernel = _without_autocast(reference)
+        if namespace == compiled.NAMESPACE:
+            kernel = _compiled_first(name, kernel)
+        torch.library.impl(qualified, "default", kernel)
         torch.library.register_fake(qualified, fake)
         if "!" not in schema:  # torch.library has no gradients for ops that write to their inputs
             formula = _bind(backward, namespace) if backward is not None else _no_gradient(name)
@@ -55,6 +58,19 @@ def _without_autocast(kernel: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any) -> Any:
         with torch.autocast(args[0].device.type, enabled=False):
             return kernel(*args)
+
+    return run
+
+
+def _compiled_first(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Load the extension before the first call of a graph of torch.compile, which holds this op already."""
+
+    @functools.wraps(kernel)
+    def run(*args: Any) -> Any:
+        if compiled.loaded:
+            return kernel(*args)
+        compiled.load()  # a compiled kernel, if there is one, now stands before this one
+        return overload(compiled.NAMESPACE, name)(*args)
 
     return run
 
@@ -86,7 +102,11 @@ def overload(namespace: str, name: str) -> OpOverload:
 
 def pick(op: str, x: torch.Tensor, backend: str | None, variant: str = "") -> OpOverload:
     """The op that runs ``op`` on ``x``: the chosen backend's, in its form ``variant`` ("_", "_rle")."""
-    return overload(select(op, x.device.type, x.dtype, backend).namespace, op + variant)
+    namespace = select(op, x.device.type, x.dtype, backend).namespace
+    # Here, and not in the op alone, so that no other thread runs the op while its kernels are registered.
+    if namespace == compiled.NAMESPACE and not torch.compiler.is_compiling():
+        compiled.load()
+    return overload(namespace, op + variant)
 
 
 assert {backend.namespace for backend in BACKENDS} <= set(NAMESPACES)

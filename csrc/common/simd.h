@@ -1,0 +1,70 @@
+// One body of code, compiled for several instruction sets and chosen when it runs.
+//
+// A body is a struct with `template <Isa isa> static SOLO_ATTN_INLINE R run(Args...)`; `call<Body>(args...)`
+// runs it on the best instruction set of this processor. Explicit targets and not GCC's target_clones: those
+// choose while the library loads, and a test could not reach the paths its processor does not prefer.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define SOLO_ATTN_X86 1
+#include <immintrin.h>
+#endif
+
+#if defined(__GNUC__)
+#define SOLO_ATTN_INLINE inline __attribute__((always_inline))
+#else
+#define SOLO_ATTN_INLINE inline
+#endif
+
+#if defined(SOLO_ATTN_X86)
+// Lists of features and not arch=...: GCC inlines no body across two values of arch.
+#define SOLO_ATTN_AVX2 __attribute__((target("avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt")))
+#if defined(__clang__)
+#define SOLO_ATTN_WIDE ""
+#else
+#define SOLO_ATTN_WIDE ",prefer-vector-width=512"
+#endif
+#define SOLO_ATTN_AVX512                                                               \
+  __attribute__((                                                                      \
+      target("avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512dq,avx512vl," \
+             "avx512vpopcntdq" SOLO_ATTN_WIDE)))
+#endif
+
+namespace solo_attn {
+
+enum class Isa : int { plain, avx2, avx512 };
+
+// The instruction set in use: the best of this processor, or what the test hook of simd.cpp asked for.
+Isa isa();
+
+#if defined(SOLO_ATTN_X86)
+template <class Body, class... Args>
+SOLO_ATTN_AVX2 auto call_avx2(Args... args) {
+  return Body::template run<Isa::avx2>(args...);
+}
+
+template <class Body, class... Args>
+SOLO_ATTN_AVX512 auto call_avx512(Args... args) {
+  return Body::template run<Isa::avx512>(args...);
+}
+#endif
+
+// Arguments are taken by value: hand over pointers and numbers.
+template <class Body, class... Args>
+auto call(Args... args) {
+#if defined(SOLO_ATTN_X86)
+  switch (isa()) {
+    case Isa::avx512:
+      return call_avx512<Body>(args...);
+    case Isa::avx2:
+      return call_avx2<Body>(args...);
+    case Isa::plain:
+      break;
+  }
+#endif
+  return Body::template run<Isa::plain>(args...);
+}
+
+}  // namespace solo_attn

@@ -1,0 +1,241 @@
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "../common/bits.h"
+#include "../common/check.h"
+#include "../common/dtypes.h"
+#include "../common/parallel.h"
+#include "matrix_nms.h"
+
+namespace solo_attn::matrix_nms {
+namespace {
+
+// Overlaps that are held at a time, or one row of them where that is longer: memory that does not grow with
+// n^2.
+constexpr int64_t kHeld = 1 << 20;
+// Masks that are compared with one earlier mask while that is in the cache.
+constexpr int64_t kTile = 8;
+
+// A mask's bits; none is set outside the words [first, last).
+struct Row {
+  const uint64_t* words;
+  int64_t first;
+  int64_t last;
+  int64_t area;
+};
+
+// Masks stand by label, then best first; a mask's group is the index of the first of its label.
+template <class T>
+struct Pairs {
+  const Row* rows;
+  const int64_t* group;
+  const int64_t* place;  // of d_ij with i = group: d_ij is overlap[place[j] + i - group[j]]
+  T* overlap;
+  T* worst;  // c_j
+};
+
+struct PackRow {
+  template <Isa isa>
+  static SOLO_ATTN_INLINE void run(const uint8_t* bytes, int64_t pixels, uint64_t* words) {
+    pack_row<isa>(bytes, pixels, words);
+  }
+};
+
+struct Measure {
+  template <Isa isa>
+  static SOLO_ATTN_INLINE Row run(const uint64_t* words, int64_t count) {
+    Row row{words, 0, count, 0};
+    while (row.first < row.last && words[row.first] == 0) ++row.first;
+    while (row.last > row.first && words[row.last - 1] == 0) --row.last;
+    for (int64_t w = row.first; w < row.last; ++w) row.area += popcount<isa>(words[w]);
+    return row;
+  }
+};
+
+// d_ij and c_j for j in [begin, end).
+template <class T>
+struct Overlaps {
+  template <Isa isa>
+  static SOLO_ATTN_INLINE void run(Pairs<T> pairs, int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; ++j) pairs.worst[j] = 0;
+    for (int64_t i = pairs.group[begin]; i < end; ++i) {
+      const Row a = pairs.rows[i];
+      for (int64_t j = std::max(i + 1, begin); j < end && pairs.group[j] <= i; ++j) {
+        const Row b = pairs.rows[j];
+        const int64_t last = std::min(a.last, b.last);
+        int64_t both = 0;
+        for (int64_t w = std::max(a.first, b.first); w < last; ++w) {
+          both += popcount<isa>(a.words[w] & b.words[w]);
+        }
+        const T overlap = both == 0 ? T(0) : iou<T>(both, a.area, b.area);
+        pairs.overlap[pairs.place[j] + i - pairs.group[j]] = overlap;
+        pairs.worst[j] = std::max(pairs.worst[j], overlap);
+      }
+    }
+  }
+};
+
+// decay_j for one j, once the c_i of those before it are known.
+template <class T, class Kernel>
+struct Decay {
+  template <Isa isa>
+  static SOLO_ATTN_INLINE T run(Pairs<T> pairs, Kernel kernel, int64_t j) {
+    const int64_t group = pairs.group[j];
+    const T* overlap = pairs.overlap + pairs.place[j];
+    const T* worst = pairs.worst + group;
+    T least = Kernel::neutral();
+    for (int64_t i = 0; i < j - group; ++i) least = std::min(least, Kernel::bind(overlap[i], worst[i]));
+    return kernel.finish(least);
+  }
+};
+
+// The k-th of count items, one from the end after each from the front: rows grow longer towards the end, and
+// each thread takes a run of k.
+int64_t folded(int64_t k, int64_t count) { return k % 2 == 0 ? k / 2 : count - 1 - k / 2; }
+
+// Indices by label, then by score; NaN stands last, so that it suppresses nothing.
+template <class T>
+std::vector<int64_t> by_label_best_first(const std::vector<T>& scores, const int64_t* labels) {
+  std::vector<int64_t> order(scores.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+    if (labels[a] != labels[b]) return labels[a] < labels[b];
+    const bool a_nan = std::isnan(scores[a]), b_nan = std::isnan(scores[b]);
+    if (a_nan != b_nan) return b_nan;
+    if (!a_nan && scores[a] != scores[b]) return scores[a] > scores[b];
+    return a < b;
+  });
+  return order;
+}
+
+std::vector<int64_t> groups(const std::vector<int64_t>& order, const int64_t* labels) {
+  std::vector<int64_t> group(order.size());
+  for (size_t j = 1; j < order.size(); ++j) {
+    group[j] = labels[order[j]] == labels[order[j - 1]] ? group[j - 1] : static_cast<int64_t>(j);
+  }
+  return group;
+}
+
+// Reads each mask once. One that is alone with its label overlaps nothing, and is not read at all.
+std::vector<Row> measure(const Tensor& masks, const std::vector<int64_t>& order,
+                         const std::vector<int64_t>& group, std::unique_ptr<uint64_t[]>& store) {
+  const int64_t count = masks.size(0), width = masks.size(1), stride = masks.stride(0);
+  const bool packed = masks.scalar_type() == ScalarType::Long;
+  const int64_t words = packed ? width : (width + 63) / 64;
+  if (!packed) store.reset(new uint64_t[count * words]);
+  const void* data = masks.const_data_ptr();
+  std::vector<Row> rows(count);
+  parallel_for(count, packed ? words : width / 16, [&](int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; ++j) {
+      const bool alone = group[j] == j && (j + 1 == count || group[j + 1] != j);
+      if (alone) continue;
+      const int64_t offset = order[j] * stride;
+      const uint64_t* row = static_cast<const uint64_t*>(data) + offset;
+      if (!packed) {
+        uint64_t* fresh = store.get() + j * words;
+        call<PackRow>(static_cast<const uint8_t*>(data) + offset, width, fresh);
+        row = fresh;
+      }
+      rows[j] = call<Measure>(row, words);
+    }
+  });
+  return rows;
+}
+
+// The decays, in the order of `rows`.
+template <class T, class Kernel>
+std::vector<T> decays(const std::vector<Row>& rows, const std::vector<int64_t>& group, Kernel kernel) {
+  const auto count = static_cast<int64_t>(rows.size());
+  std::vector<int64_t> place(count);
+  std::vector<T> worst(count), decay(count);
+  std::unique_ptr<T[]> overlap;
+  int64_t room = 0;
+  // Blocks of rows, in order: a decay needs the c_i of all masks before it, of its own block too.
+  for (int64_t begin = 0, end = 0; begin < count; begin = end) {
+    int64_t held = 0;
+    do {
+      place[end] = held;
+      held += end - group[end];
+      ++end;
+    } while (end < count && held + end - group[end] <= kHeld);
+    if (held > room) overlap.reset(new T[room = std::max(held, std::min(kHeld, count * (count - 1) / 2))]);
+    const Pairs<T> pairs{rows.data(), group.data(), place.data(), overlap.get(), worst.data()};
+    const int64_t tiles = (end - begin + kTile - 1) / kTile;
+    parallel_for(tiles, 20 * held / tiles, [&](int64_t from, int64_t to) {
+      for (int64_t k = from; k < to; ++k) {
+        const int64_t tile = begin + kTile * folded(k, tiles);
+        call<Overlaps<T>>(pairs, tile, std::min(tile + kTile, end));
+      }
+    });
+    parallel_for(end - begin, held / (end - begin), [&](int64_t from, int64_t to) {
+      for (int64_t k = from; k < to; ++k) {
+        const int64_t j = begin + folded(k, end - begin);
+        decay[j] = call<Decay<T, Kernel>>(pairs, kernel, j);
+      }
+    });
+  }
+  return decay;
+}
+
+void check_arguments(const Tensor& masks, const Tensor& labels, const Tensor& scores,
+                     const std::string& kernel) {
+  check(scores.dim() == 1, "matrix_nms: expected scores of shape [n], got ", scores.dim(), " dims");
+  const int64_t count = scores.size(0);
+  check(labels.dim() == 1 && labels.size(0) == count && labels.scalar_type() == ScalarType::Long,
+        "matrix_nms: expected labels of shape [n] and dtype int64, n = ", count, " as scores has");
+  check(masks.dim() == 2 && masks.size(0) == count,
+        "matrix_nms: expected masks of shape [n, pixels] or [n, words], n = ", count, " as scores has");
+  const ScalarType dtype = masks.scalar_type();
+  check(dtype == ScalarType::Bool || dtype == ScalarType::Byte || dtype == ScalarType::Long,
+        "matrix_nms: expected masks of dtype bool, uint8 or int64, got ", torch::headeronly::toString(dtype));
+  check(masks.is_cpu() && labels.is_cpu(), "matrix_nms: expected masks and labels on the CPU, as scores");
+  check(kernel == "gaussian" || kernel == "linear",
+        "matrix_nms: expected kernel to be one of gaussian, linear, got '", kernel, "'");
+}
+
+std::tuple<Tensor, Tensor> matrix_nms_cpu(const Tensor& masks, const Tensor& labels, const Tensor& scores,
+                                          const std::string& kernel, double sigma) {
+  check_arguments(masks, labels, scores, kernel);
+  const int64_t count = scores.size(0);
+  // Rows may repeat or lie far apart, but each must be one run of memory.
+  const Tensor rows_in = masks.stride(1) == 1 ? masks : torch::stable::contiguous(masks);
+  const Tensor labels_in = torch::stable::contiguous(labels), scores_in = torch::stable::contiguous(scores);
+  const auto* label = labels_in.const_data_ptr<int64_t>();
+  Tensor decayed = torch::stable::new_empty(scores_in, scores.sizes());
+  Tensor decay = torch::stable::new_empty(scores_in, scores.sizes(), accumulator_dtype(scores.scalar_type()));
+  dispatch_float("matrix_nms", scores.scalar_type(), [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    using T = accumulator_t<S>;
+    const S* score = scores_in.const_data_ptr<S>();
+    const std::vector<T> wide(score, score + count);
+    const std::vector<int64_t> order = by_label_best_first(wide, label);
+    const std::vector<int64_t> group = groups(order, label);
+    std::unique_ptr<uint64_t[]> store;
+    const std::vector<Row> rows = measure(rows_in, order, group, store);
+    const std::vector<T> found = kernel == "linear"
+                                     ? decays<T>(rows, group, Linear<T>{})
+                                     : decays<T>(rows, group, Gaussian<T>{static_cast<T>(sigma)});
+    S* out = decayed.mutable_data_ptr<S>();
+    T* factor = decay.mutable_data_ptr<T>();
+    for (int64_t j = 0; j < count; ++j) {
+      factor[order[j]] = found[j];
+      out[order[j]] = static_cast<S>(wide[order[j]] * found[j]);
+    }
+  });
+  return {decayed, decay};
+}
+
+}  // namespace
+}  // namespace solo_attn::matrix_nms
+
+STABLE_TORCH_LIBRARY_IMPL(solo_attn, CPU, m) {
+  m.impl("matrix_nms", TORCH_BOX(&solo_attn::matrix_nms::matrix_nms_cpu));
+}

@@ -1,0 +1,91 @@
+"""The compiled extension: what the build put into it, and loading it when it is first needed.
+
+What is in it stands in ``_build.json`` beside the package, so that the choice of a backend needs no compiled
+code and is a constant under ``torch.compile``. Its kernels register themselves in the namespace
+``solo_attn`` by dispatch key. An extension that ought to be there and does not load is an error: falling
+back in silence would cost a factor of a hundred that nobody sees.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+NAMESPACE = "solo_attn"
+_FOLDER = Path(__file__).parents[1]
+_LIBRARY = _FOLDER / "_C.abi3.so"
+_LOCK = threading.Lock()
+
+
+def _read() -> Mapping[str, Any]:
+    path = _FOLDER / "_build.json"
+    if not path.exists():
+        return {"build": "none", "ops": {}}
+    found: Mapping[str, Any] = json.loads(path.read_text())
+    return found
+
+
+# Read once, at import: what runs must not change between two calls of a compiled function.
+CONFIGURATION = _read()
+loaded = CONFIGURATION["build"] == "none"  # then there is nothing to load
+
+
+def refuses(backend: str, op: str) -> str | None:
+    """Why the extension has no ``op`` for ``backend`` ("cpu"), or None where it has."""
+    if CONFIGURATION["build"] == "none":
+        return "the extension is not built here (SOLO_ATTN_BUILD=none, or a source tree without `make setup`)"
+    if op not in CONFIGURATION["ops"].get(backend, ()):
+        return f"{op} is not compiled yet"
+    return None
+
+
+def load() -> None:
+    """Load the extension, once; nothing where none was built.
+
+    Raises:
+        RuntimeError: it was built, and cannot be loaded.
+    """
+    global loaded
+    if loaded:
+        return
+    with _LOCK:
+        if loaded:
+            return
+        try:
+            torch.ops.load_library(_LIBRARY)
+        except OSError as error:
+            raise RuntimeError(
+                f"solo_attn: its compiled extension was built (torch {CONFIGURATION.get('torch')}) but cannot "
+                f"be loaded into torch {torch.__version__}: {error}. Reinstall solo-attn, with "
+                "SOLO_ATTN_BUILD=none to do without compiled kernels"
+            ) from error
+        loaded = True
+
+
+def problem() -> str | None:
+    """Why the extension that was built cannot be loaded, or None; loads it."""
+    try:
+        load()
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def simd(level: str | None = None) -> str:
+    """The instruction set that the CPU kernels use: "plain", "avx2" or "avx512".
+
+    Args:
+        level: for tests, the one to use from now on; "" or one that this processor lacks gives its best.
+            The environment variable ``SOLO_ATTN_SIMD`` sets the first.
+    """
+    load()
+    function = ctypes.CDLL(str(_LIBRARY)).solo_attn_simd
+    function.restype = ctypes.c_char_p
+    name: bytes = function(None if level is None else level.encode())
+    return name.decode()
