@@ -17,10 +17,8 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).parent
 # The oldest torch whose stable ABI is used, 2.11. torch's own command adds Py_LIMITED_API, of Python 3.10.
 # Nobody reads errno or traps after these kernels, and loops vectorise without them.
-FLAGS = (
-    "-O3 -std=c++17 -fvisibility=hidden -g0 -fno-math-errno -fno-trapping-math "
-    "-Wall -Wextra -Wno-unused-parameter -DTORCH_TARGET_VERSION=0x020b000000000000"
-).split()
+FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden", "-g0", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS += ["-Wall", "-Wextra", "-Wno-unused-parameter", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 BYTES_PER_COMPILER = 2 << 30
 
 

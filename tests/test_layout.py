@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from solo_attn.backends import OPS
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "solo_attn"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
+COMPILED = sorted(path.name for path in (ROOT / "csrc").glob("*") if path.name != "common")
 
 # A folder may import those of a lower rank. "" is solo_attn/__init__.py, which gathers the ops for everybody
 # above them; training counts what evaluation measures.
@@ -95,7 +97,6 @@ def test_arrows_are_seen(package, line, wrong):
         "solo_attn/reference/{}.py",
         "tests/ops/test_{}.py",
         "kernels/{}.py",
-        "csrc/{}",
         "benchmarks/bench_{}.py",
     ],
 )
@@ -104,6 +105,21 @@ def test_an_op_stands_under_its_name_everywhere(op, place):
     if not any(ROOT.glob(place.format("*"))):
         pytest.skip(f"there is no {place.format('<op>')} yet")
     assert path.exists()
+
+
+@pytest.mark.parametrize("op", COMPILED)
+def test_a_compiled_op_stands_under_its_name(op):
+    assert op in OPS
+    assert (ROOT / "csrc" / op / f"{op}.h").exists()
+    assert (ROOT / "csrc" / op / f"{op}_cpu.cpp").exists()
+
+
+def test_what_is_built_is_what_stands_there():
+    path = PACKAGE / "_build.json"
+    if not path.exists():
+        pytest.skip("nothing is compiled in this tree")
+    found = json.loads(path.read_text())
+    assert found["build"] == "none" or found["ops"]["cpu"] == COMPILED, "csrc/ changed since: make setup"
 
 
 def test_nothing_else_stands_there():
@@ -120,7 +136,8 @@ def test_an_op_is_public(op):
 
 
 def test_files_stay_short():
-    long = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in SOURCES}
+    sources = [*SOURCES, *(ROOT / "csrc").rglob("*.*")]
+    long = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in sources}
     assert {name: lines for name, lines in long.items() if lines > 350} == {}
 
 

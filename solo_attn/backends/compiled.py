@@ -61,8 +61,8 @@ def load() -> None:
             torch.ops.load_library(_LIBRARY)
         except OSError as error:
             raise RuntimeError(
-                f"solo_attn: its compiled extension was built (torch {CONFIGURATION.get('torch')}) but cannot "
-                f"be loaded into torch {torch.__version__}: {error}. Reinstall solo-attn, with "
+                f"solo_attn: its compiled extension was built (torch {CONFIGURATION.get('torch')}) but "
+                f"cannot be loaded into torch {torch.__version__}: {error}. Reinstall solo-attn, with "
                 "SOLO_ATTN_BUILD=none to do without compiled kernels"
             ) from error
         loaded = True

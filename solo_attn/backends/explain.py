@@ -77,7 +77,7 @@ def explain(
 
 
 def _reason(backend: Backend, op: str, device_type: str, dtype: torch.dtype) -> str | None:
-    """A broken extension is still the default, as it is an error and no reason to fall back; it runs nothing."""
+    """A broken extension runs nothing, yet stays the default: it is an error, not a reason to fall back."""
     reason = backend.refuses(op, device_type, dtype)
     if reason is None and backend.namespace == compiled.NAMESPACE:
         return compiled.problem()

@@ -31,7 +31,7 @@ def doctor() -> None:
     """
     import torch
 
-    from ..backends import explain
+    from ..backends import compiled, explain
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"python {platform.python_version()} on {platform.platform()}")
@@ -45,13 +45,24 @@ def doctor() -> None:
     if torch.cuda.is_available():
         devices.append("cuda")
         for index in range(torch.cuda.device_count()):
-            facts = torch.cuda.get_device_properties(index)
+            card = torch.cuda.get_device_properties(index)
             console.print(
-                f"cuda:{index}: {facts.name}, {facts.total_memory / 2**30:.0f} GiB, "
-                f"compute capability {facts.major}.{facts.minor}"
+                f"cuda:{index}: {card.name}, {card.total_memory / 2**30:.0f} GiB, "
+                f"compute capability {card.major}.{card.minor}"
             )
     else:
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         console.print(f"cuda: none found (this torch is {built})")
+    facts = compiled.CONFIGURATION
+    console.print("compiled kernels: " + ", ".join(f"{name} {_flat(value)}" for name, value in facts.items()))
+    if facts["build"] != "none" and compiled.problem() is None:
+        console.print(f"instruction set of the CPU kernels: {compiled.simd()}")
     for device in devices:
         console.print(str(explain(device=device)))
+
+
+def _flat(value: object) -> str:
+    """A value of the build's configuration on one line, without the marks of JSON."""
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {_flat(inner)}" for name, inner in value.items()) or "none"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from torch import Tensor
 
 import solo_attn
-from solo_attn.backends import BACKENDS, registry
+from solo_attn.backends import BACKENDS, compiled, registry
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 Function = Callable[..., Tensor]
@@ -36,6 +36,7 @@ class Runner:
     backend: str
     device: str
     reason: str | None = None
+    simd: str | None = None  # the instruction set that the C++ kernels are held to
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the op, and see that it wrote to nothing it was given (unless it was told to)."""
@@ -88,12 +89,23 @@ def runners(op: str) -> list[Any]:
         reasons = {device: backend.refuses(op, device, torch.float32) for device in devices}
         able = [device for device in devices if reasons[device] is None]
         for device in able:
-            params.append(pytest.param(Runner(op, backend.name, device), id=f"{backend.name}-{device}"))
+            for simd in simd_levels() if backend.name == "cpu" else [None]:
+                runner = Runner(op, backend.name, device, simd=simd)
+                params.append(pytest.param(runner, id="-".join(filter(None, [backend.name, device, simd]))))
         if not able:
             why = "; ".join(f"on {device}: {reason}" for device, reason in reasons.items())
             skip = pytest.mark.skip(reason=f"{op}: backend {backend.name!r} cannot run {why}")
             params.append(pytest.param(Runner(op, backend.name, "none", why), id=backend.name, marks=skip))
     return params
+
+
+@functools.cache
+def simd_levels() -> list[str]:
+    """The instruction sets that the C++ kernels can use on this processor, the best last."""
+    best = compiled.simd()
+    levels = [level for level in ("plain", "avx2", "avx512") if compiled.simd(level) == level]
+    compiled.simd("")
+    return [*(level for level in levels if level != best), best]
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

@@ -54,6 +54,7 @@ def test_doctor() -> None:
     assert "torch 2." in output
     assert "backends for torch.float32 on cpu" in output
     assert "grid_attention" in output
+    assert "compiled kernels: build " in output
 
 
 def test_train(config: MakeConfig, tmp_path: Path) -> None:

@@ -1,0 +1,152 @@
+"""The compiled extension: loaded at first need, under torch.compile too, and never replaced in silence."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from solo_attn.backends import OPS, compiled, explain, select
+
+PACKAGE = Path(compiled.__file__).parents[1]
+BUILT = compiled.CONFIGURATION["ops"].get("cpu", [])
+needs_build = pytest.mark.skipif(
+    compiled.CONFIGURATION["build"] == "none", reason="no extension is built in this tree: make setup"
+)
+
+CALL = """
+import torch, solo_attn
+from solo_attn.backends import compiled
+assert not compiled.loaded, "importing loads no compiled code"
+masks = torch.ones(2, 3, 3, dtype=torch.bool)
+labels, scores = torch.zeros(2).long(), torch.tensor([0.9, 0.8])
+"""
+RESULT = "print(out.tolist(), compiled.loaded)"
+
+
+def python(code, package=PACKAGE, **environment):
+    environment = {**os.environ, "PYTHONPATH": str(package.parent), **environment}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=package.parent)
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """The package elsewhere, to be broken."""
+    return Path(
+        shutil.copytree(PACKAGE, tmp_path / "solo_attn", ignore=shutil.ignore_patterns("__pycache__"))
+    )
+
+
+@needs_build
+@pytest.mark.parametrize(
+    "call",
+    [
+        "out = solo_attn.matrix_nms(masks, labels, scores)",
+        "out = torch.ops.solo_attn.matrix_nms(masks.flatten(1), labels, scores, 'gaussian', 2.0)[0]",
+        "f = torch.compile(solo_attn.matrix_nms, fullgraph=True, backend='aot_eager')\n"
+        "out = f(masks, labels, scores)",
+    ],
+    ids=["eager", "the op", "compiled"],
+)
+def test_loaded_at_first_need(call):
+    done = python(f"{CALL}\n{call}\n{RESULT}")
+    assert done.returncode == 0, done.stderr
+    values = json.loads(done.stdout.rpartition(" ")[0])
+    assert done.stdout.split()[-1] == "True"
+    assert values == pytest.approx([0.9, 0.8 * 0.1353353], rel=1e-5)
+
+
+@needs_build
+def test_choosing_loads_nothing():
+    code = "from solo_attn.backends import compiled, select; import torch; "
+    code += "print(select('matrix_nms', 'cpu', torch.float32).name, compiled.loaded)"
+    assert python(code).stdout.split() == ["cpu", "False"]
+
+
+@needs_build
+@pytest.mark.parametrize("op", OPS)
+def test_a_claimed_op_is_compiled_with_its_variants(op):
+    compiled.load()
+    names = {
+        name.partition("::")[2] for name in torch._C._dispatch_get_all_op_names() if "solo_attn:" in name
+    }
+    for name in {op, op + "_", op + "_bwd", op + "_rle"} & names:
+        has = torch._C._dispatch_has_kernel_for_dispatch_key(f"solo_attn::{name}", "CPU")
+        assert has == (op in BUILT), name
+
+
+@needs_build
+def test_reasons():
+    assert select("matrix_nms", "cpu", torch.float32).name == "cpu"
+    reasons = {
+        ("matrix_nms", "cuda", torch.float32): "it needs CPU tensors, got cuda",
+        ("matrix_nms", "cpu", torch.int32): "it has no kernels for torch.int32",
+    }
+    for arguments, reason in reasons.items():
+        with pytest.raises(RuntimeError, match=f"matrix_nms: backend 'cpu' cannot run: {reason}"):
+            select(*arguments, "cpu")
+    for op in {*OPS} - {*BUILT}:
+        with pytest.raises(RuntimeError, match=f"{op}: backend 'cpu' cannot run: {op} is not compiled yet"):
+            select(op, "cpu", torch.float32, "cpu")
+
+
+def test_not_built(copy):
+    """SOLO_ATTN_BUILD=none: the reference runs, and an explicit "cpu" says why it does not."""
+    (copy / "_build.json").unlink(missing_ok=True)
+    done = python(f"{CALL.replace('not compiled.loaded', 'True')}\n"
+                  "print(solo_attn.explain('matrix_nms').choices[0].reason)\n"
+                  "print(solo_attn.matrix_nms(masks, labels, scores).shape)\n"
+                  "solo_attn.matrix_nms(masks, labels, scores, backend='cpu')", copy)  # fmt: skip
+    reason = "the extension is not built here (SOLO_ATTN_BUILD=none, or a source tree without `make setup`)"
+    assert done.stdout.splitlines() == [reason, "torch.Size([2])"]
+    assert done.stderr.splitlines()[-1].endswith(f"matrix_nms: backend 'cpu' cannot run: {reason}")
+
+
+@needs_build
+@pytest.mark.parametrize(
+    ("wound", "call"),
+    [
+        ("missing", "solo_attn.matrix_nms"),
+        ("garbage", "solo_attn.matrix_nms"),
+        ("garbage", "torch.compile(solo_attn.matrix_nms, backend='eager')"),
+    ],
+)
+def test_a_broken_extension_is_an_error(copy, wound, call):
+    library = copy / "_C.abi3.so"
+    if wound == "missing":
+        library.unlink()
+    else:
+        library.write_bytes(b"no shared library")
+    done = python(f"{CALL}\nprint(solo_attn.explain('matrix_nms'))\n{call}(masks, labels, scores)", copy)
+    message = "solo_attn: its compiled extension was built (torch "
+    assert f"cpu        cannot run: {message}" in done.stdout
+    assert "reference  runs\n" in done.stdout, "nor is it the default"
+    assert done.returncode == 1
+    assert f"RuntimeError: {message}" in done.stderr
+    assert "cannot be loaded into torch" in done.stderr
+
+
+@needs_build
+def test_instruction_sets():
+    best = compiled.simd()
+    try:
+        assert compiled.simd("plain") == "plain"
+        assert compiled.simd() == "plain"
+        assert compiled.simd("nonsense") == compiled.simd("") == best
+    finally:
+        compiled.simd(best)
+    code = "from solo_attn.backends import compiled; print(compiled.simd())"
+    assert python(code, SOLO_ATTN_SIMD="plain").stdout.split() == ["plain"]
+
+
+@needs_build
+def test_the_table_of_a_whole_extension_has_no_problem():
+    assert compiled.problem() is None
+    assert {choice.op for choice in explain().choices if choice.backend == "cpu" and choice.chosen} == {
+        *BUILT
+    }

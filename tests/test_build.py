@@ -1,0 +1,143 @@
+"""The build: wheel and sdist work outside the checkout, so does "none", a failed compile fails."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler: c++ is not there")
+pytestmark = pytest.mark.slow
+
+RUN = """
+import sys, torch, solo_attn
+from solo_attn.backends import compiled
+assert solo_attn.__file__.startswith(sys.argv[1]), solo_attn.__file__
+args = torch.ones(2, 3, 3, dtype=torch.bool), torch.zeros(2).long(), torch.tensor([0.9, 0.8])
+for backend in ("reference", *sys.argv[2:]):
+    print([round(x, 4) for x in solo_attn.matrix_nms(*args, backend=backend).tolist()])
+print(compiled.CONFIGURATION["build"], compiled.loaded)
+"""
+
+
+def run(*command, cwd, **environment):
+    environment = {**os.environ, "PYTHONPATH": "", "MAX_JOBS": "1", **environment}
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A fresh copy of what the build reads, so that nothing built earlier is found."""
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    built = shutil.ignore_patterns("__pycache__", "_C.*", "_build.json")
+    for name in ("solo_attn", "csrc"):
+        shutil.copytree(ROOT / name, folder / name, ignore=built)
+    return folder
+
+
+def backend(checkout, call, **environment):
+    """One call of setuptools' build backend, as pip without isolation makes it."""
+    code = f"from setuptools import build_meta; print(); print(build_meta.{call})"
+    return run(sys.executable, "-c", code, cwd=checkout, **environment)
+
+
+def build(checkout, call, **environment):
+    done = backend(checkout, call, **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return checkout / "dist" / done.stdout.splitlines()[-1], done.stdout
+
+
+def installed(wheel, folder):
+    """Unpacked, which is all that installing this wheel does."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def check(site, *backends):
+    done = run(sys.executable, "-c", RUN, str(site), *backends, cwd=site, PYTHONPATH=str(site))
+    assert done.returncode == 0, done.stderr
+    *results, state = done.stdout.splitlines()
+    assert results == ["[0.9, 0.1083]"] * (1 + len(backends))
+    return state
+
+
+@needs_compiler
+def test_sdist_to_wheel(checkout, tmp_path):
+    """The wheel is built from what the sdist holds, so headers that it forgot are missed."""
+    sdist, _ = build(checkout, "build_sdist('dist')")
+    source = tmp_path / "source"
+    shutil.unpack_archive(sdist, source)
+    (source,) = source.iterdir()
+    assert not [*source.rglob("*.so"), *source.rglob("_build.json")]
+    wheel, output = build(source, "build_wheel('dist')")
+    assert re.fullmatch(r"solo_attn-[\d.]+-cp310-abi3-\w+\.whl", wheel.name)
+    site = installed(wheel, tmp_path / "site")
+    assert [path.name for path in site.rglob("*.so")] == ["_C.abi3.so"]
+    facts = json.loads((site / "solo_attn" / "_build.json").read_text())
+    assert f"solo-attn build: {json.dumps(facts)}" in output
+    assert facts["build"] == "cpu"
+    assert facts["jobs"] == "1"
+    assert facts["ops"]["cpu"] == sorted(path.parent.name for path in (ROOT / "csrc").glob("*/*_cpu.cpp"))
+    assert str(tmp_path) not in json.dumps(facts), "no paths of the machine that built it"
+    assert check(site, "cpu") == "cpu True"
+
+
+def test_nothing_compiled(checkout, tmp_path):
+    wheel, output = build(checkout, "build_wheel('dist')", SOLO_ATTN_BUILD="none", CXX="false")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert 'solo-attn build: {"build": "none"' in output
+    assert check(installed(wheel, tmp_path / "site")) == "none True"
+
+
+def test_nothing_compiled_forgets_what_was(checkout):
+    """An editable install leaves its extension in the tree: with "none" it is not used any more."""
+    package = checkout / "solo_attn"
+    (package / "_C.abi3.so").write_bytes(b"of an earlier build")
+    (package / "_build.json").write_text('{"build": "cpu", "ops": {"cpu": ["matrix_nms"]}}')
+    build(checkout, "build_editable('dist')", SOLO_ATTN_BUILD="none")
+    assert check(checkout) == "none True"
+
+
+@needs_compiler
+def test_editable(checkout):
+    build(checkout, "build_editable('dist')")
+    assert check(checkout, "cpu") == "cpu True"
+
+
+@needs_compiler
+def test_a_failed_compile_fails(checkout):
+    (checkout / "csrc" / "matrix_nms" / "matrix_nms_cpu.cpp").write_text("int main( {")
+    done = backend(checkout, "build_wheel('dist')")
+    assert done.returncode != 0
+    assert not [*checkout.glob("dist/*.whl")]
+    assert "matrix_nms_cpu.cpp" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("cuda", "SOLO_ATTN_BUILD=cuda: there are no CUDA sources yet; use auto, cpu or none"),
+        ("gpu", "SOLO_ATTN_BUILD: expected auto, cpu, cuda or none, got 'gpu'"),
+    ],
+)
+def test_messages(checkout, value, message):
+    done = backend(checkout, "build_wheel('dist')", SOLO_ATTN_BUILD=value)
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+def test_without_torch(checkout):
+    """Built without isolation in a Python that has no torch: the message says what to do."""
+    (checkout / "torch.py").write_text("raise ImportError('no torch here')")
+    done = backend(checkout, "build_wheel('dist')", PYTHONPATH=str(checkout))
+    assert "compiling its kernels needs torch >= 2.11 in the building Python (no torch here)" in done.stderr
