@@ -8,9 +8,10 @@ from solo_attn.backends import compiled
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """``runner`` runs the op that the test file names (OP) on each backend of the registry."""
+    """``runner`` runs the op that the test file names (OP) on each backend of the registry (or on BACKEND)."""
     if "runner" in metafunc.fixturenames:
-        metafunc.parametrize("runner", runners(metafunc.module.OP))
+        module = metafunc.module
+        metafunc.parametrize("runner", runners(module.OP, getattr(module, "BACKEND", None)))
 
 
 @pytest.fixture(autouse=True)

@@ -81,11 +81,13 @@ class Runner:
         return (torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) > 0.5).to(self.device)
 
 
-def runners(op: str) -> list[Any]:
+def runners(op: str, only: str | None = None) -> list[Any]:
     """Every backend of the registry on every device here; one that runs nowhere skips, with its reason."""
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     params = []
     for backend in BACKENDS:
+        if only not in (None, backend.name):
+            continue
         reasons = {device: backend.refuses(op, device, torch.float32) for device in devices}
         able = [device for device in devices if reasons[device] is None]
         for device in able:
