@@ -19,12 +19,12 @@ Isa best() {
 #if defined(SOLO_ATTN_X86)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
+                    __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi") &&
+                    __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("lzcnt") &&
                     __builtin_cpu_supports("popcnt");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512vpopcntdq");
-  // f16c and lzcnt, which GCC 12 cannot ask for, came with or before avx2 on every processor.
   return avx2 && avx512 ? Isa::avx512 : avx2 ? Isa::avx2 : Isa::plain;
 #else
   return Isa::plain;

@@ -8,7 +8,7 @@ from solo_attn.backends import compiled
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """``runner`` runs the op that the test file names (OP) on each backend of the registry (or on BACKEND)."""
+    """``runner`` runs the op that the test file names (OP) on each backend of the registry, or on BACKEND."""
     if "runner" in metafunc.fixturenames:
         module = metafunc.module
         metafunc.parametrize("runner", runners(module.OP, getattr(module, "BACKEND", None)))
