@@ -53,10 +53,15 @@ struct Measure {
   template <Isa isa>
   static SOLO_ATTN_INLINE Row run(const uint64_t* words, int64_t count) {
     Row row{words, 0, count, 0};
-    while (row.first < row.last && words[row.first] == 0) ++row.first;
-    while (row.last > row.first && words[row.last - 1] == 0) --row.last;
+    // Eight words at a time: most of most masks is empty, and so is most of the time spent here.
+    while (row.last - row.first >= 8 && none(words + row.first)) row.first += 8;
+    while (row.last - row.first >= 8 && none(words + row.last - 8)) row.last -= 8;
     for (int64_t w = row.first; w < row.last; ++w) row.area += popcount<isa>(words[w]);
     return row;
+  }
+
+  static SOLO_ATTN_INLINE bool none(const uint64_t* w) {
+    return (w[0] | w[1] | w[2] | w[3] | w[4] | w[5] | w[6] | w[7]) == 0;
   }
 };
 
