@@ -79,6 +79,15 @@ def test_infinite_scores(runner):
     torch.testing.assert_close(out[2], torch.tensor(math.exp(-2.0)))
 
 
+def test_a_sigma_beyond_float32(runner):
+    """Infinite in the kernel's float32: where nothing overlaps, infinity times 0 must not show."""
+    masks, labels, scores = blobs(runner, 30, dtype=torch.float32)
+    out = runner(masks, labels, scores, sigma=1e300)
+    # No overlap however small is forgiven, but for those that a better mask is worse hit by.
+    torch.testing.assert_close(out, runner(masks, labels, scores.double(), sigma=1e300).float())
+    assert out.max() == scores.max()
+
+
 def test_bad_input_is_an_error(runner):
     """Straight to the op, past the checks of the public function."""
     masks, labels, scores = torch.ones(3, 9, dtype=torch.bool), torch.zeros(3).long(), torch.ones(3)
