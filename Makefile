@@ -40,5 +40,5 @@ format: setup  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## remove what the build and the runs left
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache runs demo
+clean:  ## remove what the build and the tools left
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
