@@ -43,5 +43,5 @@ format: setup  ## let ruff and clang-format rewrite what they can
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CSRC)
 
-clean:  ## remove what the build and the runs left
-	rm -rf $(STAMP) build dist *.egg-info solo_attn/_C.* solo_attn/_build.json .pytest_cache .mypy_cache .ruff_cache runs demo
+clean:  ## remove what the build and the tools left
+	rm -rf $(STAMP) build dist *.egg-info solo_attn/_C.* solo_attn/_build.json .pytest_cache .mypy_cache .ruff_cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, ParamSpec, TypeVar
@@ -72,7 +73,7 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
             if message is None or os.environ.get("SOLO_ATTN_DEBUG", "0") not in ("", "0"):
                 raise
             Console(stderr=True, soft_wrap=True).print(
-                f"[bold red]error:[/bold red] {escape(message)}", highlight=False
+                f"[bold red]error:[/bold red] {escape(_without_worker(message))}", highlight=False
             )
             raise typer.Exit(2) from error
 
@@ -97,6 +98,12 @@ def _expected(error: Exception) -> str | None:
         if isinstance(error, (DatasetError, CheckpointError, ConfigError, TrainingError)):
             return str(error)
     return None
+
+
+def _without_worker(message: str) -> str:
+    """The message itself: PyTorch puts the traceback of the process that loaded the data around it."""
+    caught = re.match(r"Caught (\w+) .*\nOriginal Traceback ", message)
+    return message if caught is None else message.rpartition(f"{caught[1]}: ")[2].strip()
 
 
 def main() -> None:

@@ -31,37 +31,40 @@ def predict(
     Example: [cyan]solo-attn predict runs/nuclei/best.ckpt photos/ one.jpg --out found[/cyan]
 
     The folder receives one picture for each image and results.json in COCO's format, with each image's path
-    as file_name; image_id counts the images from 1. A file that cannot be read is named, the others are
-    processed, and the exit code is 1.
+    as file_name; image_id counts the images from 1. A file that cannot be read, or that the model cannot
+    take, is named, the others are processed, and the exit code is 1. Pictures that an earlier run left in
+    the --out folder are not taken for images.
     """
     import torch
 
+    from ..data import ImageError, read_image
     from ..evaluation import coco_results, draw_instances, write_results
     from ..training import load_model
     from .progress import pick_device, progress
 
-    files = find_images(images)
+    files = find_images(images, out)
+    targets = picture_paths(files, out)
     device = pick_device(device)
     model, info = load_model(checkpoint, device)
     out.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     failed: list[str] = []
-    taken: set[str] = set()
     with progress("predicting", len(files)) as advance:
-        for image_id, file in enumerate(files, start=1):
+        for image_id, (file, target) in enumerate(zip(files, targets, strict=True), start=1):
             try:
-                image = read_image(file)
-            except (OSError, ValueError) as error:
-                failed.append(f"{file}: {error}")
-                advance(1)
-                continue
-            with torch.inference_mode():
-                found = {key: value.cpu() for key, value in model([image.to(device)])[0].items()}
-            results += [
-                {**r, "file_name": str(file)} for r in coco_results(image_id, found, info.category_ids)
-            ]
-            drawn = draw_instances(image, found, info.class_names, score_threshold=score)
-            save_png(drawn, out / free_name(file.stem, taken))
+                image = read_image(file).float() / 255
+                with torch.inference_mode():
+                    found = {key: value.cpu() for key, value in model([image.to(device)])[0].items()}
+            except ImageError as error:
+                failed.append(str(error))
+            except (RuntimeError, ValueError) as error:
+                # A strip too narrow to resize, an image too large for the memory: no fault of the others.
+                failed.append(f"{file}: the model cannot take it: {str(error).partition(chr(10))[0]}")
+            else:
+                results += [
+                    {**r, "file_name": str(file)} for r in coco_results(image_id, found, info.category_ids)
+                ]
+                save_png(draw_instances(image, found, info.class_names, score_threshold=score), target)
             advance(1)
     write_results(out / "results.json", results)
     done = len(files) - len(failed)
@@ -69,12 +72,14 @@ def predict(
     if failed:
         errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
         for line in failed:
-            errors.print(f"cannot be read: {line}", style="red")
+            errors.print(line, style="red")
         raise typer.Exit(1)
 
 
-def find_images(paths: list[Path]) -> list[Path]:
+def find_images(paths: list[Path], out: Path) -> list[Path]:
     """The files named, and the images in the folders named, each once.
+
+    Those below ``out`` are left out where it lies in a folder named: they are an earlier run's pictures.
 
     Raises:
         UsageError: a path that is not there, or a folder without images.
@@ -82,7 +87,10 @@ def find_images(paths: list[Path]) -> list[Path]:
     files: dict[Path, None] = {}
     for path in paths:
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            # A folder that is `out` itself, or lies in it, was named on purpose.
+            if not path.resolve().is_relative_to(out.resolve()):
+                found = [p for p in found if not p.resolve().is_relative_to(out.resolve())]
             if not found:
                 raise UsageError(f"predict: expected {path} to hold images ({', '.join(SUFFIXES)}), got none")
             files.update(dict.fromkeys(found))
@@ -93,18 +101,28 @@ def find_images(paths: list[Path]) -> list[Path]:
     return list(files)
 
 
-def read_image(path: Path) -> Tensor:
-    """Float [3, H, W] in 0..1, turned as its EXIF says.
+def picture_paths(files: list[Path], out: Path) -> list[Path]:
+    """Where the picture of each file goes.
 
     Raises:
-        OSError, ValueError: not an image.
+        UsageError: a picture, or results.json, would overwrite one of the files.
     """
-    from PIL import Image, ImageOps
-    from torchvision.transforms.functional import pil_to_tensor
+    taken: set[str] = set()
+    targets = [out / free_name(file.stem, taken) for file in files]
+    inputs = {_identity(file): file for file in files}
+    for target in [*targets, out / "results.json"]:
+        if target.exists() and (file := inputs.get(_identity(target))):
+            raise UsageError(
+                f"predict: expected --out to be a folder where nothing is overwritten, got {out}, where "
+                f"{target} is the image {file}"
+            )
+    return targets
 
-    with Image.open(path) as opened:
-        # A 16-bit or palette image, or one with transparency, becomes what the model was trained on.
-        return pil_to_tensor(ImageOps.exif_transpose(opened).convert("RGB")).float() / 255
+
+def _identity(path: Path) -> tuple[int, int]:
+    """The file itself: links and letter case give it other names."""
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def save_png(image: Tensor, path: Path) -> None:

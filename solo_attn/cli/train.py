@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -38,7 +39,8 @@ def train(
     from ..training import load_config
     from ..training import train as run
 
-    console = Console()
+    # With several devices Lightning starts this command again for each: the first one speaks.
+    console = Console(quiet=os.environ.get("LOCAL_RANK", "0") != "0")
     result = run(load_config(config, overrides or []), out, resume=resume, console=console)
     console.print(str(result.metrics), highlight=False)
     console.print(
@@ -58,13 +60,19 @@ def eval_command(
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 1,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that load images.")] = 0,
     max_detections: Annotated[
-        int,
-        typer.Option("--max-detections", min=10, help="Instances of an image that count; COCO's are 100."),
-    ] = 100,
+        int | None,
+        typer.Option(
+            "--max-detections",
+            min=10,
+            help="Instances of an image that count; as many as in the model's training by default.",
+        ),
+    ] = None,
 ) -> None:
     """Print COCO's twelve numbers of a trained model.
 
     Example: [cyan]solo-attn eval runs/nuclei/best.ckpt --images images --annotations instances.json[/cyan]
+
+    COCO's numbers are defined with 100 instances of an image; others are not to be compared with them.
     """
     from ..data import CocoInstances, eval_transforms
     from ..evaluation import write_results
@@ -79,6 +87,9 @@ def eval_command(
             f"eval: expected {annotations} to have the categories that {checkpoint} was trained for, "
             f"{info.category_ids}, got {dataset.category_ids}"
         )
+    if max_detections is None:
+        # What the training printed, and chose its best checkpoint by.
+        max_detections = info.config.get("train", {}).get("eval_max_detections", 100)
     with progress("evaluating", len(dataset)) as advance:
         metrics, results = evaluate_model(
             model,

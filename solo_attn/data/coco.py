@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from .validate import DatasetError, OnDegenerate, check_content, is_object, open_image, read_annotations
+from .images import ImageError, read_image, unreadable
+from .validate import DatasetError, OnDegenerate, check_content, is_object, raise_faults, read_annotations
 
 Sample = tuple[Tensor, dict[str, Tensor]]
 
@@ -75,14 +76,37 @@ class CocoInstances(Dataset[Sample]):
         """Number of categories."""
         return len(self.category_ids)
 
+    def check_images(self, advance: Callable[[int], None] | None = None) -> None:
+        """Decode every image once, on all cores, so that a truncated one is found before training.
+
+        Args:
+            advance: called with 1 after each of the ``len(self)`` images, from the calling thread.
+
+        Raises:
+            DatasetError: one message for all images that cannot be decoded; it lists the first ones.
+        """
+        paths = [self._path(image_id) for image_id in self.image_ids]
+        raise_faults(
+            self.annotations,
+            [
+                f"{paths[index]} (image id {self.image_ids[index]}): {error.reason}"
+                for index, error in unreadable(paths, advance)
+            ],
+        )
+
+    def _path(self, image_id: int) -> Path:
+        return self.images / str(self.coco.imgs[image_id]["file_name"])
+
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def __getitem__(self, index: int) -> Sample:
         image_id = self.image_ids[index]
-        entry = self.coco.imgs[image_id]
-        picture = open_image(self.images / str(entry["file_name"]), image_id)
-        image = tv_tensors.Image(torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous())
+        path = self._path(image_id)
+        try:
+            image = tv_tensors.Image(read_image(path, exif=False))
+        except ImageError as error:
+            raise DatasetError(f"{path} (image id {image_id}): {error.reason}") from error
         height, width = image.shape[1:]
         objects = [a for a in self.coco.imgToAnns.get(image_id, []) if is_object(a)]
         masks = np.zeros((len(objects), height, width), dtype=np.uint8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +12,9 @@ from typing import Any, Literal
 from PIL import Image
 
 from ._segmentation import segmentation_fault
+from .images import UNREADABLE, mode_fault
 
 _SHOWN = 10  # faults that a message lists; it counts the rest
-# What PIL raises for broken files, and for ones that would unpack to more than it thinks healthy.
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 OnDegenerate = Literal["error", "skip"]
 
@@ -121,10 +120,7 @@ def check_content(
         *_image_faults(Path(images), content, decode),
         *_annotation_faults(content, on_degenerate == "skip"),
     ]
-    if faults:
-        more = f"\n  ... and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-        listed = "".join(f"\n  {fault}" for fault in faults[:_SHOWN])
-        raise DatasetError(f"{annotations}: {len(faults)} fault(s) in the data set:{listed}{more}")
+    raise_faults(annotations, faults)
     entries = content["annotations"]
     return DatasetSummary(
         images=len(content["images"]),
@@ -136,22 +132,17 @@ def check_content(
     )
 
 
+def raise_faults(annotations: str | Path, faults: Sequence[str]) -> None:
+    """One message for all faults of a data set, if there are any; it lists the first ones."""
+    if faults:
+        more = f"\n  ... and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        listed = "".join(f"\n  {fault}" for fault in faults[:_SHOWN])
+        raise DatasetError(f"{annotations}: {len(faults)} fault(s) in the data set:{listed}{more}")
+
+
 def is_object(annotation: Mapping[str, Any]) -> bool:
     """Whether there is something to learn: no crowd region and no degenerate box."""
     return not annotation.get("iscrowd") and not _is_degenerate(annotation["bbox"])
-
-
-def open_image(path: Path, image_id: int) -> Image.Image:
-    """Decode an image to RGB, as its pixels are stored: annotations know nothing of EXIF orientation.
-
-    Raises:
-        DatasetError: missing, truncated or not an image.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except _UNREADABLE as error:
-        raise DatasetError(f"{path} (image id {image_id}): cannot be read as an image: {error}") from error
 
 
 def _is_id(value: Any) -> bool:
@@ -206,13 +197,11 @@ def _file_fault(path: Path, entry: dict[str, Any], decode: bool) -> str | None:
             size, mode = image.size, image.mode
             if decode:
                 image.load()
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         return f"cannot be read as an image: {error}"
     if size != (entry["width"], entry["height"]):
         return f"expected {entry['width']} x {entry['height']} pixels as annotated, got {size[0]} x {size[1]}"
-    if mode[0] in "IF":  # PIL cuts these off at 255, which leaves a white image
-        return f"expected 8 bits a channel, got PIL's mode {mode!r}"
-    return None
+    return mode_fault(mode)
 
 
 def _annotation_faults(content: dict[str, Any], skip_degenerate: bool) -> Iterator[str]:

@@ -22,15 +22,24 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 _PRETRAINED_TRAINABLE = 3  # layer4, layer3, layer2: torchvision's own choice for fine-tuning
 
 
+def default_norm(pretrained: bool) -> str:
+    """Frozen statistics belong to weights: without these they would normalise nothing."""
+    return "frozen_bn" if pretrained else "gn"
+
+
 def resnet_fpn(
-    name: str = "resnet50", *, norm: str = "frozen_bn", pretrained: bool = False, out_channels: int = 256
+    name: str = "resnet50",
+    *,
+    norm: str | None = None,
+    pretrained: bool = False,
+    out_channels: int = 256,
 ) -> BackboneWithFPN:
     """ResNet with a feature pyramid P2..P6; P6 is P5 max-pooled with kernel 1 and stride 2 (spec 2).
 
     Args:
         name: one of resnet18, resnet34, resnet50, resnet101.
         norm: "frozen_bn" for fine-tuning, "bn" for large batches, "gn" for training from scratch with
-            small ones.
+            small ones; None for `default_norm`.
         pretrained: load torchvision's ImageNet weights (downloads them), and freeze the stem and layer1.
         out_channels: channels of each level.
 
@@ -40,6 +49,7 @@ def resnet_fpn(
     Raises:
         ValueError: an unknown ``name`` or ``norm``, or ``pretrained`` with "gn": there are no such weights.
     """
+    norm = norm or default_norm(pretrained)
     if name not in RESNETS:
         raise ValueError(f"resnet_fpn: expected backbone to be one of {', '.join(RESNETS)}, got {name!r}")
     if norm not in NORMS:

@@ -133,7 +133,6 @@ class SOLOHead(nn.Module):
     def levels(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
         """P2..P6 to the five maps that the branches see, of strides `STRIDES` (spec 2)."""
         p2, p3, p4, p5, p6 = pyramid
-        # By factor and not by size: how the halving samples depends on it for odd sizes.
         halved = F.interpolate(p2, scale_factor=0.5, mode="bilinear", align_corners=False)
         return [halved, p3, p4, p5, bilinear(p6, p5.shape[-2:])]
 
@@ -192,7 +191,8 @@ class SOLOHead(nn.Module):
 
     def _attention_vectors(self, grid: Tensor) -> tuple[Tensor, float]:
         if self.attention_scale == "cosine":
-            return F.normalize(grid, dim=1), 1.0
+            # In float32: half precision's smallest number is larger than normalize's guard against 0 / 0.
+            return F.normalize(grid.float() if grid.dtype == torch.float16 else grid, dim=1), 1.0
         if self.attention_scale == "rsqrt":
             return grid, grid.shape[1] ** -0.5
         return grid, float(self.attention_scale)

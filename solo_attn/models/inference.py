@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ from .head import STRIDES, CellMasks, SOLOHead
 @dataclass(frozen=True)
 class InferenceOptions:
     """Thresholds and limits of the inference; the numbers in brackets are the steps of spec 2.
+
+    Raises:
+        ValueError: one that is out of its range.
 
     Attributes:
         score_threshold: category score that makes a candidate, exclusive (2).
@@ -35,6 +39,21 @@ class InferenceOptions:
     nms_sigma: float = 2.0
     final_score_threshold: float = 0.05
     max_detections: int = 100
+
+    def __post_init__(self) -> None:
+        """An untrained model has no candidates: what is wrong here would show only after an epoch."""
+        for name, expected, fine in (
+            ("score_threshold", "in [0, 1]", 0 <= self.score_threshold <= 1),
+            ("mask_threshold", "in (0, 1)", 0 < self.mask_threshold < 1),
+            ("nms_pre", "at least 1", self.nms_pre >= 1),
+            ("nms_kernel", "gaussian or linear", self.nms_kernel in ("gaussian", "linear")),
+            ("nms_sigma", "> 0 and finite", 0 < self.nms_sigma < math.inf),
+            ("final_score_threshold", "in [0, 1]", 0 <= self.final_score_threshold <= 1),
+            ("max_detections", "at least 1", self.max_detections >= 1),
+        ):
+            if not fine:
+                got = getattr(self, name)
+                raise ValueError(f"InferenceOptions: expected {name} to be {expected}, got {got!r}")
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from .backbone import resnet_fpn
+from .backbone import default_norm, resnet_fpn
 from .head import SOLOHead
 from .inference import InferenceOptions, predict
 from .losses import category_loss, mask_loss
@@ -105,7 +106,7 @@ def build_solo(
     num_classes: int,
     *,
     backbone: str = "resnet50",
-    norm: str = "frozen_bn",
+    norm: str | None = None,
     pretrained: bool = False,
     fpn_channels: int = 256,
     head_channels: int = 256,
@@ -134,7 +135,8 @@ def build_solo(
     Args:
         num_classes: C, without a background class.
         backbone: resnet18, resnet34, resnet50 or resnet101.
-        norm: of the backbone: "frozen_bn", "bn" or "gn" (see `resnet_fpn`).
+        norm: of the backbone: "frozen_bn", "bn" or "gn" (see `resnet_fpn`); None for "frozen_bn" with
+            pretrained weights and "gn" without.
         pretrained: load torchvision's ImageNet weights (downloads them).
         fpn_channels: channels of the pyramid.
         head_channels: channels of the towers, a multiple of 32.
@@ -144,7 +146,8 @@ def build_solo(
         coords: "paper" (eq. 1), "inclusive" (mmdetection's) or None.
         attention: add the attention branch (paper section 3.3, 3.4).
         attention_scale: a number, "rsqrt" for C^-1/2, or "cosine" (see `SOLOHead`).
-        min_size: shorter side in pixels that images are resized to; several for training, one at random.
+        min_size: shorter side in pixels that images are resized to; of several, training takes one at
+            random and evaluation the last.
         max_size: limit of the longer side.
         resize_in_training: False takes training images as they come, for data that is cropped to size.
         image_mean: of each channel, taken off.
@@ -161,7 +164,9 @@ def build_solo(
     Raises:
         ValueError: an argument outside of what is said above.
     """
+    norm = norm or default_norm(pretrained)  # settled here, so that config remakes the same model
     config = {k: _plain(v) for k, v in locals().items()}
+    _check_sizes(fpn_channels, min_size, max_size, image_mean, image_std)
     head = SOLOHead(
         num_classes,
         in_channels=fpn_channels,
@@ -216,6 +221,31 @@ def solo_with_attention(num_classes: int, **settings: Any) -> SOLO:
     return build_solo(num_classes, attention=True, **settings)
 
 
+def _check_sizes(
+    fpn_channels: int,
+    min_size: int | Sequence[int],
+    max_size: int,
+    image_mean: Sequence[float],
+    image_std: Sequence[float],
+) -> None:
+    """What torchvision's parts would only trip over later."""
+    sizes = [min_size] if isinstance(min_size, int) else list(min_size)
+    for name, got, expected, fine in (
+        ("fpn_channels", fpn_channels, "at least 1", fpn_channels >= 1),
+        ("min_size", min_size, "pixels, at least 1", min(sizes, default=0) >= 1),
+        ("max_size", max_size, "at least min_size", max_size >= max(sizes, default=1)),
+        (
+            "image_mean",
+            image_mean,
+            "three numbers",
+            len(image_mean) == 3 and all(map(math.isfinite, image_mean)),
+        ),
+        ("image_std", image_std, "three numbers above 0", len(image_std) == 3 and min(image_std) > 0),
+    ):
+        if not fine:
+            raise ValueError(f"build_solo: expected {name} to be {expected}, got {got}")
+
+
 def _plain(value: Any) -> Any:
     """Tuples as lists, so that a configuration is the same before and after JSON or YAML."""
     return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
@@ -228,6 +258,8 @@ def _check_images(images: Sequence[Tensor]) -> None:
         if not isinstance(image, Tensor) or image.dim() != 3 or image.shape[0] != 3:
             got = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
             raise ValueError(f"SOLO: expected images[{i}] of shape [3, H, W], got {got}")
+        if image.numel() == 0:
+            raise ValueError(f"SOLO: expected images[{i}] to have pixels, got {list(image.shape)}")
         if not image.is_floating_point():
             raise ValueError(f"SOLO: expected images[{i}] of a float dtype in 0..1, got {image.dtype}")
 
@@ -241,6 +273,14 @@ def _check_targets(
         missing = [key for key in ("boxes", "labels", "masks") if key not in target]
         if missing:
             raise ValueError(f"SOLO: expected targets[{i}] to have {', '.join(missing)}, got {list(target)}")
+        for key in ("boxes", "labels", "masks"):
+            if not isinstance(target[key], Tensor):
+                kind = type(target[key]).__name__
+                raise TypeError(f"SOLO: expected targets[{i}]['{key}'] to be a tensor, got {kind}")
+        if target["labels"].dtype != torch.int64:
+            raise TypeError(
+                f"SOLO: expected targets[{i}]['labels'] of dtype int64, got {target['labels'].dtype}"
+            )
         count = len(target["labels"])
         for key, shape in (
             ("boxes", [count, 4]),

@@ -20,7 +20,9 @@ def matrix_nms(
     """
     order = descending(scores)
     decay = torch.empty_like(scores, dtype=accumulator(scores.dtype))
-    decay[order] = _decay(_iou(masks[order]).to(decay.dtype), labels[order], kernel, sigma)
+    for label in labels.unique():  # only pairs of one label matter
+        group = order[labels[order] == label]
+        decay[group] = _decay(_iou(masks[group]).to(decay.dtype), kernel, sigma)
     return (scores * decay).to(scores.dtype), decay
 
 
@@ -44,12 +46,11 @@ def _iou(masks: Tensor) -> Tensor:
     return intersection.double() / union
 
 
-def _decay(iou: Tensor, labels: Tensor, kernel: str, sigma: float) -> Tensor:
+def _decay(iou: Tensor, kernel: str, sigma: float) -> Tensor:
+    """Of masks of one label, best first."""
     count = len(iou)
-    if count == 0:
-        return iou.new_empty(0)
     later = torch.ones(count, count, dtype=torch.bool, device=iou.device).triu(1)  # i < j
-    overlap = iou * (later & (labels[:, None] == labels[None, :]))  # d_ij
+    overlap = iou * later  # d_ij
     worst = overlap.amax(0)[:, None]  # c_i
     if kernel == "gaussian":
         decay = torch.exp(sigma * (worst.square() - overlap.square()))

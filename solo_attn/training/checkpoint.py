@@ -92,7 +92,10 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[SO
         )
     weights, info = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
     # The weights are in the file: do not download others first.
-    model = build_solo(**{**info.model, "pretrained": False})
+    try:
+        model = build_solo(**{**info.model, "pretrained": False})
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint: {path} was written by another version: {error}") from error
     model.config = info.model
     try:
         model.load_state_dict(weights)
@@ -132,7 +135,7 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
         for name, tensor in checkpoint["state_dict"].items()
         if name.startswith(PREFIX)
     }
-    return weights, ModelInfo(**checkpoint[KEY])
+    return weights, _info(checkpoint[KEY], path)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
@@ -147,4 +150,15 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
             f"checkpoint: expected {path} to carry {KEY!r} in its metadata (export_safetensors writes it), "
             f"got {sorted(metadata)}"
         )
-    return weights, ModelInfo(**json.loads(metadata[KEY]))
+    try:
+        values = json.loads(metadata[KEY])
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"checkpoint: expected {KEY!r} of {path} to be JSON: {error}") from error
+    return weights, _info(values, path)
+
+
+def _info(values: Any, path: Path) -> ModelInfo:
+    try:
+        return ModelInfo(**values)
+    except TypeError as error:
+        raise CheckpointError(f"checkpoint: {path} was written by another version: {error}") from error

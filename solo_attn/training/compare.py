@@ -24,7 +24,7 @@ from ..evaluation import (
 from .checkpoint import load_model, write_atomically
 from .config import Config, ConfigError, changes, differences
 from .environment import environment
-from .train import RESULT, train
+from .train import FREE, RESULT, train
 
 FIGURE_IMAGES = 3  # as many samples as the paper's Figure 5 has
 
@@ -73,8 +73,8 @@ def compare(
 
     Every run lies in a folder of its own below ``out_dir/runs``. One that is finished is read from its
     ``result.json``, one that was interrupted goes on from its checkpoint. The numbers are those of the last
-    epoch, not of the best one: the validation images must not choose the model. Processes with different
-    seeds may share ``out_dir``.
+    epoch, not of the best one: the validation images must not choose the model. Processes with seeds of
+    their own may share ``out_dir``: the same command with all the seeds then only makes the tables.
 
     Args:
         config: what the systems have in common; ``train.seed`` is not used.
@@ -120,7 +120,8 @@ def _run(config: Config, system: str, out_dir: Path, console: Console) -> dict[s
         console.print(f"{system}, seed {seed}: training", highlight=False)
         train(config, folder, resume=True, console=console)
     result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if keys := differences(before := Config.from_dict(result["config"], str(file)), config):
+    before = Config.from_dict(result["config"], str(file))
+    if keys := [key for key in differences(before, config) if key not in FREE]:
         raise ConfigError(
             f"compare: expected the settings that {folder} was trained with, but "
             f"{changes(before, config, keys)}; name another folder with --out or remove {out_dir}"
@@ -169,7 +170,10 @@ def _write(
 
 def _figure5(config: Config, seed: int, out_dir: Path, systems: Sequence[str], path: Path) -> None:
     """The systems' instances on the first validation images, the same for all."""
-    dataset = CocoInstances(config.data.val_images, config.data.val_annotations, eval_transforms())
+    data = config.data
+    dataset = CocoInstances(
+        data.val_images, data.val_annotations, eval_transforms(), on_degenerate=data.on_degenerate
+    )
     samples = [dataset[index] for index in range(min(FIGURE_IMAGES, len(dataset)))]
     images, truth = [image for image, _ in samples], [target for _, target in samples]
     predictions = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
+
+from ._ranges import faults
 
 T = TypeVar("T")
 
@@ -35,6 +38,8 @@ class DataConfig:
         colour: strength of brightness, contrast and saturation jitter; 0 for none.
         on_degenerate: what to do about boxes without width or height (COCO 2017 has some): "error" or
             "skip".
+        check_images: decode every image once before training, so that a truncated one ends the run at its
+            start and not hours later.
         workers: processes that load images, for each device.
     """
 
@@ -49,15 +54,19 @@ class DataConfig:
     crop_size: int | list[int] | None = None
     colour: float = 0.0
     on_degenerate: Literal["error", "skip"] = "error"
+    check_images: bool = True
     workers: int = 2
 
 
 @dataclass
 class ModelConfig:
-    """The arguments of `solo_attn.models.build_solo`, except the number of classes: the data decides it."""
+    """The arguments of `solo_attn.models.build_solo`, except the number of classes: the data decides it.
+
+    ``norm`` null takes "frozen_bn" with pretrained weights and "gn" without.
+    """
 
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
-    norm: Literal["frozen_bn", "bn", "gn"] = "frozen_bn"
+    norm: Literal["frozen_bn", "bn", "gn"] | None = None
     pretrained: bool = False
     fpn_channels: int = 256
     head_channels: int = 256
@@ -109,7 +118,7 @@ class TrainConfig:
         milestones: as fractions of all steps.
         gamma: see ``schedule``.
         clip_norm: the gradient's norm is cut to this; null for no limit.
-        precision: "32-true", "bf16-mixed" or "16-mixed".
+        precision: "32-true", "bf16-mixed" or "16-mixed", which no CPU has.
         accelerator: "auto", "cpu", "cuda", "mps".
         devices: how many devices; more than one trains with DDP.
         checkpoint_steps: save ``last.ckpt`` every so many optimizer steps too, not only after each
@@ -145,40 +154,21 @@ class TrainConfig:
     seed: int = 0
 
 
-# Keys with a smallest value: below it a run would fail later, and less clearly.
-_AT_LEAST: dict[str, float] = {
-    "data.workers": 0,
-    "train.epochs": 1,
-    "train.max_steps": 1,
-    "train.batch_size": 1,
-    "train.accumulate": 1,
-    "train.eval_batch_size": 1,
-    "train.eval_max_detections": 10,
-    "train.eval_every": 1,
-    "train.base_batch": 1,
-    "train.learning_rate": 0,
-    "train.warmup_steps": 0,
-    "train.devices": 1,
-    "train.checkpoint_steps": 1,
-    "train.log_every": 1,
-    "train.seed": 0,
-}
-
-
 @dataclass
 class Config:
-    """One training run."""
+    """One training run.
+
+    Raises:
+        ConfigError: numbers out of their range, all of them in one message.
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        for key, least in _AT_LEAST.items():
-            section, name = key.split(".")
-            value = getattr(getattr(self, section), name)
-            if value is not None and value < least:
-                raise ConfigError(f"config: expected {key} to be at least {least}, got {value}")
+        if found := faults(self.as_dict()):
+            raise ConfigError(f"config: expected {'; '.join(found)}")
 
     def as_dict(self) -> dict[str, Any]:
         """Nested dict of plain types."""
@@ -294,7 +284,7 @@ def _convert(value: Any, kind: Any, key: str, source: str) -> Any:
     for option in get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,):
         try:
             return _as(value, option)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             continue
     raise ConfigError(
         f"{source}: expected {key} to be {_describe(kind)}, got {value!r} ({type(value).__name__})"
@@ -314,7 +304,10 @@ def _as(value: Any, kind: Any) -> Any:
         return [_as(item, get_args(kind)[0]) for item in value]
     if kind is float and not isinstance(value, bool):
         # PyYAML reads 1e-4, without a dot, as text.
-        return float(value)
+        number = float(value)
+        if not math.isfinite(number):
+            raise ValueError
+        return number
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     raise TypeError
@@ -328,5 +321,11 @@ def _describe(kind: Any) -> str:
         return " or ".join(repr(v) for v in get_args(kind))
     if origin is list:
         return f"a list of {_describe(get_args(kind)[0])}"
-    names = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    names = {
+        int: "an integer",
+        float: "a finite number",
+        str: "text",
+        bool: "true or false",
+        type(None): "null",
+    }
     return names[kind]

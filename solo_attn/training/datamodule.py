@@ -130,6 +130,11 @@ class SOLODataModule(pl.LightningDataModule):
         batches = math.ceil(len(self.train_set) / (train.batch_size * world_size))
         return train.epochs * math.ceil(batches / train.accumulate)
 
+    @property
+    def epochs_begun(self) -> int:
+        """Passes over the training images so far, the one that is going on included."""
+        return 0 if self._sampler is None else math.ceil(self.batches_done / self._sampler.batches_per_epoch)
+
     def batch_taken(self) -> None:
         """Count a batch: the position that a checkpoint holds."""
         self.batches_done += 1

@@ -1,4 +1,4 @@
-"""Run a trained model over a data set or over image files."""
+"""Run a trained model over a data set."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +15,9 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, Timer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
+from rich.progress import Progress
 
 from ..evaluation import CocoMetrics, learning_curve
 from ..models import build_solo
@@ -28,7 +31,8 @@ from .quiet import quiet_lightning
 RESULT = "result.json"  # of a finished run
 
 # Settings that may change when a run is resumed: they do not change what is computed.
-_FREE = {
+FREE = {
+    "data.check_images",
     "data.workers",
     "train.max_minutes",
     "train.log_every",
@@ -44,7 +48,7 @@ class TrainResult:
     Attributes:
         run_dir: folder of config.yaml, the checkpoints and the logs.
         last: the newest checkpoint.
-        best: the checkpoint with the best validation AP so far, None if no validation has been.
+        best: the checkpoint with the best AP of the validations between epochs, None if there were none.
         metrics: of the model as it stands at the end.
         steps: optimizer steps, those before a resume included.
         seconds: of training and validation, those before a resume included.
@@ -88,6 +92,13 @@ def train(
             f"train: {run_dir} holds a run already; continue it with --resume or name another folder"
         )
     datamodule = SOLODataModule(config)
+    if len(datamodule.val_set) < config.train.devices:
+        raise ConfigError(
+            f"config: expected at least one validation image for each of {config.train.devices} devices, got "
+            f"{len(datamodule.val_set)}"
+        )
+    if config.data.check_images and not last.exists() and getattr(rank_zero_only, "rank", 0) == 0:
+        _check_images(datamodule, console)
     with quiet_lightning():
         pl.seed_everything(config.train.seed, verbose=False)
         try:
@@ -101,22 +112,39 @@ def train(
             None if config.train.max_minutes is None else timedelta(minutes=config.train.max_minutes)
         )
         trainer = _trainer(config, run_dir, timer, console)
+        if trainer.precision != config.train.precision:  # Lightning takes another one with only a warning
+            raise ConfigError(
+                "config: expected train.precision to be one that this machine has, bf16-mixed or 32-true, "
+                f"got {config.train.precision}"
+            )
         if trainer.is_global_zero:
-            _keep_config(config, run_dir / "config.yaml", resumed=last.exists())
+            _prepare(config, run_dir, resumed=last.exists())
         trainer.fit(
             module, datamodule=datamodule, ckpt_path=str(last) if last.exists() else None, weights_only=True
         )
+        seconds = timer.time_elapsed("train")  # validations between the epochs included
+        left = timer.time_remaining("train")
+        if left is not None and left <= 0 and trainer.is_global_zero:
+            console.print(f"stopped after {config.train.max_minutes:g} minutes (train.max_minutes)")
         if module.validated_step != trainer.global_step:
             trainer.validate(module, datamodule=datamodule, verbose=False)
+            seconds += timer.time_elapsed("validate")
     assert module.metrics is not None
     best = run_dir / "best.ckpt"
-    seconds = timer.time_elapsed("train") + timer.time_elapsed("validate")
     result = TrainResult(
         run_dir, last, best if best.exists() else None, module.metrics, trainer.global_step, seconds
     )
     if trainer.is_global_zero:
         _store(result, config)
     return result
+
+
+def _check_images(datamodule: SOLODataModule, console: Console) -> None:
+    sets = (datamodule.train_set, datamodule.val_set)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("checking images", total=sum(map(len, sets)))
+        for dataset in sets:
+            dataset.check_images(lambda count: bar.advance(task, count))
 
 
 def _trainer(config: Config, run_dir: Path, timer: Timer, console: Console) -> pl.Trainer:
@@ -175,17 +203,21 @@ class EpochLines(Callback):
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self.losses: dict[str, float] = {}
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the losses: a validation after the training begins with empty metrics."""
+        self.losses = {name: float(value) for name, value in trainer.callback_metrics.items()}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print epoch, losses and AP."""
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        logged = {**self.losses, **{k: float(v) for k, v in trainer.callback_metrics.items()}}
         shown = {"loss": "train/loss", "dice": "train/dice", "AP": "val/ap", "AP50": "val/ap50"}
         values = "  ".join(f"{name} {logged[key]:.3f}" for name, key in shown.items() if key in logged)
-        self.console.print(
-            f"epoch {trainer.current_epoch + 1}  step {trainer.global_step}  {values}", highlight=False
-        )
+        epoch = trainer.datamodule.epochs_begun  # type: ignore[attr-defined]
+        self.console.print(f"epoch {epoch}  step {trainer.global_step}  {values}", highlight=False)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -227,16 +259,21 @@ def _logged(run_dir: Path) -> list[dict[str, float]]:
     return rows
 
 
-def _keep_config(config: Config, path: Path, resumed: bool) -> None:
+def _prepare(config: Config, run_dir: Path, resumed: bool) -> None:
+    path = run_dir / "config.yaml"
+    if path.exists() and not resumed:
+        # A run that was killed before its first checkpoint: its logs are no part of this one.
+        for logs in ("csv", "tensorboard"):
+            shutil.rmtree(run_dir / logs, ignore_errors=True)
     if resumed and path.exists():
         before = load_config(path)
-        keys = [key for key in differences(before, config) if key not in _FREE]
+        keys = [key for key in differences(before, config) if key not in FREE]
         if keys:
             raise ConfigError(
-                f"train: expected the settings that {path.parent} was started with, but "
+                f"train: expected the settings that {run_dir} was started with, but "
                 f"{changes(before, config, keys)}"
             )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    run_dir.mkdir(parents=True, exist_ok=True)
     config.save(path)
 
 

@@ -111,7 +111,7 @@ def test_defaults_are_the_papers():
     expected = {
         "num_classes": 5,
         "backbone": "resnet50",
-        "norm": "frozen_bn",
+        "norm": "gn",  # there are no statistics to freeze without pretrained weights
         "fpn_channels": 256,
         "head_channels": 256,
         "num_convs": 7,

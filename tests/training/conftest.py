@@ -34,6 +34,11 @@ def tiny_config(folder: Path, **train: object) -> Config:
                 "scale_ranges": [[1, 16], [8, 32], [16, 64], [32, 128], [64, 2048]],
                 "min_size": SIZE[0],
                 "max_size": SIZE[1],
+                # After two epochs scores and masks are faint: without these nothing is found or tested.
+                "score_threshold": 0.0,
+                "final_score_threshold": 0.0,
+                "mask_threshold": 0.01,
+                "max_detections": 30,
             },
             "train": {
                 "epochs": 2,

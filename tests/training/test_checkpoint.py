@@ -30,6 +30,7 @@ def test_safetensors_round_trip(trained: TrainResult, tmp_path: Path) -> None:
     assert not again.training
     image = torch.rand(3, 64, 96)
     first, second = model([image])[0], again([image])[0]
+    assert len(first["scores"]) > 0
     assert all(torch.equal(first[key], second[key]) for key in first)
     weights = again.state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())

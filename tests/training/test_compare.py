@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+import importlib
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from solo_attn.training import Config, ConfigError, compare, demo, demo_config, system_config
+from solo_attn.evaluation import CocoMetrics
+from solo_attn.training import Config, ConfigError, compare, demo, demo_config, load_model, system_config
+
+# The function of that name hides the module.
+compare_file = importlib.import_module("solo_attn.training.compare")
 
 MakeConfig = Callable[..., Config]
 
@@ -58,6 +66,62 @@ def test_writes_tables_and_skips_what_is_done(
     settings.train.learning_rate *= 2
     with pytest.raises(ConfigError, match=r"train\.learning_rate was 0\.01 and is 0\.02"):
         compare(settings, [0, 1], tmp_path, systems)
+
+
+def test_each_system_has_its_own_numbers_and_pictures(
+    config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands under a system's name comes from the run that was trained as that system."""
+    shown: dict[str, Any] = {}
+
+    def spy(images: Any, predictions: dict[str, Any], path: Path, **settings: Any) -> None:
+        shown.update(images=images, predictions=predictions)
+        path.touch()
+
+    monkeypatch.setattr(compare_file, "side_by_side", spy)
+    # A few steps at a large rate: the systems must differ in their numbers, not be good.
+    settings = config(epochs=1, learning_rate=0.1, warmup_steps=0)
+    found = compare(settings, [3], tmp_path)
+    kinds = {
+        "SOLO (no coords)": (None, False),
+        "SOLO": ("paper", False),
+        "Attention mechanism": ("paper", True),
+    }
+    runs = {}
+    for file in tmp_path.glob("runs/*/result.json"):
+        stored = json.loads(file.read_text())
+        runs[stored["config"]["model"]["coords"], stored["config"]["model"]["attention"]] = (
+            file.parent,
+            stored,
+        )
+    assert set(runs) == set(kinds.values())
+    assert list(found.rows) == list(shown["predictions"]) == list(kinds)
+    every = []
+    for name, kind in kinds.items():
+        folder, stored = runs[kind]
+        assert found.rows[name] == [CocoMetrics(**stored["metrics"])]
+        model, info = load_model(folder / "last.ckpt")
+        assert (info.model["coords"], info.model["attention"]) == kind
+        for image, drawn in zip(shown["images"], shown["predictions"][name], strict=True):
+            expected = model([image])[0]
+            assert len(expected["scores"]) > 0
+            assert all(torch.equal(drawn[key], expected[key]) for key in expected)
+        every.append(shown["predictions"][name][0]["scores"])
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(every, 2))
+
+    # So short a training may leave all APs 0: put others in, and see them under the right names.
+    for number, kind in enumerate(kinds.values(), start=1):
+        folder, stored = runs[kind]
+        stored["metrics"]["ap"] = number / 10
+        (folder / "result.json").write_text(json.dumps(stored))
+    again = compare(settings, [3], tmp_path)
+    assert {name: row[0].ap for name, row in again.rows.items()} == {
+        name: number / 10 for number, name in enumerate(kinds, start=1)
+    }
+    written = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert {name: runs[kind][1]["seconds"] for name, kind in kinds.items()} == {
+        name: row[0]["seconds"] for name, row in written.items()
+    }
 
 
 def test_refuses(config: MakeConfig, tmp_path: Path) -> None:

@@ -225,6 +225,7 @@ def test_two_processes(config: MakeConfig, tmp_path: Path) -> None:
         Path(settings.data.train_annotations), 2, tmp_path / "two.json"
     )
     settings.model.score_threshold = settings.model.final_score_threshold = 0.0
+    settings.model.mask_threshold = 1e-4  # masks begin at a probability of 0.01
     settings.model.max_detections = 5
     settings.save(tmp_path / "two.yaml")
     (tmp_path / "ddp.py").write_text(DDP)

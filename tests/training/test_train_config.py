@@ -62,6 +62,37 @@ def test_overrides_and_round_trip(tmp_path: Path) -> None:
         ("model.attention=1", "model.attention to be true or false, got 1"),
         ("model.num_grids=40", "model.num_grids to be a list of an integer, got 40"),
         ("model.coords=yes", "model.coords to be 'paper' or 'inclusive' or null, got True"),
+        ("train.momentum=1", "train.momentum to be in [0, 1), got 1.0"),
+        ("train.momentum=-0.1", "train.momentum to be in [0, 1), got -0.1"),
+        ("train.momentum=.nan", "train.momentum to be a finite number, got nan"),
+        ("train.weight_decay=-1e-4", "train.weight_decay to be at least 0, got -0.0001"),
+        ("train.weight_decay=.inf", "train.weight_decay to be a finite number, got inf"),
+        ("train.learning_rate=0", "train.learning_rate to be above 0, got 0.0"),
+        ("train.learning_rate=nan", "train.learning_rate to be a finite number, got 'nan'"),
+        (f"train.learning_rate={'9' * 400}", "train.learning_rate to be a finite number"),
+        ("train.clip_norm=0", "train.clip_norm to be above 0, got 0.0"),
+        ("train.clip_norm=-.inf", "train.clip_norm to be a finite number or null, got -inf"),
+        ("train.warmup_ratio=0", "train.warmup_ratio to be in (0, 1], got 0.0"),
+        ("train.warmup_ratio=1.1", "train.warmup_ratio to be in (0, 1], got 1.1"),
+        ("train.warmup_steps=-1", "train.warmup_steps to be at least 0, got -1"),
+        ("train.milestones=[0.5, 1]", "train.milestones to be numbers in (0, 1), got [0.5, 1.0]"),
+        ("train.milestones=[0]", "train.milestones to be numbers in (0, 1), got [0.0]"),
+        ("train.milestones=[.nan]", "train.milestones to be a list of a finite number, got [nan]"),
+        ("train.gamma=0", "train.gamma to be in (0, 1], got 0.0"),
+        ("train.gamma=2", "train.gamma to be in (0, 1], got 2.0"),
+        ("train.max_minutes=0", "train.max_minutes to be in (0, 1e9], got 0.0"),
+        ("train.max_minutes=1e300", "train.max_minutes to be in (0, 1e9], got 1e+300"),
+        ("train.max_steps=0", "train.max_steps to be at least 1, got 0"),
+        ("train.eval_max_detections=9", "train.eval_max_detections to be at least 10, got 9"),
+        ("train.seed=-1", "train.seed to be in [0, 4294967295], got -1"),
+        ("train.seed=4294967296", "train.seed to be in [0, 4294967295], got 4294967296"),
+        ("data.workers=-1", "data.workers to be at least 0, got -1"),
+        ("data.flip=.nan", "data.flip to be a finite number, got nan"),
+        ("data.scale_jitter=[1, .inf]", "data.scale_jitter to be a list of a finite number or null"),
+        ("data.check_images=1", "data.check_images to be true or false, got 1"),
+        ("model.nms_sigma=.nan", "model.nms_sigma to be a finite number, got nan"),
+        ("model.image_std=[1, 1, .inf]", "model.image_std to be a list of a finite number"),
+        ("model.norm=ln", "model.norm to be 'frozen_bn' or 'bn' or 'gn' or null, got 'ln'"),
         ("epochs=3", "section.key=value"),
         ("train.epochs", "section.key=value"),
         ("train.epochs=[", "expected YAML"),
@@ -71,6 +102,37 @@ def test_bad_overrides(item: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         override(Config(), [item])
     assert message in str(caught.value)
+
+
+def test_all_numbers_out_of_range_in_one_message() -> None:
+    with pytest.raises(ConfigError) as caught:
+        override(Config(), ["train.momentum=2", "train.epochs=0"])
+    assert str(caught.value) == (
+        "config: expected train.epochs to be at least 1, got 0; train.momentum to be in [0, 1), got 2.0"
+    )
+    with pytest.raises(ConfigError, match=r"train\.momentum to be in"):
+        Config(train=TrainConfig(momentum=float("nan")))  # without YAML
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        "train.momentum=0",
+        "train.weight_decay=0",
+        "train.warmup_ratio=1",
+        "train.warmup_steps=0",
+        "train.milestones=[]",
+        "train.gamma=1",
+        "train.clip_norm=null",
+        "train.max_minutes=0.001",
+        "train.seed=4294967295",
+        "data.workers=0",
+        "data.check_images=false",
+        "model.norm=null",
+    ],
+)
+def test_the_ends_of_the_ranges_are_allowed(item: str) -> None:
+    override(Config(), [item])
 
 
 def test_bad_files(tmp_path: Path) -> None:

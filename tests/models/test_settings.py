@@ -1,0 +1,78 @@
+"""Settings and input that cannot work are refused when the model is made or called, not an epoch later."""
+
+import pytest
+import torch
+from small_solo import batch, small
+
+from solo_attn.models import build_solo, solo
+from solo_attn.models.inference import InferenceOptions
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("score_threshold", 1.5),
+        ("score_threshold", float("nan")),
+        ("mask_threshold", 1.0),
+        ("mask_threshold", 0.0),
+        ("nms_pre", 0),
+        ("nms_kernel", "boxes"),
+        ("nms_sigma", 0.0),
+        ("nms_sigma", float("inf")),
+        ("final_score_threshold", -0.1),
+        ("max_detections", -5),
+    ],
+)
+def test_inference_options(name, value):
+    with pytest.raises(ValueError, match=f"InferenceOptions: expected {name} to be .*, got {value!r}"):
+        InferenceOptions(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("fpn_channels", 0),
+        ("min_size", 0),
+        ("min_size", [64, 0]),
+        ("min_size", []),
+        ("max_size", 100),
+        ("image_mean", [0.5]),
+        ("image_mean", [0.5, 0.5, float("nan")]),
+        ("image_std", [1.0, 0.0, 1.0]),
+    ],
+)
+def test_build_solo(name, value):
+    with pytest.raises(ValueError, match=f"build_solo: expected {name} to be "):
+        build_solo(3, backbone="resnet18", **{name: value})
+
+
+def test_without_weights_there_are_no_statistics_to_freeze():
+    assert solo(3, backbone="resnet18").config["norm"] == "gn"
+    assert solo(3, backbone="resnet18", norm="frozen_bn").config["norm"] == "frozen_bn"
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "error", "message"),
+    [
+        ("labels", lambda x: x.int(), TypeError, r"targets\[0\]\['labels'\] of dtype int64, got torch.int32"),
+        ("labels", lambda x: x.tolist(), TypeError, r"targets\[0\]\['labels'\] to be a tensor, got list"),
+        ("masks", lambda x: x.numpy(), TypeError, r"targets\[0\]\['masks'\] to be a tensor, got ndarray"),
+    ],
+)
+def test_targets(key, change, error, message):
+    images, targets = batch()
+    targets[0][key] = change(targets[0][key])
+    with pytest.raises(error, match=message):
+        small("solo").train()(images, targets)
+
+
+def test_an_image_without_pixels():
+    with pytest.raises(ValueError, match=r"images\[1\] to have pixels, got \[3, 0, 80\]"):
+        small("solo").eval()([torch.rand(3, 64, 96), torch.rand(3, 0, 80)])
+
+
+def test_cosine_of_nothing_in_half_precision():
+    """A dead cell's vector has no direction: its attention is 0 and not 0 / 0."""
+    head = small("attention", attention_scale="cosine").head
+    grid = torch.zeros(1, 32, 8, 8, dtype=torch.float16)
+    assert torch.equal(head._attention_vectors(grid)[0], torch.zeros(1, 32, 8, 8))
