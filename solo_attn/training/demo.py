@@ -33,7 +33,7 @@ def demo_config() -> Config:
             max_size=max(SIZE),
         ),
         train=TrainConfig(
-            epochs=6,
+            epochs=8,
             batch_size=2,
             eval_batch_size=4,
             eval_every=100,
