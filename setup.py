@@ -7,6 +7,7 @@ leaves plain PyTorch. MAX_JOBS bounds the compilers that run at a time. Everythi
 import json
 import os
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -22,16 +23,19 @@ FLAGS += ["-Wall", "-Wextra", "-Wno-unused-parameter", "-DTORCH_TARGET_VERSION=0
 BYTES_PER_COMPILER = 2 << 30
 
 
-def requested() -> str:
-    """SOLO_ATTN_BUILD, checked."""
+def requested() -> tuple[str, str]:
+    """What to compile, "cpu" or "none", and why."""
     build = os.environ.get("SOLO_ATTN_BUILD") or "auto"
     if build not in ("auto", "cpu", "cuda", "none"):
         raise SystemExit(f"SOLO_ATTN_BUILD: expected auto, cpu, cuda or none, got {build!r}")
     if build == "cuda":
         raise SystemExit("SOLO_ATTN_BUILD=cuda: there are no CUDA sources yet; use auto, cpu or none")
-    if build == "auto":  # the flags are GCC's and Clang's
-        return "none" if platform.system() == "Windows" else "cpu"
-    return build
+    compiler = os.environ.get("CXX", "c++").split()[0]
+    if build == "auto" and platform.system() == "Windows":
+        return "none", "the kernels are written for GCC and Clang"
+    if build == "auto" and shutil.which(compiler) is None:
+        return "none", f"there was no C++ compiler ({compiler}) when it was installed"
+    return ("none" if build == "none" else "cpu"), f"SOLO_ATTN_BUILD={build}"
 
 
 def sources(pattern: str) -> list[str]:
@@ -62,9 +66,10 @@ class BuildPython(build_py):
     def run(self) -> None:
         """Copy the modules."""
         super().run()
-        if requested() == "none":
+        build, reason = requested()
+        if build == "none":
             folder = ROOT if self.editable_mode else Path(self.build_lib)
-            write_configuration(folder / "solo_attn", {"build": "none", "ops": {}})
+            write_configuration(folder / "solo_attn", {"build": "none", "reason": reason, "ops": {}})
 
 
 def compiled() -> tuple[Extension, type[build_ext]]:
@@ -115,7 +120,7 @@ def version(compiler: str) -> str:
     return done.stdout.splitlines()[0]
 
 
-if requested() == "none":
+if requested()[0] == "none":
     setup(cmdclass={"build_py": BuildPython})
 else:
     extension, command = compiled()

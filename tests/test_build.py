@@ -99,6 +99,19 @@ def test_nothing_compiled(checkout, tmp_path):
     assert check(installed(wheel, tmp_path / "site")) == "none True"
 
 
+def test_without_a_compiler(checkout, tmp_path):
+    """The reference needs none; whoever asks for kernels gets the error."""
+    wheel, output = build(checkout, "build_wheel('dist')", CXX="no-such-compiler")
+    reason = "there was no C++ compiler (no-such-compiler) when it was installed"
+    assert reason in output
+    site = installed(wheel, tmp_path / "site")
+    assert check(site) == "none True"
+    done = run(sys.executable, "-c", RUN, str(site), "cpu", cwd=site, PYTHONPATH=str(site))
+    assert f"cannot run: the extension is not built: {reason}" in done.stderr
+    done = backend(checkout, "build_wheel('dist')", CXX="no-such-compiler", SOLO_ATTN_BUILD="cpu")
+    assert done.returncode != 0
+
+
 def test_nothing_compiled_forgets_what_was(checkout):
     """An editable install leaves its extension in the tree: with "none" it is not used any more."""
     package = checkout / "solo_attn"

@@ -26,7 +26,7 @@ _LOCK = threading.Lock()
 def _read() -> Mapping[str, Any]:
     path = _FOLDER / "_build.json"
     if not path.exists():
-        return {"build": "none", "ops": {}}
+        return {"build": "none", "reason": "a source tree without `make setup`", "ops": {}}
     found: Mapping[str, Any] = json.loads(path.read_text())
     return found
 
@@ -39,7 +39,7 @@ loaded = CONFIGURATION["build"] == "none"  # then there is nothing to load
 def refuses(backend: str, op: str) -> str | None:
     """Why the extension has no ``op`` for ``backend`` ("cpu"), or None where it has."""
     if CONFIGURATION["build"] == "none":
-        return "the extension is not built here (SOLO_ATTN_BUILD=none, or a source tree without `make setup`)"
+        return f"the extension is not built: {CONFIGURATION['reason']}"
     if op not in CONFIGURATION["ops"].get(backend, ()):
         return f"{op} is not compiled yet"
     return None
