@@ -1,0 +1,50 @@
+"""The two commands that everything begins with."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+def dry_run(target: str) -> str:
+    """What make would do, without doing it."""
+    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_they_are_the_first_thing_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    first = re.search(r"```\n(.*?)```", text, flags=re.DOTALL)
+    assert first is not None
+    assert [line.split("#")[0].strip() for line in first[1].splitlines()] == ["make demo", "make test"]
+
+
+def test_continuous_integration_runs_the_tests() -> None:
+    lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert lines[-1] == "make test"
+
+
+@needs_make
+def test_what_they_do() -> None:
+    assert "solo-attn demo" in dry_run("demo")
+    commands = dry_run("test")
+    assert re.search(r"ruff check.*mypy.*clang-format.*-m pytest$", commands.strip(), flags=re.DOTALL)
+
+
+@needs_make
+@pytest.mark.skipif(
+    Path(sys.prefix).resolve() != (ROOT / ".venv").resolve(),
+    reason="not in make setup's environment",
+)
+def test_a_second_run_sets_nothing_up() -> None:
+    for target in ("demo", "test"):
+        assert "pip install" not in dry_run(target)
