@@ -50,9 +50,11 @@ struct Add {
     for (int64_t d = 0; d < y.out; ++d, logits += x.out, out += x.out) {
       const Between<T> large = between<isa>(rows, y, d);
       if constexpr (std::is_same_v<S, T>) {
+        SOLO_ATTN_INDEPENDENT
         for (int64_t k = 0; k < x.out; ++k) out[k] = logits[k] + large[k];
       } else {
         widen<isa>(logits, x.out, sum);
+        SOLO_ATTN_INDEPENDENT
         for (int64_t k = 0; k < x.out; ++k) sum[k] += large[k];
         narrow<isa>(sum, x.out, out);
       }

@@ -181,6 +181,36 @@ SOLO_ATTN_INLINE Between<T> between(Expanded<S, T>& rows, const Axis<T>& y, int6
   return {first, rows.template row<isa>(high), y.near[d], y.far[d]};
 }
 
+#if defined(SOLO_ATTN_X86)
+SOLO_ATTN_AVX512 inline float dot_avx512(const float* a, const float* b, int64_t count) {
+  __m512 sum = _mm512_setzero_ps();
+  for (int64_t k = 0; k < count; k += 16) {
+    const __mmask16 some = count - k < 16 ? (1u << (count - k)) - 1 : 0xffff;
+    sum = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(some, a + k), _mm512_maskz_loadu_ps(some, b + k), sum);
+  }
+  const __m256 eight =
+      _mm256_add_ps(_mm512_maskz_extractf32x8_ps(0xff, sum, 0), _mm512_maskz_extractf32x8_ps(0xff, sum, 1));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+#endif
+
+template <Isa isa, class T>
+SOLO_ATTN_INLINE T dot(const T* a, const T* b, int64_t count) {
+#if defined(SOLO_ATTN_X86)
+  if constexpr (std::is_same_v<T, float> && isa == Isa::avx512) return dot_avx512(a, b, count);
+#endif
+  T lanes[8] = {};
+  int64_t k = 0;
+  for (; k + 8 <= count; k += 8) {
+    for (int64_t l = 0; l < 8; ++l) lanes[l] += a[k + l] * b[k + l];
+  }
+  T sum = ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+  for (; k < count; ++k) sum += a[k] * b[k];
+  return sum;
+}
+
 // The transpose of the enlarging: an image [y.out, x.out] to [y.in, x.in]. `row` has x.out elements.
 template <Isa isa, class T>
 SOLO_ATTN_INLINE void gather(const T* grad, const Parts<T>& y, const Parts<T>& x, T* row, T* out) {
@@ -190,6 +220,7 @@ SOLO_ATTN_INLINE void gather(const T* grad, const Parts<T>& y, const Parts<T>& x
     int64_t k = 0;
     // Pairs of rows, so that the sums are loaded and stored half as often.
     if (y.count[i] % 2 == 1) {
+      SOLO_ATTN_INDEPENDENT
       for (int64_t d = 0; d < x.out; ++d) row[d] = weight[0] * from[d];
       k = 1;
     } else {
@@ -198,20 +229,11 @@ SOLO_ATTN_INLINE void gather(const T* grad, const Parts<T>& y, const Parts<T>& x
     for (; k < y.count[i]; k += 2) {
       const T *a = from + k * x.out, *b = a + x.out;
       const T wa = weight[k], wb = weight[k + 1];
+      SOLO_ATTN_INDEPENDENT
       for (int64_t d = 0; d < x.out; ++d) row[d] += wa * a[d] + wb * b[d];
     }
     for (int64_t j = 0; j < x.in; ++j) {
-      const T *w = x.weight + x.place[j], *g = row + x.begin[j];
-      const int64_t count = x.count[j];
-      T lanes[8] = {};
-      int64_t d = 0;
-      for (; d + 8 <= count; d += 8) {
-        for (int64_t l = 0; l < 8; ++l) lanes[l] += w[d + l] * g[d + l];
-      }
-      T sum =
-          ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
-      for (; d < count; ++d) sum += w[d] * g[d];
-      out[i * x.in + j] = sum;
+      out[i * x.in + j] = dot<isa>(x.weight + x.place[j], row + x.begin[j], x.count[j]);
     }
   }
 }

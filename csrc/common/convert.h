@@ -54,6 +54,7 @@ SOLO_ATTN_INLINE void widen(const S* in, int64_t count, T* out) {
   if constexpr (std::is_same_v<S, Half> && isa == Isa::avx512) return widen_half_avx512(in, count, out);
   if constexpr (std::is_same_v<S, Half> && isa == Isa::avx2) return widen_half_avx2(in, count, out);
 #endif
+  SOLO_ATTN_INDEPENDENT
   for (int64_t k = 0; k < count; ++k) out[k] = static_cast<T>(in[k]);
 }
 
@@ -63,6 +64,7 @@ SOLO_ATTN_INLINE void narrow(const T* in, int64_t count, S* out) {
   if constexpr (std::is_same_v<S, Half> && isa == Isa::avx512) return narrow_half_avx512(in, count, out);
   if constexpr (std::is_same_v<S, Half> && isa == Isa::avx2) return narrow_half_avx2(in, count, out);
 #endif
+  SOLO_ATTN_INDEPENDENT
   for (int64_t k = 0; k < count; ++k) out[k] = static_cast<S>(in[k]);
 }
 

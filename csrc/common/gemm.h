@@ -15,7 +15,7 @@ namespace solo_attn {
 constexpr int64_t kTileRows = 12;
 constexpr int64_t kTileColumns = 32;
 // So many products are summed before they are added to the rest: long sums keep the precision of short ones.
-constexpr int64_t kTileDepth = 256;
+constexpr int64_t kTileDepth = 64;
 
 inline int64_t tiles(int64_t count, int64_t tile) { return (count + tile - 1) / tile; }
 

@@ -148,11 +148,11 @@ template <class T>
 void product(const T* left, int64_t row_count, const T* right, int64_t column_count, int64_t depth, T scale,
              T* out) {
   parallel_for(tiles(column_count, kTileColumns), row_count * depth / 2, [&](int64_t begin, int64_t end) {
-    const auto columns = scratch<T>(depth * kTileColumns);
+    const auto columns = scratch<T>(depth * kTileColumns), memory = scratch<T>(panel_room(row_count));
     for (int64_t panel = begin; panel < end; ++panel) {
       call<PackColumns<T, T>>(right, depth, column_count, panel, columns.get());
       call<Panel<T, T>>(left, row_count, static_cast<const T*>(columns.get()), column_count, panel, depth,
-                        scale, out);
+                        scale, out, memory.get());
     }
   });
 }

@@ -83,22 +83,32 @@ struct PackSymmetric {
   }
 };
 
-// One panel of columns times all groups of rows, written as 12 x 32 tiles to out [rows, columns].
+// One panel of columns times all groups of rows, written to out [rows, columns]. A part of the panel stays in
+// the first cache while all groups go through it; `memory` holds the sums, 32 for each row of whole groups.
 template <class S, class T>
 struct Panel {
   template <Isa isa>
   static SOLO_ATTN_INLINE void run(const T* rows, int64_t row_count, const T* columns, int64_t column_count,
-                                   int64_t panel, int64_t depth, T scale, S* out) {
+                                   int64_t panel, int64_t depth, T scale, S* out, T* memory) {
     const int64_t first = panel * kTileColumns, some = std::min(kTileColumns, column_count - first);
-    for (int64_t r = 0; r < row_count; r += kTileRows) {
-      T buffer[kTileRows * kTileColumns];
-      multiply<isa>(rows + r * depth, columns, depth, scale, buffer, kTileColumns);
-      for (int64_t k = 0; k < std::min(kTileRows, row_count - r); ++k) {
-        narrow<isa>(buffer + k * kTileColumns, some, out + (r + k) * column_count + first);
+    int64_t k = 0;
+    do {
+      const int64_t part = std::min(kTileDepth, depth - k);
+      for (int64_t r = 0; r < row_count; r += kTileRows) {
+        tile<isa>(rows + r * depth + k * kTileRows, columns + k * kTileColumns, part, scale, k > 0,
+                  memory + r * kTileColumns, kTileColumns);
       }
+      k += kTileDepth;
+    } while (k < depth);
+    for (int64_t r = 0; r < row_count; ++r) {
+      narrow<isa>(memory + r * kTileColumns, some, out + r * column_count + first);
     }
   }
 };
+
+inline int64_t panel_room(int64_t row_count) {
+  return tiles(row_count, kTileRows) * kTileRows * kTileColumns;
+}
 
 // dV = scale * V (dG + dG^T) of one image; V and dV are [C, N], dG is [N, N].
 template <class S, class G, class T>
@@ -106,11 +116,11 @@ void features_gradient(const G* grad, const S* features, int64_t channels, int64
   const auto rows = scratch<T>(tiles(channels, kTileRows) * kTileRows * cells);
   channel_rows(features, channels, cells, nullptr, cells, rows.get());
   parallel_for(tiles(cells, kTileColumns), cells * channels / 2, [&](int64_t begin, int64_t end) {
-    const auto columns = scratch<T>(cells * kTileColumns);
+    const auto columns = scratch<T>(cells * kTileColumns), memory = scratch<T>(panel_room(channels));
     for (int64_t panel = begin; panel < end; ++panel) {
       call<PackSymmetric<G, T>>(grad, cells, panel, columns.get());
       call<Panel<S, T>>(static_cast<const T*>(rows.get()), channels, static_cast<const T*>(columns.get()),
-                        cells, panel, cells, scale, out);
+                        cells, panel, cells, scale, out, memory.get());
     }
   });
 }

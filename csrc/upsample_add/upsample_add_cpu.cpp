@@ -46,9 +46,11 @@ struct Add {
         if constexpr (std::is_same_v<S, T>) sum = to;
         const Between<T> one = between<isa>(large, c.y, d);
         if (attention == nullptr) {
+          SOLO_ATTN_INDEPENDENT
           for (int64_t k = 0; k < width; ++k) sum[k] = one[k];
         } else {
           const Between<T> other = between<isa>(rows, a.y, d);
+          SOLO_ATTN_INDEPENDENT
           for (int64_t k = 0; k < width; ++k) sum[k] = one[k] + other[k];
         }
         if constexpr (!std::is_same_v<S, T>) narrow<isa>(sum, width, to);
