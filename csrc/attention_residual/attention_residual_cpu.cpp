@@ -18,6 +18,7 @@
 #include "../common/gemm.h"
 #include "../common/parallel.h"
 #include "../grid_attention/grid_attention_cpu.h"
+#include "attention_residual.h"
 
 namespace solo_attn::attention_residual {
 namespace {
@@ -88,25 +89,29 @@ void check_arguments(const char* what, const Tensor& logits, const Tensor& featu
         " of shape [B, S*S, H, W] with H, W >= 1, dtype and device of grid_features");
 }
 
+Sizes sizes(const Tensor& logits, const Tensor& features) {
+  return {features.size(0), features.size(1), features.size(2), logits.size(2), logits.size(3)};
+}
+
 // Both contiguous, both [B, N, H, W]; they may be one tensor.
 void add(const Tensor& logits, const Tensor& grid_features, double scale, Tensor& out) {
   const Tensor features = torch::stable::contiguous(grid_features);
-  const int64_t batch = features.size(0), channels = features.size(1), side = features.size(2);
-  const int64_t cells = side * side, height = logits.size(2), width = logits.size(3);
-  if (batch * cells == 0) return;
+  const Sizes size = sizes(logits, features);
+  const int64_t channels = size.channels, cells = size.cells(), width = size.width;
+  if (size.batch * cells == 0) return;
   const int64_t groups = tiles(cells, kTileRows), stride = tiles(cells, kTileColumns) * kTileColumns;
   dispatch_float("attention_residual", logits.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = accumulator_t<S>;
-    const AxisTable<T> y(side, height), x(side, width);
+    const AxisTable<T> y(size.side, size.height), x(size.side, width);
     const auto rows = scratch<T>(groups * kTileRows * channels), columns = scratch<T>(stride * channels);
     const S* in = logits.const_data_ptr<S>();
     S* to = out.mutable_data_ptr<S>();
-    for (int64_t b = 0; b < batch; ++b) {
-      const S* image = features.const_data_ptr<S>() + b * channels * cells;
+    for (int64_t b = 0; b < size.batch; ++b) {
+      const S* image = features.const_data_ptr<S>() + size.features(b);
       grid_attention::all_rows(image, channels, cells, rows.get());
       grid_attention::all_columns(image, channels, cells, columns.get());
-      const int64_t cost = kTileRows * (cells * channels / 16 + height * width / 4);
+      const int64_t cost = kTileRows * (cells * channels / 16 + size.pixels() / 4);
       parallel_for(groups, cost, [&](int64_t begin, int64_t end) {
         const auto maps = scratch<T>(std::min(kGroups, end - begin) * kTileRows * stride);
         const auto memory = scratch<T>(padded(width) + expanded_room(x.view()));
@@ -116,7 +121,7 @@ void add(const Tensor& logits, const Tensor& grid_features, double scale, Tensor
           const int64_t first = g * kTileRows,
                         last = std::min({(g + kGroups) * kTileRows, end * kTileRows, cells});
           for (int64_t n = first; n < last; ++n) {
-            const int64_t offset = (b * cells + n) * height * width;
+            const int64_t offset = size.logits(b, n);
             call<Add<S, T>>(in + offset, static_cast<const T*>(maps.get()) + (n - first) * stride, y.view(),
                             x.view(), to + offset, memory.get());
           }
@@ -157,27 +162,27 @@ Tensor attention_residual_bwd_cpu(const Tensor& grad, const Tensor& grid_feature
   check_arguments("grad", grad, grid_features);
   const Tensor upstream = torch::stable::contiguous(grad),
                features = torch::stable::contiguous(grid_features);
-  const int64_t batch = features.size(0), channels = features.size(1), side = features.size(2);
-  const int64_t cells = side * side, height = grad.size(2), width = grad.size(3);
+  const Sizes size = sizes(upstream, features);
+  const int64_t cells = size.cells();
   Tensor out = torch::stable::new_empty(features, features.sizes());
   dispatch_float("attention_residual", features.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = accumulator_t<S>;
-    const PartsTable<T> y(side, height), x(side, width);
+    const PartsTable<T> y(size.side, size.height), x(size.side, size.width);
     const auto maps = scratch<T>(cells * cells);
-    const int64_t room = width + (std::is_same_v<S, T> ? 0 : height * width);
-    for (int64_t b = 0; b < batch; ++b) {
-      const S* above = upstream.const_data_ptr<S>() + b * cells * height * width;
-      parallel_for(cells, height * width / 4, [&](int64_t begin, int64_t end) {
+    const int64_t room = size.width + (std::is_same_v<S, T> ? 0 : size.pixels());
+    for (int64_t b = 0; b < size.batch; ++b) {
+      const S* above = upstream.const_data_ptr<S>() + size.logits(b, 0);
+      parallel_for(cells, size.pixels() / 4, [&](int64_t begin, int64_t end) {
         const auto memory = scratch<T>(room);
         for (int64_t n = begin; n < end; ++n) {
-          call<Gather<S, T>>(above + n * height * width, y.view(), x.view(), maps.get() + n * cells,
+          call<Gather<S, T>>(above + n * size.pixels(), y.view(), x.view(), maps.get() + n * cells,
                              memory.get());
         }
       });
-      const int64_t image = b * channels * cells;
-      grid_attention::features_gradient<S, T, T>(maps.get(), features.const_data_ptr<S>() + image, channels,
-                                                 cells, static_cast<T>(scale),
+      const int64_t image = size.features(b);
+      grid_attention::features_gradient<S, T, T>(maps.get(), features.const_data_ptr<S>() + image,
+                                                 size.channels, cells, static_cast<T>(scale),
                                                  out.mutable_data_ptr<S>() + image);
     }
   });

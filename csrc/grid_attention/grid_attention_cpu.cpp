@@ -16,6 +16,7 @@
 
 #include "../common/check.h"
 #include "../common/dtypes.h"
+#include "grid_attention.h"
 
 namespace solo_attn::grid_attention {
 namespace {
@@ -53,11 +54,9 @@ void full_map(const S* features, int64_t channels, int64_t cells, T scale, S* ou
   all_rows(features, channels, cells, rows.get());
   all_columns(features, channels, cells, columns.get());
   const int64_t side = tiles(cells, kBlock);
-  parallel_for(side * (side + 1) / 2, kBlock * channels * 3, [&](int64_t begin, int64_t end) {
+  parallel_for(block_pairs(side), kBlock * channels * 3, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
-      int64_t j = 0;  // blocks (0, 0), (0, 1), (1, 1), (0, 2), ...
-      while ((j + 1) * (j + 2) / 2 <= block) ++j;
-      const int64_t i = block - j * (j + 1) / 2;
+      const auto [i, j] = block_pair(block);
       call<Block<S, T>>(static_cast<const T*>(rows.get()), static_cast<const T*>(columns.get()), channels,
                         cells, scale, i * kBlock, j * kBlock, out);
     }

@@ -16,6 +16,7 @@
 #include "../common/check.h"
 #include "../common/dtypes.h"
 #include "../common/parallel.h"
+#include "upsample_add.h"
 
 namespace solo_attn::upsample_add {
 namespace {
@@ -33,17 +34,18 @@ struct Add {
   static SOLO_ATTN_INLINE void run(const S* coarse, Axes<T> c, const S* attention, Axes<T> a, S* out,
                                    int64_t begin, int64_t end, T* memory) {
     const int64_t height = c.y.out, width = c.x.out;
+    const Images in{c.y.in, c.x.in}, more{a.y.in, a.x.in}, to{height, width};
     T* sum = memory;
     T* coarse_memory = sum + padded(width);
     T* attention_memory = coarse_memory + expanded_room(c.x);
     for (int64_t image = begin / height; image * height < end; ++image) {
-      Expanded<S, T> large{coarse + image * c.y.in * c.x.in, c.x, coarse_memory};
-      Expanded<S, T> rows{attention + image * a.y.in * a.x.in, a.x, attention_memory};
+      Expanded<S, T> large{coarse + in.image(image), c.x, coarse_memory};
+      Expanded<S, T> rows{attention + more.image(image), a.x, attention_memory};
       const int64_t first = std::max(begin, image * height), last = std::min(end, (image + 1) * height);
       for (int64_t r = first; r < last; ++r) {
         const int64_t d = r - image * height;
-        S* to = out + r * width;
-        if constexpr (std::is_same_v<S, T>) sum = to;
+        S* line = out + to.row(r);
+        if constexpr (std::is_same_v<S, T>) sum = line;
         const Between<T> one = between<isa>(large, c.y, d);
         if (attention == nullptr) {
           SOLO_ATTN_INDEPENDENT
@@ -53,7 +55,7 @@ struct Add {
           SOLO_ATTN_INDEPENDENT
           for (int64_t k = 0; k < width; ++k) sum[k] = one[k] + other[k];
         }
-        if constexpr (!std::is_same_v<S, T>) narrow<isa>(sum, width, to);
+        if constexpr (!std::is_same_v<S, T>) narrow<isa>(sum, width, line);
       }
     }
   }
@@ -139,6 +141,7 @@ std::tuple<Tensor, Tensor> upsample_add_bwd_cpu(const Tensor& grad, const std::v
   const int64_t count = grad.size(0), height = grad.size(1), width = grad.size(2);
   const int64_t ch = coarse_size[0], cw = coarse_size[1];
   const int64_t ah = attention_size[0], aw = ah == 0 ? 0 : attention_size[1];
+  const Images large{height, width}, small{ch, cw}, map{ah, aw};
   const Tensor upstream = torch::stable::contiguous(grad);
   Tensor coarse = torch::stable::new_empty(upstream, {count, ch, cw});
   Tensor rows = torch::stable::new_empty(upstream, {count, ah, aw});
@@ -149,13 +152,14 @@ std::tuple<Tensor, Tensor> upsample_add_bwd_cpu(const Tensor& grad, const std::v
     const Adjoint<T> c{cy.view(), cx.view()}, a{ay.view(), ax.view()};
     const S* from = upstream.const_data_ptr<S>();
     S* coarse_to = coarse.mutable_data_ptr<S>();
-    S* rows_to = ah * aw > 0 ? rows.mutable_data_ptr<S>() : nullptr;
-    const int64_t room = width + (std::is_same_v<S, T> ? 0 : std::max(ch * cw, ah * aw) + height * width);
-    parallel_for(count, height * width / 2, [&](int64_t begin, int64_t end) {
+    S* rows_to = map.pixels() > 0 ? rows.mutable_data_ptr<S>() : nullptr;
+    const int64_t room =
+        width + (std::is_same_v<S, T> ? 0 : std::max(small.pixels(), map.pixels()) + large.pixels());
+    parallel_for(count, large.pixels() / 2, [&](int64_t begin, int64_t end) {
       const auto memory = scratch<T>(room);
       for (int64_t k = begin; k < end; ++k) {
-        call<Gather<S, T>>(from + k * height * width, c, coarse_to + k * ch * cw, a,
-                           rows_to == nullptr ? nullptr : rows_to + k * ah * aw, memory.get());
+        call<Gather<S, T>>(from + large.image(k), c, coarse_to + small.image(k), a,
+                           rows_to == nullptr ? nullptr : rows_to + map.image(k), memory.get());
       }
     });
   });
