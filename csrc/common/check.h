@@ -6,12 +6,18 @@
 
 namespace solo_attn {
 
-template <class... Parts>
+template <class Error = std::runtime_error, class... Parts>
 void check(bool good, const Parts&... parts) {
   if (good) return;
   std::ostringstream message;
   (message << ... << parts);
-  throw std::runtime_error(message.str());
+  throw Error(message.str());
+}
+
+// What Python sees as a ValueError.
+template <class... Parts>
+void check_value(bool good, const Parts&... parts) {
+  check<std::invalid_argument>(good, parts...);
 }
 
 }  // namespace solo_attn

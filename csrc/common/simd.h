@@ -18,6 +18,16 @@
 #define SOLO_ATTN_INLINE inline
 #endif
 
+// Before a loop: what it writes is read by none of its other iterations. Otherwise GCC tests for overlap as
+// the loop starts, and takes the scalar one where a result is written in place.
+#if defined(__clang__)
+#define SOLO_ATTN_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define SOLO_ATTN_INDEPENDENT _Pragma("GCC ivdep")
+#else
+#define SOLO_ATTN_INDEPENDENT
+#endif
+
 #if defined(SOLO_ATTN_X86)
 // Lists of features and not arch=...: GCC inlines no body across two values of arch.
 #define SOLO_ATTN_AVX2 __attribute__((target("avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt")))

@@ -1,0 +1,128 @@
+// What grid_attention and attention_residual share on the CPU: packed features, and their gradient.
+#pragma once
+
+#include <cstdint>
+#include <numeric>
+
+#include "../common/bilinear_rows.h"
+#include "../common/gemm.h"
+#include "../common/parallel.h"
+
+namespace solo_attn::grid_attention {
+
+// A panel of V [C, N], packed as the right factor: columns from 32 p on.
+template <class S, class T>
+struct PackColumns {
+  template <Isa isa>
+  static SOLO_ATTN_INLINE void run(const S* in, int64_t depth, int64_t count, int64_t panel, T* out) {
+    pack_columns<isa>(in, depth, count, panel * kTileColumns, out);
+  }
+};
+
+template <class S, class T>
+void all_columns(const S* in, int64_t depth, int64_t count, T* out) {
+  parallel_for(tiles(count, kTileColumns), depth * 4, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      call<PackColumns<S, T>>(in, depth, count, panel, out + panel * depth * kTileColumns);
+    }
+  });
+}
+
+// The chosen columns of V, packed as the left factor: group g holds those from chosen[12 g] on.
+template <class S, class T>
+void chosen_rows(const S* in, int64_t depth, int64_t stride, const int64_t* chosen, int64_t count, T* out) {
+  parallel_for(tiles(count, kTileRows), depth * 8, [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; ++g) {
+      const int64_t some = std::min(kTileRows, count - g * kTileRows);
+      pack_rows(in, depth, stride, chosen + g * kTileRows, some, out + g * depth * kTileRows);
+    }
+  });
+}
+
+template <class S, class T>
+void all_rows(const S* in, int64_t depth, int64_t count, T* out) {
+  const auto every = scratch<int64_t>(count);
+  std::iota(every.get(), every.get() + count, 0);
+  chosen_rows(in, depth, count, every.get(), count, out);
+}
+
+// V transposed, packed as the left factor: group g holds channels from 12 g on, over the depth of the cells
+// `chosen` (all where it is null).
+template <class S, class T>
+void channel_rows(const S* in, int64_t channels, int64_t cells, const int64_t* chosen, int64_t depth,
+                  T* out) {
+  parallel_for(tiles(channels, kTileRows), depth * 8, [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; ++g) {
+      T* to = out + g * depth * kTileRows;
+      for (int64_t r = 0; r < kTileRows; ++r) {
+        const int64_t c = g * kTileRows + r;
+        const S* from = in + c * cells;
+        for (int64_t n = 0; n < depth; ++n) {
+          to[n * kTileRows + r] = c < channels ? static_cast<T>(from[chosen ? chosen[n] : n]) : T(0);
+        }
+      }
+    }
+  });
+}
+
+// A panel of dG + dG^T, which is made nowhere else: [N, 32] from column 32 p on.
+template <class G, class T>
+struct PackSymmetric {
+  template <Isa isa>
+  static SOLO_ATTN_INLINE void run(const G* grad, int64_t cells, int64_t panel, T* out) {
+    const int64_t first = panel * kTileColumns, some = std::min(kTileColumns, cells - first);
+    pack_columns<isa>(grad, cells, cells, first, out);
+    T line[64];
+    for (int64_t n = 0; n < cells; n += 64) {
+      const int64_t part = std::min<int64_t>(64, cells - n);
+      for (int64_t c = 0; c < some; ++c) {
+        widen<isa>(grad + (first + c) * cells + n, part, line);
+        for (int64_t k = 0; k < part; ++k) out[(n + k) * kTileColumns + c] += line[k];
+      }
+    }
+  }
+};
+
+// One panel of columns times all groups of rows, written to out [rows, columns]. A part of the panel stays in
+// the first cache while all groups go through it; `memory` holds the sums, 32 for each row of whole groups.
+template <class S, class T>
+struct Panel {
+  template <Isa isa>
+  static SOLO_ATTN_INLINE void run(const T* rows, int64_t row_count, const T* columns, int64_t column_count,
+                                   int64_t panel, int64_t depth, T scale, S* out, T* memory) {
+    const int64_t first = panel * kTileColumns, some = std::min(kTileColumns, column_count - first);
+    int64_t k = 0;
+    do {
+      const int64_t part = std::min(kTileDepth, depth - k);
+      for (int64_t r = 0; r < row_count; r += kTileRows) {
+        tile<isa>(rows + r * depth + k * kTileRows, columns + k * kTileColumns, part, scale, k > 0,
+                  memory + r * kTileColumns, kTileColumns);
+      }
+      k += kTileDepth;
+    } while (k < depth);
+    for (int64_t r = 0; r < row_count; ++r) {
+      narrow<isa>(memory + r * kTileColumns, some, out + r * column_count + first);
+    }
+  }
+};
+
+inline int64_t panel_room(int64_t row_count) {
+  return tiles(row_count, kTileRows) * kTileRows * kTileColumns;
+}
+
+// dV = scale * V (dG + dG^T) of one image; V and dV are [C, N], dG is [N, N].
+template <class S, class G, class T>
+void features_gradient(const G* grad, const S* features, int64_t channels, int64_t cells, T scale, S* out) {
+  const auto rows = scratch<T>(tiles(channels, kTileRows) * kTileRows * cells);
+  channel_rows(features, channels, cells, nullptr, cells, rows.get());
+  parallel_for(tiles(cells, kTileColumns), cells * channels / 2, [&](int64_t begin, int64_t end) {
+    const auto columns = scratch<T>(cells * kTileColumns), memory = scratch<T>(panel_room(channels));
+    for (int64_t panel = begin; panel < end; ++panel) {
+      call<PackSymmetric<G, T>>(grad, cells, panel, columns.get());
+      call<Panel<S, T>>(static_cast<const T*>(rows.get()), channels, static_cast<const T*>(columns.get()),
+                        cells, panel, cells, scale, out, memory.get());
+    }
+  });
+}
+
+}  // namespace solo_attn::grid_attention

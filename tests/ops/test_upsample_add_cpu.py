@@ -1,0 +1,71 @@
+"""What the C++ kernels promise beyond the tests that all backends share: threads, taps, tails."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from op_cases import as_good_as_pytorch, check_message, gradients, numpy64, same_bits
+from test_upsample_add import at, inputs, plain
+
+OP = "upsample_add"
+BACKEND = "cpu"
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_thread_count_changes_nothing(runner, threads, dtype):
+    """Threads take runs of rows that begin anywhere in a cell."""
+    args = inputs(runner, 7, (35, 41), 12, dtype=dtype)
+    threads(1)
+    expected, expected_grads = gradients(at(runner, (71, 90)), args)
+    for count in (2, 3, 8):
+        threads(count)
+        out, grads = gradients(at(runner, (71, 90)), args)
+        assert same_bits(out, expected)
+        assert all(map(same_bits, grads, expected_grads))
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 8, 9, 15, 16, 17, 18, 31, 32, 33, 47, 48, 100, 333])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_widths_around_vectors(runner, width, dtype):
+    args = inputs(runner, 2, (3, 17), 5, dtype=dtype)
+    size = (4, width)
+    out, grads = gradients(at(runner, size), args)
+    same, same_grads = gradients(plain(size), args)
+    exact, exact_grads = gradients(plain(size), [x.double() for x in args])
+    as_good_as_pytorch(out, same, numpy64(exact))
+    for triple in zip(grads, same_grads, exact_grads, strict=True):
+        as_good_as_pytorch(triple[0], triple[1], numpy64(triple[2]), "gradient")
+
+
+def test_taps_are_those_of_interpolate(runner):
+    """Every output of every pair of small sizes, and some where float32 would choose another tap."""
+    pairs = [(n, m) for n in range(1, 20) for m in range(1, 40)] + [(997, 2991), (1000, 7), (336, 1344)]
+    for n, m in pairs:
+        x = runner.randn(1, 1, n, seed=n)
+        exact = F.interpolate(x.unsqueeze(0), (1, m), mode="bilinear", align_corners=False)[0]
+        torch.testing.assert_close(runner(x, None, (1, m)), exact, rtol=0, atol=1e-11)
+
+
+def test_infinity_stays_where_it_is(runner):
+    x = torch.zeros(1, 1, 8)
+    x[..., 4] = torch.inf
+    out = runner(x, None, (1, 24))
+    assert torch.equal(out.isfinite(), F.interpolate(x[None], (1, 24), mode="bilinear")[0].isfinite())
+
+
+def test_the_op_itself_refuses_what_does_not_fit(runner):
+    """Called past the public function, as a graph of torch.compile does."""
+    (coarse, rows), op = inputs(runner), runner.overload()
+    wanted = "upsample_add: expected attention of shape [K, S, S], dtype and device of coarse_logits"
+    for bad in (rows[:2], rows.float(), rows[0], rows[:, :0]):
+        check_message(lambda bad=bad: op(coarse, bad, (8, 8)), RuntimeError, wanted)
+    wanted = "upsample_add: expected coarse_logits of shape [K, h, w] with h, w >= 1"
+    check_message(lambda: op(coarse[:, :0], rows, (8, 8)), RuntimeError, wanted)
+    wanted = "upsample_add: expected size (height, width) of at least 1"
+    check_message(lambda: op(coarse, rows, (8, 0)), RuntimeError, wanted)
