@@ -1,0 +1,48 @@
+// Bilinear enlarging along one axis, as F.interpolate(align_corners=False) without antialiasing does it.
+//
+// Output d samples the input at (d + 1/2) in / out - 1/2 = ((2 d + 1) in - out) / (2 out), held to its ends.
+// In integers, so that every device finds the same taps, and none is off where a sample falls on an input.
+#pragma once
+
+#include <cstdint>
+
+#include "host_device.h"
+
+namespace solo_attn {
+
+// out[d] = (1 - weight) in[low] + weight in[high]. high is low + 1, but low on the last input, where weight
+// is 0.
+template <class T>
+struct Tap {
+  int64_t low;
+  int64_t high;
+  T weight;
+};
+
+template <class T>
+SOLO_ATTN_HOST_DEVICE inline Tap<T> bilinear_tap(int64_t d, int64_t in, int64_t out) {
+  const int64_t place = (2 * d + 1) * in - out;  // in units of 1 / (2 out)
+  if (place <= 0) return {0, in > 1 ? 1 : 0, T(0)};
+  const int64_t low = place / (2 * out);
+  if (low >= in - 1) return {in - 1, in - 1, T(0)};
+  return {low, low + 1,
+          static_cast<T>(static_cast<double>(place % (2 * out)) / static_cast<double>(2 * out))};
+}
+
+// The first output whose sample lies at input i or after it. The outputs that input i has a part in, for the
+// backward pass, are those from bilinear_first(i - 1, ..) to before bilinear_first(i + 1, ..).
+SOLO_ATTN_HOST_DEVICE inline int64_t bilinear_first(int64_t i, int64_t in, int64_t out) {
+  if (i <= 0) return 0;
+  if (i >= in) return out;
+  const int64_t least = (2 * i + 1) * out - in;  // (2 d + 1) in - out >= 2 out i, solved for 2 in d
+  return least <= 0 ? 0 : (least + 2 * in - 1) / (2 * in);
+}
+
+// The part of input i in output d.
+template <class T>
+SOLO_ATTN_HOST_DEVICE inline T bilinear_part(int64_t i, const Tap<T>& tap) {
+  if (tap.low == i) return T(1) - tap.weight;
+  return tap.high == i ? tap.weight : T(0);
+}
+
+}  // namespace solo_attn
