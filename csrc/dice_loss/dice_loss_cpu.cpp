@@ -53,7 +53,7 @@ struct Forward {
     int64_t pixels = 0;
     for (int64_t x = width; x < last; ++x) p[x] = overlap[x] = 0;
     for (int64_t y = begin; y < end; ++y) {
-      probability_row(maps.coarse, maps.attention, y, p);
+      probability_row<isa>(maps.coarse, maps.attention, y, p);
       const uint8_t* __restrict truth = maps.targets + y * width;
       int32_t count = 0;
       for (int64_t x = 0; x < width; ++x) {
@@ -124,18 +124,19 @@ struct Gradient {
   Taps<T> rows;
   Transposed<T> columns;
   int64_t in, out;  // widths
-  T* store;         // size(): one row of the gradient, then two rows of sums
+  T* store;         // RowPair::size: one row of the gradient, two rows of sums, slack
   int64_t next;
 
   SOLO_ATTN_INLINE T* sums(int64_t i) { return store + in + (i & 1) * out; }
 
   SOLO_ATTN_INLINE void start() {
     next = 0;
-    for (int64_t x = 0; x < 2 * out; ++x) store[in + x] = 0;
+    for (int64_t x = 0; x < 2 * out + kSlack; ++x) store[in + x] = 0;
   }
 
+  template <Isa isa>
   SOLO_ATTN_INLINE void add(int64_t y, const T* __restrict logits) {
-    finish(rows.low[y]);
+    finish<isa>(rows.low[y]);
     const T weight = rows.weight[y];
     T* __restrict low = sums(rows.low[y]);
     if (weight == 0) {
@@ -150,15 +151,14 @@ struct Gradient {
   }
 
   // Writes the rows before `end`.
+  template <Isa isa>
   SOLO_ATTN_INLINE void finish(int64_t end) {
     for (; next < end; ++next) {
       T* __restrict from = sums(next);
       T* __restrict row = store;
       for (int64_t i = 0; i < in; ++i) row[i] = 0;
       for (int64_t m = 0; m < columns.depth; ++m) {
-        const int32_t* __restrict place = columns.place + m * in;
-        const T* __restrict part = columns.part + m * in;
-        for (int64_t i = 0; i < in; ++i) row[i] += part[i] * from[place[i]];
+        add_taken<isa>(from, columns.place + m * in, columns.part + m * in, in, row);
       }
       S* __restrict to = grad + next * in;
       for (int64_t i = 0; i < in; ++i) to[i] = static_cast<S>(row[i]);
@@ -176,14 +176,14 @@ struct Backward {
     coarse.start();
     if (attention.grad != nullptr) attention.start();
     for (int64_t y = 0; y < height; ++y) {
-      probability_row(maps.coarse, maps.attention, y, p);
+      probability_row<isa>(maps.coarse, maps.attention, y, p);
       const uint8_t* __restrict truth = maps.targets + y * width;
       for (int64_t x = 0; x < width; ++x) p[x] = slope(p[x], truth[x] != 0);
-      coarse.add(y, p);
-      if (attention.grad != nullptr) attention.add(y, p);
+      coarse.template add<isa>(y, p);
+      if (attention.grad != nullptr) attention.template add<isa>(y, p);
     }
-    coarse.finish(coarse.rows.in);
-    if (attention.grad != nullptr) attention.finish(attention.rows.in);
+    coarse.template finish<isa>(coarse.rows.in);
+    if (attention.grad != nullptr) attention.template finish<isa>(attention.rows.in);
   }
 };
 
