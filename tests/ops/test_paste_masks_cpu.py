@@ -67,6 +67,18 @@ def test_small_objects_lose_nothing(runner, threshold, side):
     check(runner(coarse, rows, *sizes, threshold), coarse, rows, sizes, threshold)
 
 
+def test_set_up_to_the_edge_of_the_box(runner):
+    """Beside a sure pixel, what is just below the threshold is set as far as that one reaches."""
+    coarse = torch.full((4, 4, 5), -0.02)
+    coarse[0, 0], coarse[1, 3], coarse[2, :, 0], coarse[3, :, 4] = 8.0, 8.0, 8.0, 8.0
+    sizes = ((4, 5), (4, 5), (16, 20), (16, 20))
+    masks = runner(coarse, None, *sizes)
+    check(masks, coarse, None, sizes)
+    assert masks.flatten(1).sum(1).tolist() == [6 * 20, 6 * 20, 6 * 16, 6 * 16]
+    for mask, rle in zip(masks.numpy(), runner(coarse, None, *sizes, rle=True), strict=True):
+        np.testing.assert_array_equal(decoded(rle), mask)
+
+
 def test_nothing_to_see(runner):
     for value in (-1000.0, float("nan"), -float("inf")):
         coarse = torch.full((2, 3, 4), value)
