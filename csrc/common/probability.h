@@ -1,0 +1,217 @@
+// Probability maps of chosen cells (spec 2, inference step 3): sigmoid(up(coarse) + up(attention)) at the
+// level's own size, then enlarged to `out_size`, row by row, and only where a pixel can be above a threshold.
+//
+// Blending never exceeds the largest of its taps. So a row whose taps' largest logits add up to less than the
+// threshold's logit has nothing above the threshold, and what such rows alone reach has nothing either.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <vector>
+
+#include "check.h"
+#include "dtypes.h"
+#include "rows.h"
+
+namespace solo_attn {
+
+struct Range {
+  int64_t begin;
+  int64_t end;
+
+  bool empty() const { return begin >= end; }
+};
+
+// The outputs that an input in `in` is a tap of.
+template <class T>
+Range reached(const Taps<T>& taps, Range in) {
+  if (in.empty()) return {0, 0};
+  const int64_t begin = std::lower_bound(taps.high, taps.high + taps.out, in.begin) - taps.high;
+  return {begin, std::lower_bound(taps.low, taps.low + taps.out, in.end) - taps.low};
+}
+
+// The taps of the outputs `out`.
+template <class T>
+Range needed(const Taps<T>& taps, Range out) {
+  if (out.empty()) return {0, 0};
+  return {taps.low[out.begin], taps.high[out.end - 1] + 1};
+}
+
+// The largest value of each row and of each column; NaN, which is above nothing, counts as the least.
+template <class S, class T>
+struct Largest {
+  template <Isa isa>
+  static SOLO_ATTN_INLINE void run(const S* map, int64_t height, int64_t width, int64_t stride, T* rows,
+                                   T* __restrict columns, T* __restrict wide) {
+    constexpr int64_t kLanes = 16;
+    typedef T Lanes __attribute__((vector_size(kLanes * sizeof(T))));
+    const int64_t last = (width + kLanes - 1) / kLanes * kLanes;
+    const T least = -std::numeric_limits<T>::infinity();
+    for (int64_t x = 0; x < last; ++x) wide[x] = least;
+    for (int64_t x = 0; x < width; ++x) columns[x] = least;
+    for (int64_t i = 0; i < height; ++i) {
+      const S* __restrict from = map + i * stride;
+      for (int64_t x = 0; x < width; ++x) wide[x] = static_cast<T>(from[x]);
+      for (int64_t x = 0; x < width; ++x) columns[x] = wide[x] > columns[x] ? wide[x] : columns[x];
+      Lanes most = {};
+      most += least;
+      for (int64_t x = 0; x < last; x += kLanes) {
+        Lanes value;
+        std::memcpy(&value, wide + x, sizeof(value));
+        most = value > most ? value : most;
+      }
+      rows[i] = least;
+      for (int64_t lane = 0; lane < kLanes; ++lane) rows[i] = std::max(rows[i], most[lane]);
+    }
+  }
+};
+
+// A logit that is surely below the threshold, whatever rounding does.
+inline double certain_logit(double threshold, double rounding) {
+  return std::log(threshold / (1 - threshold)) - 1e-3 - 8 * rounding / (threshold * (1 - threshold));
+}
+
+// From the first to the last output whose taps may be above `cut`; a second map may be added.
+template <class T>
+Range alive(const Taps<T>& taps, const T* most, const Taps<T>& other, const T* more, T cut) {
+  Range range{0, 0};
+  for (int64_t d = 0; d < taps.out; ++d) {
+    T bound = std::max(most[taps.low[d]], most[taps.high[d]]);
+    if (more != nullptr) bound += std::max(more[other.low[d]], more[other.high[d]]);
+    if (bound <= cut) continue;
+    if (range.end == 0) range.begin = d;
+    range.end = d + 1;
+  }
+  return range;
+}
+
+// The maps of one cell: rows at the level's size, made as they are asked for from top to bottom.
+template <class S, class T>
+struct Probabilities {
+  RowPair<S, T> coarse;
+  RowPair<S, T> attention;
+  Taps<T> rows;
+  Taps<T> columns;
+  T* store;        // one row at the level's size, slack, two rows at out_size
+  Range wanted_y;  // of out_size: outside nothing is above the threshold
+  Range wanted_x;
+  int64_t held[2];
+
+  // Row i of the level's size, enlarged in x to columns wanted_x of out_size.
+  template <Isa isa>
+  SOLO_ATTN_INLINE const T* row(int64_t i) {
+    T* out = store + columns.in + kSlack + (i & 1) * columns.out;
+    if (held[i & 1] == i) return out;
+    held[i & 1] = i;
+    if (columns.in == columns.out) {
+      probability_row<isa>(coarse, attention, i, out);
+    } else {
+      probability_row<isa>(coarse, attention, i, store);
+      mix_taps<isa>(store, columns, wanted_x.begin, wanted_x.end, out);
+    }
+    return out;
+  }
+
+  // To be called before the first row, where more than what can be above the threshold is wanted.
+  void want(Range y, Range x) {
+    wanted_y = y;
+    wanted_x = x;
+    const Range source = needed(columns, x);
+    coarse.begin = attention.begin = source.begin;
+    coarse.end = attention.end = source.end;
+  }
+};
+
+// The inputs of an op, each in one run of memory, and its tap tables.
+template <class S, class T>
+class Cells {
+ public:
+  using Size = std::vector<int64_t>;
+
+  Cells(const Tensor& coarse, const std::optional<Tensor>& attention, const Size& size, const Size& out_size,
+        double threshold)
+      : coarse_(torch::stable::contiguous(coarse)),
+        attention_(attention ? torch::stable::contiguous(*attention) : coarse_),
+        plain_(!attention),
+        side_(plain_ ? 0 : attention_.size(1)),
+        height_(coarse.size(1)),
+        width_(coarse.size(2)),
+        coarse_rows_(height_, size[0]),
+        coarse_columns_(width_, size[1]),
+        attention_rows_(side_, plain_ ? 0 : size[0]),
+        attention_columns_(side_, plain_ ? 0 : size[1]),
+        rows_(size[0], out_size[0]),
+        columns_(size[1], out_size[1]),
+        cut_(static_cast<T>(certain_logit(threshold, std::numeric_limits<T>::epsilon()))) {}
+
+  int64_t room() const {
+    return maps_room() + columns_.view().in + kSlack + 2 * columns_.view().out + height_ + 2 * width_ +
+           3 * side_ + 2 * kSlack;
+  }
+
+  // The map of cell k, in room() elements of scratch memory.
+  Probabilities<S, T> at(int64_t k, T* store) const {
+    const S* logits = coarse_.template const_data_ptr<S>() + k * height_ * width_;
+    const S* added = plain_ ? nullptr : attention_.template const_data_ptr<S>() + k * side_ * side_;
+    const Taps<T> y = coarse_rows_.view(), x = coarse_columns_.view();
+    const Taps<T> other_y = attention_rows_.view(), other_x = attention_columns_.view();
+    T* second = store + RowPair<S, T>::size(width_, x.out);
+    T* third = store + maps_room();
+    Probabilities<S, T> map{RowPair<S, T>::over(logits, y, x, store),
+                            RowPair<S, T>::over(added, other_y, other_x, second),
+                            rows_.view(),
+                            columns_.view(),
+                            third,
+                            {0, 0},
+                            {0, 0},
+                            {-1, -1}};
+    T* most_y = third + columns_.view().in + kSlack + 2 * columns_.view().out;
+    T* most_x = most_y + height_;
+    T* more_y = most_x + width_;
+    T* more_x = more_y + side_;
+    T* wide = more_x + side_;
+    call<Largest<S, T>>(logits, height_, width_, width_, most_y, most_x, wide);
+    if (!plain_) call<Largest<S, T>>(added, side_, side_, side_, more_y, more_x, wide);
+    const Range live_y = alive<T>(y, most_y, other_y, plain_ ? nullptr : more_y, cut_);
+    const Range live_x = alive<T>(x, most_x, other_x, plain_ ? nullptr : more_x, cut_);
+    if (live_y.empty() || live_x.empty()) return map;
+    map.want(reached(map.rows, live_y), reached(map.columns, live_x));
+    return map;
+  }
+
+ private:
+  int64_t maps_room() const {
+    return RowPair<S, T>::size(width_, coarse_columns_.view().out) +
+           RowPair<S, T>::size(side_, attention_columns_.view().out);
+  }
+
+  Tensor coarse_, attention_;
+  bool plain_;
+  int64_t side_, height_, width_;
+  TapTable<T> coarse_rows_, coarse_columns_, attention_rows_, attention_columns_, rows_, columns_;
+  T cut_;
+};
+
+inline void check_cells(const char* op, const Tensor& coarse, const std::optional<Tensor>& attention) {
+  check(coarse.dim() == 3 && coarse.size(1) > 0 && coarse.size(2) > 0, op,
+        ": expected coarse_logits of shape [K, h, w], got ", coarse.dim(), " dims");
+  if (!attention) return;
+  const int64_t count = coarse.size(0);
+  check(attention->dim() == 3 && attention->size(0) == count && attention->size(1) > 0 &&
+            attention->size(1) == attention->size(2),
+        op, ": expected attention of shape [K, S, S], K = ", count, " as coarse_logits has");
+  check(attention->scalar_type() == coarse.scalar_type() && attention->is_cpu(), op,
+        ": expected attention of coarse_logits's dtype and device");
+}
+
+inline void check_size(const char* op, const char* name, const std::vector<int64_t>& size) {
+  check(size.size() == 2 && size[0] > 0 && size[1] > 0, op, ": expected ", name,
+        " (height, width) of at least 1");
+}
+
+}  // namespace solo_attn

@@ -1,0 +1,210 @@
+// Bilinear enlarging row by row: no enlarged map is kept, only the two of its rows that are blended next.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+#include <vector>
+
+#include "bilinear.h"
+#include "check.h"
+#include "sigmoid.h"
+#include "simd.h"
+
+namespace solo_attn {
+
+// The taps of one axis, as tables that vector loops read. Where a sample falls on an input, that input is
+// both taps, so that a NaN beside it stays out.
+template <class T>
+struct Taps {
+  const int32_t* low;
+  const int32_t* high;
+  const T* weight;
+  int64_t in;
+  int64_t out;
+};
+
+template <class T>
+class TapTable {
+ public:
+  TapTable(int64_t in, int64_t out) : in_(in), low_(out), high_(out), weight_(out) {
+    check(in <= std::numeric_limits<int32_t>::max(), "expected fewer than 2^31 rows and columns, got ", in);
+    for (int64_t d = 0; d < out; ++d) {
+      const Tap<T> tap = bilinear_tap<T>(d, in, out);
+      low_[d] = static_cast<int32_t>(tap.low);
+      high_[d] = static_cast<int32_t>(tap.weight == 0 ? tap.low : tap.high);
+      weight_[d] = tap.weight;
+    }
+  }
+  Taps<T> view() const {
+    return {low_.data(), high_.data(), weight_.data(), in_, static_cast<int64_t>(low_.size())};
+  }
+
+ private:
+  int64_t in_;
+  std::vector<int32_t> low_, high_;
+  std::vector<T> weight_;
+};
+
+// Both exactly a where a = b and the sum of the two weights rounds to 1, which it always does. `mix` also
+// keeps an infinity that both taps have; `lerp` is an operation less, for probabilities.
+template <class T>
+SOLO_ATTN_INLINE T mix(T a, T b, T weight) {
+  return (1 - weight) * a + weight * b;
+}
+template <class T>
+SOLO_ATTN_INLINE T lerp(T a, T b, T weight) {
+  return a + weight * (b - a);
+}
+
+// Vector loads may read this many elements past the end of what is enlarged: leave room for them.
+constexpr int64_t kSlack = 32;
+
+#if defined(SOLO_ATTN_X86)
+// from[index[0..15]], index ascending. Neighbours in an enlarged row come from neighbours, so that two loads
+// and a permutation mostly do what a gather needs sixteen loads for.
+SOLO_ATTN_AVX512 inline __m512 take_avx512(const float* from, const int32_t* index) {
+  const __m512i places = _mm512_loadu_si512(index);
+  const int32_t first = index[0];
+  if (index[15] - first >= 32)
+    return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xffff, places, from, 4);  // plain one: GCC warns
+  const __m512 low = _mm512_loadu_ps(from + first), high = _mm512_loadu_ps(from + first + 16);
+  return _mm512_permutex2var_ps(low, _mm512_sub_epi32(places, _mm512_set1_epi32(first)), high);
+}
+
+SOLO_ATTN_AVX2 inline __m256 take_avx2(const float* from, const int32_t* index) {
+  const __m256i places = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index));
+  const int32_t first = index[0];
+  if (index[7] - first >= 8) return _mm256_i32gather_ps(from, places, 4);
+  const __m256i offsets = _mm256_sub_epi32(places, _mm256_set1_epi32(first));
+  return _mm256_permutevar8x32_ps(_mm256_loadu_ps(from + first), offsets);
+}
+
+// out[x] = mix of `from` at the taps of x. Returns the first x that is left over.
+SOLO_ATTN_AVX512 inline int64_t mix_taps_avx512(const float* from, const Taps<float>& taps, int64_t begin,
+                                                int64_t end, float* out) {
+  int64_t x = begin;
+  for (; x + 16 <= end; x += 16) {
+    const __m512 weight = _mm512_loadu_ps(taps.weight + x);
+    const __m512 low =
+        _mm512_mul_ps(_mm512_sub_ps(_mm512_set1_ps(1), weight), take_avx512(from, taps.low + x));
+    _mm512_storeu_ps(out + x, _mm512_fmadd_ps(weight, take_avx512(from, taps.high + x), low));
+  }
+  return x;
+}
+
+SOLO_ATTN_AVX2 inline int64_t mix_taps_avx2(const float* from, const Taps<float>& taps, int64_t begin,
+                                            int64_t end, float* out) {
+  int64_t x = begin;
+  for (; x + 8 <= end; x += 8) {
+    const __m256 weight = _mm256_loadu_ps(taps.weight + x);
+    const __m256 low = _mm256_mul_ps(_mm256_sub_ps(_mm256_set1_ps(1), weight), take_avx2(from, taps.low + x));
+    _mm256_storeu_ps(out + x, _mm256_fmadd_ps(weight, take_avx2(from, taps.high + x), low));
+  }
+  return x;
+}
+
+// sum[i] += part[i] * from[place[i]], place ascending.
+SOLO_ATTN_AVX512 inline int64_t add_taken_avx512(const float* from, const int32_t* place, const float* part,
+                                                 int64_t count, float* sum) {
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) {
+    const __m512 taken = take_avx512(from, place + i);
+    _mm512_storeu_ps(sum + i, _mm512_fmadd_ps(_mm512_loadu_ps(part + i), taken, _mm512_loadu_ps(sum + i)));
+  }
+  return i;
+}
+
+SOLO_ATTN_AVX2 inline int64_t add_taken_avx2(const float* from, const int32_t* place, const float* part,
+                                             int64_t count, float* sum) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    const __m256 taken = take_avx2(from, place + i);
+    _mm256_storeu_ps(sum + i, _mm256_fmadd_ps(_mm256_loadu_ps(part + i), taken, _mm256_loadu_ps(sum + i)));
+  }
+  return i;
+}
+#endif
+
+// One row enlarged in x, in columns [begin, end): out[x] = mix of `from` at the taps of x.
+template <Isa isa, class T>
+SOLO_ATTN_INLINE void mix_taps(const T* __restrict from, const Taps<T>& taps, int64_t begin, int64_t end,
+                               T* __restrict out) {
+#if defined(SOLO_ATTN_X86)
+  if constexpr (isa == Isa::avx512 && std::is_same_v<T, float>) {
+    begin = mix_taps_avx512(from, taps, begin, end, out);
+  }
+  if constexpr (isa == Isa::avx2 && std::is_same_v<T, float>) {
+    begin = mix_taps_avx2(from, taps, begin, end, out);
+  }
+#endif
+  for (int64_t x = begin; x < end; ++x) out[x] = mix(from[taps.low[x]], from[taps.high[x]], taps.weight[x]);
+}
+
+template <Isa isa, class T>
+SOLO_ATTN_INLINE void add_taken(const T* __restrict from, const int32_t* __restrict place,
+                                const T* __restrict part, int64_t count, T* __restrict sum) {
+  int64_t i = 0;
+#if defined(SOLO_ATTN_X86)
+  if constexpr (isa == Isa::avx512 && std::is_same_v<T, float>) {
+    i = add_taken_avx512(from, place, part, count, sum);
+  }
+  if constexpr (isa == Isa::avx2 && std::is_same_v<T, float>) {
+    i = add_taken_avx2(from, place, part, count, sum);
+  }
+#endif
+  for (; i < count; ++i) sum[i] += part[i] * from[place[i]];
+}
+
+// A map of which two rows are held, enlarged in x, in columns [begin, end) of the result. Rows are asked for
+// from top to bottom, so each is enlarged once.
+template <class S, class T>
+struct RowPair {
+  const S* map;  // nullptr: there is none, and it counts as 0
+  Taps<T> rows;
+  Taps<T> columns;
+  T* store;  // size(): one row as T, then the two
+  int64_t begin;
+  int64_t end;
+  int64_t held[2];
+
+  static int64_t size(int64_t in, int64_t out) { return in + kSlack + 2 * out; }
+
+  static RowPair over(const S* map, Taps<T> rows, Taps<T> columns, T* store) {
+    return {map, rows, columns, store, 0, columns.out, {-1, -1}};
+  }
+
+  template <Isa isa>
+  SOLO_ATTN_INLINE const T* row(int64_t i) {
+    T* __restrict out = store + columns.in + kSlack + (i & 1) * columns.out;
+    if (held[i & 1] == i) return out;
+    held[i & 1] = i;
+    T* __restrict wide = store;
+    const S* __restrict from = map + i * columns.in;
+    for (int64_t x = 0; x < columns.in; ++x) wide[x] = static_cast<T>(from[x]);
+    mix_taps<isa>(wide, columns, begin, end, out);
+    return out;
+  }
+};
+
+// sigmoid(up(coarse) + up(attention)) of output row y, in the columns of `coarse`.
+template <Isa isa, class S, class T>
+SOLO_ATTN_INLINE void probability_row(RowPair<S, T>& coarse, RowPair<S, T>& attention, int64_t y,
+                                      T* __restrict out) {
+  const T* __restrict above = coarse.template row<isa>(coarse.rows.low[y]);
+  const T* __restrict below = coarse.template row<isa>(coarse.rows.high[y]);
+  const T weight = coarse.rows.weight[y];
+  const int64_t end = coarse.end;
+  if (attention.map == nullptr) {
+    for (int64_t x = coarse.begin; x < end; ++x) out[x] = sigmoid(mix(above[x], below[x], weight));
+    return;
+  }
+  const T* __restrict upper = attention.template row<isa>(attention.rows.low[y]);
+  const T* __restrict lower = attention.template row<isa>(attention.rows.high[y]);
+  const T other = attention.rows.weight[y];
+  for (int64_t x = coarse.begin; x < end; ++x) {
+    out[x] = sigmoid(mix(above[x], below[x], weight) + mix(upper[x], lower[x], other));
+  }
+}
+
+}  // namespace solo_attn

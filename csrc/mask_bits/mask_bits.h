@@ -1,0 +1,16 @@
+// Bits, areas and maskness (spec 2, inference steps 3 and 4): the maths that every implementation shares.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/host_device.h"
+
+namespace solo_attn::mask_bits {
+
+// The mean probability of the pixels that are set; 0, and not 0 / 0, where none is.
+template <class T>
+SOLO_ATTN_HOST_DEVICE inline T maskness(double sum, int64_t area) {
+  return area == 0 ? T(0) : static_cast<T>(sum / static_cast<double>(area));
+}
+
+}  // namespace solo_attn::mask_bits

@@ -1,0 +1,48 @@
+// COCO's run-length encoding of a binary mask in column-major order: the runs, the first of zeros, then as
+// text.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace solo_attn::paste_masks {
+
+// Takes the pixels at which the value changes, in order, and gives the runs.
+class Runs {
+ public:
+  void flip(int64_t pixel) {
+    counts_.push_back(pixel - last_);
+    last_ = pixel;
+    inside_ = !inside_;
+  }
+  void clear(int64_t pixel) {  // from here on there is nothing, until the next flip
+    if (inside_) flip(pixel);
+  }
+  bool inside() const { return inside_; }
+
+  // Ends at `pixels`. Counts stand as their difference to the one before the last, from the fourth on; five
+  // bits to a character, low ones first, bit 5 where more follow, bit 4 of the last one being the sign.
+  std::string finish(int64_t pixels) {
+    counts_.push_back(pixels - last_);
+    std::string text;
+    for (size_t i = 0; i < counts_.size(); ++i) {
+      int64_t rest = i > 2 ? counts_[i] - counts_[i - 2] : counts_[i];
+      bool more = true;
+      while (more) {
+        const int64_t five = rest & 31;
+        rest >>= 5;
+        more = (five & 16) != 0 ? rest != -1 : rest != 0;
+        text.push_back(static_cast<char>((more ? five | 32 : five) + 48));
+      }
+    }
+    return text;
+  }
+
+ private:
+  std::vector<int64_t> counts_;
+  int64_t last_ = 0;
+  bool inside_ = false;
+};
+
+}  // namespace solo_attn::paste_masks

@@ -1,0 +1,312 @@
+// K cells, from their map at stride 4 (h x w) to 4 h x 4 w, cropped, and to H x W of the original image.
+//
+// Bytes: a map (4 h w, in the cache) and what comes out: H W for bool, some hundred bytes for run lengths.
+// Flops: 3 for each of h * 4 h and of w * H interpolations, 3 for each of 4 w * H, and 4 for each pixel: at
+// 200 x 336 to 1024 x 2048 some 13 M in a full mask, 0.8 M vectors of 16 and their loads, about 0.5 ms a
+// core; of a usual mask only its box is made. bool is bound by writing H W bytes.
+//
+// Run lengths go down columns, so everything here does: the map is transposed, enlarged in y along its rows,
+// then blended in x, and a column is compared and packed into words of 64 pixels, whose changes are the runs.
+// Pixels are made from the same words, 64 x 64 transposed at a time: both forms are one mask to the bit.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "../common/bits.h"
+#include "../common/check.h"
+#include "../common/dtypes.h"
+#include "../common/parallel.h"
+#include "../common/probability.h"
+#include "paste_masks.h"
+
+namespace solo_attn::paste_masks {
+namespace {
+
+constexpr int64_t kWord = 64;
+
+using Size = std::vector<int64_t>;
+
+// The map at stride 4, transposed: column x is `map + x * stride`, and has room for slack after it.
+template <class S, class T>
+struct Transpose {
+  template <Isa isa>
+  static SOLO_ATTN_INLINE void run(Probabilities<S, T> from, T* __restrict line, T* __restrict map,
+                                   int64_t stride) {
+    const Range x = from.wanted_x;
+    for (int64_t y = from.wanted_y.begin; y < from.wanted_y.end; ++y) {
+      const T weight = from.rows.weight[y];
+      const T* __restrict above = from.template row<isa>(from.rows.low[y]);
+      const T* __restrict below = from.template row<isa>(from.rows.high[y]);
+      for (int64_t c = x.begin; c < x.end; ++c) line[c] = lerp(above[c], below[c], weight);
+      for (int64_t c = x.begin; c < x.end; ++c) map[c * stride + y] = line[c];
+    }
+  }
+};
+
+// What is left to do with a transposed map: to the padded input and to the original image, in y and in x.
+template <class T>
+struct Paste {
+  const T* map;
+  int64_t stride;
+  Taps<T> padded_y, padded_x, original_y, original_x;
+  Range y, x;  // the box of the original image that may hold a set pixel
+  T* store;    // size()
+  int64_t enlarged[2];
+  int64_t blended[2];
+
+  static int64_t size(int64_t padded_height, int64_t height) {
+    return padded_height + kSlack + 4 * (height + kSlack);
+  }
+
+  SOLO_ATTN_INLINE T* line(int64_t which) {
+    return store + padded_y.out + kSlack + which * (original_y.out + kSlack);
+  }
+
+  // Column c of the map, enlarged in y to the original image.
+  template <Isa isa>
+  SOLO_ATTN_INLINE const T* tall(int64_t c) {
+    T* out = line(c & 1);
+    if (enlarged[c & 1] == c) return out;
+    enlarged[c & 1] = c;
+    const int64_t begin = original_y.low[y.begin], end = original_y.high[y.end - 1] + 1;
+    mix_taps<isa>(map + c * stride, padded_y, begin, end, store);
+    mix_taps<isa>(store, original_y, y.begin, y.end, out);
+    return out;
+  }
+
+  // Column c of the padded input.
+  template <Isa isa>
+  SOLO_ATTN_INLINE const T* padded(int64_t c) {
+    T* __restrict out = line(2 + (c & 1));
+    if (blended[c & 1] == c) return out;
+    blended[c & 1] = c;
+    const T weight = padded_x.weight[c];
+    const T* __restrict left = tall<isa>(padded_x.low[c]);
+    const T* __restrict right = tall<isa>(padded_x.high[c]);
+    for (int64_t i = y.begin; i < y.end; ++i) out[i] = lerp(left[i], right[i], weight);
+    return out;
+  }
+
+  // Rows y of column c of the original image, as words; `bytes` has room for them, rounded up to words.
+  template <Isa isa>
+  SOLO_ATTN_INLINE void column(int64_t c, T threshold, uint8_t* __restrict bytes, uint64_t* words) {
+    const T weight = original_x.weight[c];
+    const T* __restrict left = padded<isa>(original_x.low[c]) + y.begin;
+    const T* __restrict right = padded<isa>(original_x.high[c]) + y.begin;
+    const int64_t count = y.end - y.begin;
+    for (int64_t i = 0; i < count; ++i) bytes[i] = lerp(left[i], right[i], weight) > threshold;
+    pack_row<isa>(bytes, count, words);
+  }
+};
+
+template <class T>
+struct ToRuns {
+  template <Isa isa>
+  static SOLO_ATTN_INLINE void run(Paste<T> paste, T threshold, uint8_t* bytes, uint64_t* words, Runs* runs) {
+    const int64_t height = paste.original_y.out, first = paste.y.begin, count = paste.y.end - first;
+    for (int64_t x = paste.x.begin; x < paste.x.end; ++x) {
+      paste.template column<isa>(x, threshold, bytes, words);
+      if (first > 0) runs->clear(x * height);
+      const int64_t base = x * height + first;
+      for (int64_t i = 0; i < count; i += kWord) {
+        const uint64_t word = words[i / kWord];
+        uint64_t changes = word ^ (word << 1 | static_cast<uint64_t>(runs->inside()));
+        if (count - i < kWord) changes &= (uint64_t(1) << (count - i)) - 1;
+        for (; changes != 0; changes &= changes - 1) {
+          runs->flip(base + i + popcount<isa>((changes & (0 - changes)) - 1));
+        }
+      }
+      if (paste.y.end < height) runs->clear(x * height + paste.y.end);
+    }
+    if (paste.x.end < paste.original_x.out) runs->clear(paste.x.end * height);
+  }
+};
+
+// Bit c of word r to bit r of word c: quadrants are swapped, then theirs.
+SOLO_ATTN_INLINE void transpose64(uint64_t* __restrict words) {
+  uint64_t mask = 0x00000000ffffffff;
+  for (int half = 32; half != 0; half >>= 1, mask ^= mask << half) {
+    for (int block = 0; block < 64; block += 2 * half) {
+      for (int i = block; i < block + half; ++i) {
+        const uint64_t swap = ((words[i] >> half) ^ words[i + half]) & mask;
+        words[i + half] ^= swap;
+        words[i] ^= swap << half;
+      }
+    }
+  }
+}
+
+// 64 bits to as many bytes of 0 or 1.
+SOLO_ATTN_INLINE void unpack64(uint64_t word, uint8_t* bytes) {
+  for (int octet = 0; octet < 8; ++octet) {
+    // Byte i keeps bit i alone; adding 127 then moves any bit into bit 7, and carries nothing further.
+    uint64_t x = (word >> (8 * octet) & 255) * 0x0101010101010101 & 0x8040201008040201;
+    x = (x + 0x7f7f7f7f7f7f7f7f) >> 7 & 0x0101010101010101;
+    std::memcpy(bytes + 8 * octet, &x, 8);
+  }
+}
+
+template <class T>
+struct ToPixels {
+  // `words` has room for 64 columns.
+  template <Isa isa>
+  static SOLO_ATTN_INLINE void run(Paste<T> paste, T threshold, uint8_t* bytes, uint64_t* words, bool* mask) {
+    const int64_t width = paste.original_x.out, first = paste.y.begin, count = paste.y.end - first;
+    const int64_t tall = (count + kWord - 1) / kWord;
+    for (int64_t x = paste.x.begin; x < paste.x.end; x += kWord) {
+      const int64_t columns = std::min(kWord, paste.x.end - x);
+      for (int64_t c = 0; c < columns; ++c) {
+        paste.template column<isa>(x + c, threshold, bytes, words + c * tall);
+      }
+      for (int64_t w = 0; w < tall; ++w) {
+        uint64_t block[kWord], any = 0;
+        for (int64_t c = 0; c < kWord; ++c) any |= block[c] = c < columns ? words[c * tall + w] : 0;
+        if (any == 0) continue;
+        transpose64(block);
+        const int64_t rows = std::min(kWord, count - w * kWord);
+        for (int64_t r = 0; r < rows; ++r) {
+          if (block[r] == 0) continue;
+          uint8_t pixels[kWord];
+          unpack64(block[r], pixels);
+          std::memcpy(mask + (first + w * kWord + r) * width + x, pixels, columns);
+        }
+      }
+    }
+  }
+};
+
+struct Sizes {
+  Size size, out_size, image_size, original_size;
+};
+
+void check_arguments(const Tensor& coarse, const std::optional<Tensor>& attention, const Sizes& s) {
+  check_cells("paste_masks", coarse, attention);
+  check_size("paste_masks", "size", s.size);
+  check_size("paste_masks", "out_size", s.out_size);
+  check_size("paste_masks", "image_size", s.image_size);
+  check_size("paste_masks", "original_size", s.original_size);
+  check(s.image_size[0] <= 4 * s.out_size[0] && s.image_size[1] <= 4 * s.out_size[1],
+        "paste_masks: expected image_size within 4 x out_size");
+}
+
+// Calls each(k, paste, bytes, words) for every cell; `paste` has an empty box where no pixel can be set.
+template <class S, class T, class F>
+void for_each_cell(const Tensor& coarse, const std::optional<Tensor>& attention, const Sizes& s,
+                   double threshold, const F& each) {
+  const Cells<S, T> cells(coarse, attention, s.size, s.out_size, threshold);
+  const TapTable<T> padded_y(s.out_size[0], 4 * s.out_size[0]), padded_x(s.out_size[1], 4 * s.out_size[1]);
+  const TapTable<T> original_y(s.image_size[0], s.original_size[0]);
+  const TapTable<T> original_x(s.image_size[1], s.original_size[1]);
+  // The crop: only the taps of the image are ever looked at.
+  const Range image_y{0, s.image_size[0]}, image_x{0, s.image_size[1]};
+  const auto both = [](Range a, Range b) {
+    return Range{std::max(a.begin, b.begin), std::min(a.end, b.end)};
+  };
+  const auto forth = [&](const TapTable<T>& padded, const TapTable<T>& original, Range image, Range live) {
+    return reached(original.view(), both(reached(padded.view(), live), image));
+  };
+  const auto back = [&](const TapTable<T>& padded, const TapTable<T>& original, Range box) {
+    return needed(padded.view(), needed(original.view(), box));
+  };
+  const int64_t height = s.out_size[0], width = s.out_size[1], stride = height + kSlack;
+  const int64_t map_room = width * stride;
+  const int64_t lines = Paste<T>::size(4 * height, s.original_size[0]);
+  const int64_t words = (s.original_size[0] + kWord - 1) / kWord;
+  const T limit = static_cast<T>(threshold), cut = limit * (1 - 8 * std::numeric_limits<T>::epsilon());
+  parallel_for(coarse.size(0), 20'000, [&](int64_t from, int64_t to) {
+    std::unique_ptr<T[]> store(new T[map_room + lines + cells.room() + 3 * (width + height + kSlack)]);
+    std::unique_ptr<uint8_t[]> bytes(new uint8_t[words * kWord]);
+    std::unique_ptr<uint64_t[]> bits(new uint64_t[words * kWord]);
+    T* line = store.get() + map_room + lines + cells.room();
+    T* most_y = line + width + height + kSlack;
+    T* most_x = most_y + height;
+    for (int64_t k = from; k < to; ++k) {
+      Probabilities<S, T> map = cells.at(k, store.get() + map_room + lines);
+      Range y = forth(padded_y, original_y, image_y, map.wanted_y);
+      Range x = forth(padded_x, original_x, image_x, map.wanted_x);
+      if (!y.empty() && !x.empty()) {
+        map.want(back(padded_y, original_y, y), back(padded_x, original_x, x));
+        call<Transpose<S, T>>(map, line, store.get(), stride);
+        // Closer, now that probabilities are known.
+        const Range my = map.wanted_y, mx = map.wanted_x;
+        call<Largest<T, T>>(store.get() + mx.begin * stride + my.begin, mx.end - mx.begin, my.end - my.begin,
+                            stride, most_x + mx.begin, most_y + my.begin, line);
+        const auto tight = [&](const T* most, Range range) {
+          while (!range.empty() && most[range.begin] <= cut) ++range.begin;
+          while (!range.empty() && most[range.end - 1] <= cut) --range.end;
+          return range;
+        };
+        y = both(y, forth(padded_y, original_y, image_y, tight(most_y, my)));
+        x = both(x, forth(padded_x, original_x, image_x, tight(most_x, mx)));
+      }
+      if (y.empty() || x.empty()) y = x = {0, 0};
+      const Paste<T> paste{
+          store.get(), stride, padded_y.view(),        padded_x.view(), original_y.view(), original_x.view(),
+          y,           x,      store.get() + map_room, {-1, -1},        {-1, -1}};
+      each(k, paste, limit, bytes.get(), bits.get());
+    }
+  });
+}
+
+Tensor paste_masks_cpu(const Tensor& coarse, const std::optional<Tensor>& attention, Size size, Size out_size,
+                       Size image_size, Size original_size, double threshold) {
+  const Sizes s{size, out_size, image_size, original_size};
+  check_arguments(coarse, attention, s);
+  Tensor masks = torch::stable::new_empty(coarse, {coarse.size(0), original_size[0], original_size[1]},
+                                          ScalarType::Bool);
+  bool* out = static_cast<bool*>(masks.mutable_data_ptr());
+  const int64_t pixels = original_size[0] * original_size[1];
+  dispatch_float("paste_masks", coarse.scalar_type(), [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    using T = accumulator_t<S>;
+    for_each_cell<S, T>(coarse, attention, s, threshold,
+                        [&](int64_t k, const Paste<T>& paste, T limit, uint8_t* bytes, uint64_t* words) {
+                          std::fill_n(out + k * pixels, pixels, false);
+                          if (!paste.x.empty())
+                            call<ToPixels<T>>(paste, limit, bytes, words, out + k * pixels);
+                        });
+  });
+  return masks;
+}
+
+std::tuple<Tensor, Tensor> paste_masks_rle_cpu(const Tensor& coarse, const std::optional<Tensor>& attention,
+                                               Size size, Size out_size, Size image_size, Size original_size,
+                                               double threshold) {
+  const Sizes s{size, out_size, image_size, original_size};
+  check_arguments(coarse, attention, s);
+  const int64_t count = coarse.size(0);
+  std::vector<std::string> texts(count);
+  dispatch_float("paste_masks", coarse.scalar_type(), [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    using T = accumulator_t<S>;
+    for_each_cell<S, T>(coarse, attention, s, threshold,
+                        [&](int64_t k, const Paste<T>& paste, T limit, uint8_t* bytes, uint64_t* words) {
+                          Runs runs;
+                          if (!paste.x.empty()) call<ToRuns<T>>(paste, limit, bytes, words, &runs);
+                          texts[k] = runs.finish(s.original_size[0] * s.original_size[1]);
+                        });
+  });
+  Tensor offsets = torch::stable::new_empty(coarse, {count + 1}, ScalarType::Long);
+  int64_t* offset = offsets.mutable_data_ptr<int64_t>();
+  offset[0] = 0;
+  for (int64_t k = 0; k < count; ++k) offset[k + 1] = offset[k] + static_cast<int64_t>(texts[k].size());
+  Tensor counts = torch::stable::new_empty(coarse, {offset[count]}, ScalarType::Byte);
+  auto* text = static_cast<char*>(counts.mutable_data_ptr());
+  for (int64_t k = 0; k < count; ++k) std::copy(texts[k].begin(), texts[k].end(), text + offset[k]);
+  return {counts, offsets};
+}
+
+}  // namespace
+}  // namespace solo_attn::paste_masks
+
+STABLE_TORCH_LIBRARY_IMPL(solo_attn, CPU, m) {
+  m.impl("paste_masks", TORCH_BOX(&solo_attn::paste_masks::paste_masks_cpu));
+  m.impl("paste_masks_rle", TORCH_BOX(&solo_attn::paste_masks::paste_masks_rle_cpu));
+}

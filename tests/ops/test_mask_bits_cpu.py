@@ -1,0 +1,64 @@
+"""What the C++ kernel promises beyond the tests of all backends: boxes, threads, no crash."""
+
+import pytest
+import torch
+from op_cases import same_bits
+from test_mask_bits import check, inputs
+
+OP = "mask_bits"
+BACKEND = "cpu"
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threshold", [1e-3, 0.01, 0.5, 0.999])
+@pytest.mark.parametrize("side", [7, 0], ids=["attention", "plain"])
+def test_small_objects_lose_nothing(runner, threshold, side):
+    """Most of the map is far below the threshold and never made; what is left is all there."""
+    coarse = torch.full((9, 24, 31), -30.0, dtype=torch.float64)
+    for k, (y, x) in enumerate([(0, 0), (0, 30), (23, 0), (23, 30), (11, 17), (12, 0), (0, 9), (23, 5)]):
+        coarse[k, y, x] = 9.0
+    coarse[7, 3, 28] = 7.0
+    rows = runner.randn(9, side, side, dtype=torch.float64) if side else None
+    for size, out_size in (((48, 62), (96, 125)), ((48, 62), (48, 62)), ((48, 62), (17, 130))):
+        check(runner(coarse, rows, size, out_size, threshold), coarse, rows, size, out_size, threshold)
+
+
+@pytest.mark.parametrize("width", [61, 64, 65, 200])
+def test_rows_that_end_inside_a_word(runner, width):
+    coarse, rows = inputs(runner, 3, (9, 33), 5, torch.float32)
+    for out_size in ((18, width), (1, width), (37, width)):
+        check(runner(coarse, rows, (18, 66), out_size), coarse, rows, (18, 66), out_size)
+
+
+def test_thread_count_changes_nothing(runner, threads):
+    coarse, rows = inputs(runner, 40, (25, 31), 12, torch.float32)
+    threads(1)
+    expected = runner(coarse, rows, (50, 62), (100, 124))
+    for count in (2, 3, 8):
+        threads(count)
+        out = runner(coarse, rows, (50, 62), (100, 124))
+        assert all(map(same_bits, out[:3], expected[:3]))
+
+
+def test_bad_input_is_an_error(runner):
+    """Straight to the op, past the checks of the public function."""
+    coarse, rows = inputs(runner, dtype=torch.float32)
+    good = (coarse, rows, (8, 10), (16, 20), 0.5)
+    runner.overload()(*good)
+    bad = [
+        (0, coarse[0], "expected coarse_logits of shape"),
+        (0, coarse[:, :0], "expected coarse_logits of shape"),
+        (1, rows[:2], "expected attention of shape"),
+        (1, rows.double(), "expected attention of coarse_logits's dtype"),
+        (2, (0, 3), r"expected size \(height, width\) of at least 1"),
+        (3, (3, -1), r"expected out_size \(height, width\) of at least 1"),
+    ]
+    for place, value, message in bad:
+        with pytest.raises(RuntimeError, match=f"^mask_bits: {message}"):
+            runner.overload()(*good[:place], value, *good[place + 1 :])

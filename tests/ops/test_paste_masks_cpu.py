@@ -1,0 +1,118 @@
+"""What the C++ kernel promises beyond the tests of all backends: both forms, boxes, threads, no crash."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from op_cases import few
+from test_paste_masks import SIZES, check, inputs
+
+OP = "paste_masks"
+BACKEND = "cpu"
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def decoded(rle):
+    """COCO's text back to pixels, in loops."""
+    counts, number, shift = [], 0, 0
+    for byte in rle["counts"]:
+        number |= (byte - 48 & 31) << shift
+        shift += 5
+        if byte - 48 & 32:
+            continue
+        if byte - 48 & 16:
+            number -= 1 << shift
+        counts.append(number + (counts[-2] if len(counts) > 2 else 0))
+        number = shift = 0
+    values = np.arange(len(counts)) % 2 == 1
+    return np.repeat(values, counts).reshape(rle["size"], order="F")
+
+
+@few(max_examples=25)
+@given(st.data())
+def test_both_forms_are_one_mask(runner, data):
+    """Columns of more than a word, images smaller and larger than the map, masks that touch every edge."""
+    coco_mask = pytest.importorskip("pycocotools.mask", reason='the extra "train" is not installed')
+    draw, edge = data.draw, st.integers(1, 12)
+    sizes = [draw(st.tuples(edge, edge)), draw(st.tuples(edge, edge))]
+    sizes.append(tuple(draw(st.integers(1, 4 * x)) for x in sizes[1]))
+    sizes.append(draw(st.tuples(st.integers(1, 200), st.integers(1, 150))))
+    threshold = draw(st.sampled_from([0.0, 0.2, 0.5, 0.9]))
+    dtype = draw(st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
+    coarse, rows = inputs(runner, 4, draw(st.tuples(edge, edge)), draw(st.integers(0, 5)), dtype)
+    masks = runner(coarse, rows, *sizes, threshold)
+    rles = runner(coarse, rows, *sizes, threshold, rle=True)
+    for mask, rle in zip(masks.numpy(), rles, strict=True):
+        np.testing.assert_array_equal(decoded(rle), mask)
+        assert rle == coco_mask.encode(np.asfortranarray(mask))
+
+
+@pytest.mark.parametrize("threshold", [1e-3, 0.01, 0.5, 0.999])
+@pytest.mark.parametrize("side", [7, 0], ids=["attention", "plain"])
+def test_small_objects_lose_nothing(runner, threshold, side):
+    """Most of the map is far below the threshold and never made; what is left is all there."""
+    coarse = torch.full((9, 24, 31), -30.0, dtype=torch.float64)
+    for k, (y, x) in enumerate([(0, 0), (0, 30), (23, 0), (23, 30), (11, 17), (12, 0), (0, 9), (23, 5)]):
+        coarse[k, y, x] = 9.0
+    coarse[7, 3, 28] = 7.0
+    rows = runner.randn(9, side, side, dtype=torch.float64) if side else None
+    sizes = ((48, 62), (50, 70), (190, 277), (150, 131))
+    check(runner(coarse, rows, *sizes, threshold), coarse, rows, sizes, threshold)
+
+
+def test_set_up_to_the_edge_of_the_box(runner):
+    """Beside a sure pixel, what is just below the threshold is set as far as that one reaches."""
+    coarse = torch.full((4, 4, 5), -0.02)
+    coarse[0, 0], coarse[1, 3], coarse[2, :, 0], coarse[3, :, 4] = 8.0, 8.0, 8.0, 8.0
+    sizes = ((4, 5), (4, 5), (16, 20), (16, 20))
+    masks = runner(coarse, None, *sizes)
+    check(masks, coarse, None, sizes)
+    assert masks.flatten(1).sum(1).tolist() == [6 * 20, 6 * 20, 6 * 16, 6 * 16]
+    for mask, rle in zip(masks.numpy(), runner(coarse, None, *sizes, rle=True), strict=True):
+        np.testing.assert_array_equal(decoded(rle), mask)
+
+
+def test_nothing_to_see(runner):
+    for value in (-1000.0, float("nan"), -float("inf")):
+        coarse = torch.full((2, 3, 4), value)
+        assert not runner(coarse, None, *SIZES).any()
+        assert [decoded(rle).any() for rle in runner(coarse, None, *SIZES, rle=True)] == [False, False]
+
+
+def test_thread_count_changes_nothing(runner, threads):
+    coarse, rows = inputs(runner, 7, (25, 31), 12, torch.float32)
+    sizes = ((50, 62), (100, 124), (390, 480), (333, 444))
+    threads(1)
+    masks, rles = runner(coarse, rows, *sizes), runner(coarse, rows, *sizes, rle=True)
+    for count in (2, 3, 8):
+        threads(count)
+        assert torch.equal(runner(coarse, rows, *sizes), masks)
+        assert runner(coarse, rows, *sizes, rle=True) == rles
+
+
+def test_bad_input_is_an_error(runner):
+    """Straight to the op, past the checks of the public function."""
+    coarse, rows = inputs(runner, dtype=torch.float32)
+    good = (coarse, rows, *SIZES, 0.5)
+    bad = [
+        (0, coarse[0], "expected coarse_logits of shape"),
+        (0, coarse[:, :0], "expected coarse_logits of shape"),
+        (1, rows[:2], "expected attention of shape"),
+        (1, rows.double(), "expected attention of coarse_logits's dtype"),
+        (2, (0, 3), r"expected size \(height, width\) of at least 1"),
+        (3, (3, -1), r"expected out_size \(height, width\) of at least 1"),
+        (4, (29, 31), "expected image_size within 4 x out_size"),
+        (5, (3, 0), r"expected original_size \(height, width\) of at least 1"),
+    ]
+    for suffix in ("", "_rle"):
+        runner.overload(suffix)(*good)
+        for place, value, message in bad:
+            with pytest.raises(RuntimeError, match=f"^paste_masks: {message}"):
+                runner.overload(suffix)(*good[:place], value, *good[place + 1 :])
