@@ -46,9 +46,10 @@ def sources(pattern: str) -> list[str]:
 def jobs() -> int:
     """As many compilers as there are cores, and memory for."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # no sysconf, or not these names: macOS, Windows
+    try:  # not sysconf's free pages: those leave out what the file cache would give back
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # not Linux
         return cores
     return max(1, min(cores, free // BYTES_PER_COMPILER))
 

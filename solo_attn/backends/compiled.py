@@ -41,7 +41,7 @@ def refuses(backend: str, op: str) -> str | None:
     if CONFIGURATION["build"] == "none":
         return f"the extension is not built: {CONFIGURATION['reason']}"
     if op not in CONFIGURATION["ops"].get(backend, ()):
-        return f"{op} is not compiled yet"
+        return f"{op} has no C++ kernel in this version"
     return None
 
 

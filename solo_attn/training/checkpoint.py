@@ -7,6 +7,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -122,6 +123,8 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
     except Exception as error:
         # What is no checkpoint can make the unpickler stumble anywhere: KeyError and IndexError too.
         reason = next(iter(str(error).splitlines()), "")
+        if isinstance(error, UnpicklingError):  # whose advice is to let the file run code
+            reason = "no file of tensors and plain data"
         raise CheckpointError(
             f"checkpoint: {path} cannot be read: {type(error).__name__}: {reason}"
         ) from error
