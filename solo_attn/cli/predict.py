@@ -42,6 +42,8 @@ def predict(
     from ..training import load_model
     from .progress import pick_device, progress
 
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"predict: expected --out to be a folder, got the file {out}")
     files = find_images(images, out)
     targets = picture_paths(files, out)
     device = pick_device(device)

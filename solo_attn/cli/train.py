@@ -144,6 +144,8 @@ def demo(
 
     console = Console()
     _show(console, run(out, seeds=seeds, overrides=overrides or [], console=console))
+    if seeds == 1:
+        console.print("one seed and minutes of training: a demonstration, not evidence", highlight=False)
 
 
 def _show(console: Console, comparison: object) -> None:

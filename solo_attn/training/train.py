@@ -119,6 +119,8 @@ def train(
             )
         if trainer.is_global_zero:
             _prepare(config, run_dir, resumed=last.exists())
+            begin = f"going on from {last}" if last.exists() else "training"
+            console.print(f"{begin}: {datamodule.train_set.summary}", highlight=False)
         trainer.fit(
             module, datamodule=datamodule, ckpt_path=str(last) if last.exists() else None, weights_only=True
         )

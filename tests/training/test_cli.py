@@ -229,6 +229,13 @@ def test_predict_overwrites_no_input(trained: TrainResult, tmp_path: Path) -> No
     assert {p.name for p in photos.iterdir()} == {"a.png"}
 
 
+def test_predict_into_a_file(trained: TrainResult, tmp_path: Path) -> None:
+    Image.new("RGB", (90, 60), "red").save(tmp_path / "a.png")
+    code, output = run("predict", trained.last, tmp_path / "a.png", "--out", tmp_path / "a.png")
+    assert code == 2
+    assert f"expected --out to be a folder, got the file {tmp_path / 'a.png'}" in output
+
+
 def test_predict_again_leaves_its_own_pictures_out(trained: TrainResult, tmp_path: Path) -> None:
     Image.new("RGB", (90, 60), "red").save(tmp_path / "a.png")
     for _ in range(2):

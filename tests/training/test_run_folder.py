@@ -48,6 +48,13 @@ def test_the_line_names_the_epoch_and_the_losses(config: MakeConfig, tmp_path: P
     assert any("dice" in line and "AP50" in line for line in lines)
 
 
+def test_says_whether_it_begins_or_goes_on(config: MakeConfig, tmp_path: Path) -> None:
+    assert "training: 6 images (0 without objects)" in told(config(max_steps=1), tmp_path)
+    console = Console(record=True, force_terminal=False, width=200)
+    train(config(max_steps=1), tmp_path, resume=True, console=console)
+    assert f"going on from {tmp_path / 'last.ckpt'}: 6 images" in console.export_text().replace("\n", "")
+
+
 def test_says_that_the_time_was_up(config: MakeConfig, tmp_path: Path) -> None:
     assert "stopped after 1e-05 minutes" in told(config(epochs=50, max_minutes=1e-5), tmp_path)
 
