@@ -4,10 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := .peers/.installed
 CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint results format clean
+.PHONY: help setup peers demo test lint results format clean
 
 help:  ## show these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -20,6 +21,13 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(CSRC)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "setuptools>=77" wheel ninja
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[train,dev]"
+	@touch $@
+
+peers: setup $(PEERS)  ## mmdetection and supervision, for the tests and benchmarks that compare with them
+
+$(PEERS): benchmarks/peers.txt
+	rm -rf .peers
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .peers -r $<
 	@touch $@
 
 demo: setup  ## train and compare the paper's three systems on synthetic street scenes
@@ -44,4 +52,4 @@ format: setup  ## let ruff and clang-format rewrite what they can
 	$(BIN)/clang-format -i $(CSRC)
 
 clean:  ## remove what the build and the tools left
-	rm -rf $(STAMP) build dist *.egg-info solo_attn/_C.* solo_attn/_build.json .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(STAMP) .peers build dist *.egg-info solo_attn/_C.* solo_attn/_build.json .pytest_cache .mypy_cache .ruff_cache
