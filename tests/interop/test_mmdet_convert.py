@@ -15,7 +15,7 @@ need("mmdet")
 
 from mmdet_models import CLASSES, SIZE, SMALL, config, detector, objects, photo, sample, save  # noqa: E402
 
-from solo_attn.interop.mmdet import convert_checkpoint  # noqa: E402
+from solo_attn.interop.mmdet import convert_checkpoint, mask_matrix_nms  # noqa: E402
 from solo_attn.training import load_model  # noqa: E402
 
 BGR = {"mean": [103.53, 116.28, 123.675], "std": [1.0, 1.0, 1.0], "bgr_to_rgb": False}
@@ -138,6 +138,27 @@ def test_the_settings_of_the_prediction(tmp_path) -> None:
     assert done.info.model["nms_pre"] == 60
     image = photo(0)
     agree(done.model([image.float() / 255])[0], theirs(model, image), least=30)
+
+
+def test_their_model_with_our_matrix_nms(pair, monkeypatch) -> None:
+    model, _, _ = pair
+    image = photo(0)
+    before = theirs(model, image)
+    head = need("mmdet.models.dense_heads.solo_head")
+    calls = []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        found = mask_matrix_nms(*arguments, **options)
+        calls.append((arguments[2], found))
+        return found
+
+    monkeypatch.setattr(head, "mask_matrix_nms", counted)
+    after = theirs(model, image)
+    ((scores, (decayed, _, _, index)),) = calls
+    assert int((decayed < 0.9 * scores[index]).sum()) > 10, "masks that suppress each other"
+    torch.testing.assert_close(after.scores, before.scores, rtol=0, atol=1e-6)
+    assert torch.equal(after.labels, before.labels)
+    assert torch.equal(after.masks, before.masks)
 
 
 def training_losses(model: Any, image: Tensor, target: dict[str, Tensor], dtype: torch.dtype) -> Any:
