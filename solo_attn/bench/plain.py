@@ -87,9 +87,14 @@ def paste_masks(
 def paste_masks_rle(
     coarse: Tensor, attention: Tensor, size: Size, out_size: Size, image: Size, original: Size
 ) -> list[Any]:
-    """K dicts of COCO's run-length encoding, by pycocotools."""
+    """The same as K dicts of COCO's run-length encoding."""
+    return encode(paste_masks(coarse, attention, size, out_size, image, original))
+
+
+@torch.compiler.disable
+def encode(masks: Tensor) -> list[Any]:
+    """Bool [K, H, W] to K dicts of COCO's run-length encoding, by pycocotools."""
     import pycocotools.mask as coco_mask
 
-    masks = paste_masks(coarse, attention, size, out_size, image, original)
     in_columns = np.asfortranarray(masks.permute(1, 2, 0).cpu().numpy().view(np.uint8))
     return list(coco_mask.encode(in_columns))

@@ -61,29 +61,28 @@ class Race:
         self._contenders = dict(contenders)
         self._cuda = torch.device(device).type == "cuda"
         self._seconds: dict[str, list[float]] = {name: [] for name in contenders}
-        self._in_a_row = {}
+        self._first: dict[str, float] = {}  # what a run takes, about
         for name, run in self._contenders.items():
             self._time(run)
-            self._in_a_row[name] = 1 + _IN_A_ROW * (self._time(run) < _SHORT)
+            self._first[name] = self._time(run)
+
+    def affordable(self, seconds: float, least: int = 3, most: int = 50) -> int:
+        """How many rounds fit into ``seconds``, between ``least`` and ``most``."""
+        once = sum(taken * self._in_a_row(name) for name, taken in self._first.items())
+        return max(least, min(most, int(seconds / max(once, 1e-9))))
 
     def round(self) -> None:
         """Each contender once; one that is short a few times, of which the first does not count."""
         for name, run in self._contenders.items():
-            taken = [self._time(run) for _ in range(self._in_a_row[name])]
+            taken = [self._time(run) for _ in range(self._in_a_row(name))]
             self._seconds[name] += taken[1:] or taken
-
-    def run(self, seconds: float, least: int = 3, most: int = 50) -> dict[str, Times]:
-        """As many rounds as fit into ``seconds``, between ``least`` and ``most``."""
-        begin = time.perf_counter()
-        for done in range(most):
-            if done >= least and (time.perf_counter() - begin) * (done + 1) / done > seconds:
-                break
-            self.round()
-        return self.times()
 
     def times(self) -> dict[str, Times]:
         """Of every contender, after at least one round."""
         return {name: Times.of(seconds) for name, seconds in self._seconds.items()}
+
+    def _in_a_row(self, name: str) -> int:
+        return 1 + _IN_A_ROW * (self._first[name] < _SHORT)
 
     def _time(self, run: Contender) -> float:
         if not self._cuda:
