@@ -20,7 +20,7 @@ def matrix_nms(
     decay = torch.empty_like(scores, dtype=accumulator(scores.dtype))
     for label in labels.unique():  # only pairs of one label matter
         group = order[labels[order] == label]
-        decay[group] = _decay(exact_iou(masks[group], masks[group]).to(decay.dtype), kernel, sigma)
+        decay[group] = decay_of(exact_iou(masks[group], masks[group]).to(decay.dtype), kernel, sigma)
     return (scores * decay).to(scores.dtype), decay
 
 
@@ -29,8 +29,8 @@ def descending(scores: Tensor) -> Tensor:
     return scores.nan_to_num(nan=-torch.inf, posinf=torch.inf).argsort(descending=True, stable=True)
 
 
-def _decay(iou: Tensor, kernel: str, sigma: float) -> Tensor:
-    """Of masks of one label, best first."""
+def decay_of(iou: Tensor, kernel: str, sigma: float) -> Tensor:
+    """The decay [n] of masks of one label, best first, from their IoU [n, n]."""
     count = len(iou)
     later = torch.ones(count, count, dtype=torch.bool, device=iou.device).triu(1)  # i < j
     overlap = iou * later  # d_ij
