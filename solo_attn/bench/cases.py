@@ -85,7 +85,7 @@ def _decoded(rle: Any) -> Tensor:
     return torch.from_numpy(coco_mask.decode(rle)).bool()
 
 
-def _read(*tensors: Tensor) -> None:
+def read(*tensors: Tensor) -> None:
     """The fastest pass over memory that PyTorch has."""
     for x in tensors:
         flat = x.flatten().view(torch.uint8)
@@ -131,7 +131,7 @@ def attention_residual(
 
     def floor_backward() -> None:
         torch.mm(vectors, dots, out=back)
-        _read(logits)
+        read(logits)
 
     return Case(
         op="attention_residual",
@@ -159,11 +159,11 @@ def upsample_add(device: str, count: int = 100, level: tuple[int, int] = LEVEL, 
     backs = torch.empty_like(coarse), torch.empty_like(attention)
 
     def floor() -> None:
-        _read(coarse, attention)
+        read(coarse, attention)
         out.fill_(0)
 
     def floor_backward() -> None:
-        _read(out)
+        read(out)
         for back in backs:
             back.fill_(0)
 
@@ -187,7 +187,7 @@ def dice_loss(device: str, count: int = 100, level: tuple[int, int] = LEVEL, sid
     backs = torch.empty_like(coarse), torch.empty_like(attention)
 
     def floor_backward() -> None:
-        _read(coarse, attention, targets)
+        read(coarse, attention, targets)
         for back in backs:
             back.fill_(0)
 
@@ -197,7 +197,7 @@ def dice_loss(device: str, count: int = 100, level: tuple[int, int] = LEVEL, sid
         inputs=(coarse, attention, targets),
         kernel=lambda backend, c, a, t: ops.dice_loss(c, a, t, backend=backend),
         plain=plain.dice_loss,
-        floor=lambda: _read(coarse, attention, targets),
+        floor=lambda: read(coarse, attention, targets),
         limit="inputs read, outputs written",
         differentiable=2,
         floor_backward=floor_backward,
@@ -211,7 +211,7 @@ def mask_bits(device: str, count: int = 200, level: tuple[int, int] = LEVEL, sid
     words = torch.empty(count, -(-size[0] * size[1] // 64), dtype=torch.int64, device=device)
 
     def floor() -> None:
-        _read(coarse, attention)
+        read(coarse, attention)
         words.fill_(0)
 
     return Case(
@@ -231,7 +231,7 @@ def mask_iou(device: str, count: int = MASKS, size: tuple[int, int] = MASK_SIZE)
     out = torch.empty(count, count, device=device)
 
     def floor() -> None:
-        _read(masks)
+        read(masks)
         out.fill_(0)
 
     return Case(
@@ -259,7 +259,7 @@ def nms_case(masks: Tensor, labels: Tensor, scores: Tensor, what: str) -> Case:
         inputs=(scores, masks, labels),
         kernel=lambda backend, s, m, c: ops.matrix_nms(m, c, s, backend=backend),
         plain=lambda s, m, c: plain.matrix_nms(m, c, s),
-        floor=lambda: _read(masks),
+        floor=lambda: read(masks),
         limit="masks read",
     )
 
@@ -280,7 +280,7 @@ def paste_masks(
     out = torch.empty(0 if rle else count, *original, dtype=torch.bool, device=device)
 
     def floor() -> None:
-        _read(coarse, attention)
+        read(coarse, attention)
         out.fill_(False)
 
     def kernel(backend: str | None, c: Tensor, a: Tensor) -> Any:

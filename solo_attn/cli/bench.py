@@ -64,7 +64,7 @@ def _measure(case: Case, device: str) -> tuple[Case, dict[str, Times]]:
 
 
 def table(found: list[tuple[Case, dict[str, Times]]]) -> Table:
-    """One row for each case: the backends, plain PyTorch, the floor, and the default backend against these."""
+    """One row for each case: the backends, plain PyTorch, the floor, and the default one against these."""
     from ..bench import FLOOR, PLAIN
 
     names = list(dict.fromkeys(name for _, times in found for name in times if name not in (PLAIN, FLOOR)))
