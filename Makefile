@@ -8,7 +8,7 @@ PEERS := .peers/.installed
 CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers demo test lint results format clean
+.PHONY: help setup peers demo test lint bench bench-peers results format clean
 
 help:  ## show these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,8 +30,9 @@ $(PEERS): benchmarks/peers.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .peers -r $<
 	@touch $@
 
-demo: setup  ## train and compare the paper's three systems on synthetic street scenes
+demo: setup  ## train and compare the paper's three systems on synthetic street scenes, then time the ops
 	$(BIN)/solo-attn demo
+	$(BIN)/solo-attn bench
 
 # Threads that wait actively starve each other where tests run several processes on few cores.
 test: setup lint  ## lint, then every test
@@ -42,6 +43,14 @@ lint: setup  ## ruff, the type checker, clang-format
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CSRC)
+
+bench: setup  ## time every op, store the result, remake the README's table and plot from it
+	$(BIN)/python -m pytest benchmarks --ignore=benchmarks/bench_mmdet.py -q --timeout 900 --benchmark-columns=rounds --benchmark-json=benchmarks/results/cpu/ops.json
+	$(BIN)/python benchmarks/readme.py
+
+bench-peers: peers  ## the same for what is compared with mmdetection
+	$(BIN)/python -m pytest benchmarks/bench_mmdet.py -q --timeout 900 --benchmark-columns=rounds --benchmark-json=benchmarks/results/cpu/mmdet.json
+	$(BIN)/python benchmarks/readme.py
 
 results: setup  ## write benchmarks/results into the README
 	$(BIN)/python benchmarks/readme.py

@@ -27,6 +27,7 @@ RANK = {
     "": 3,
     "models": 4,
     "data": 4,
+    "bench": 5,
     "evaluation": 5,
     "training": 6,
     "interop": 7,
