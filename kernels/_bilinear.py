@@ -43,5 +43,5 @@ def bilinear_part(i, low, high, weight):
 
 
 def window(size_in: int, size_out: int) -> int:
-    """No input has a part in more outputs than this."""
-    return min(size_out, 2 * size_out // size_in + 1)
+    """No input has a part in more outputs than this: two steps, and half a step before the first input."""
+    return min(size_out, 5 * size_out // (2 * size_in) + 1)
