@@ -103,9 +103,11 @@ class Aot:
             of ``dtypes`` in turn. Arguments left out are "i32".
         constants: values of the constants that no configuration sets; "T" as above.
         dtypes: of the tensors.
+        label: tells apart what has the same kernel, constants and dtypes.
     """
 
     kernel: Any
     types: dict[str, str]
     constants: dict[str, Any] = field(default_factory=dict)
     dtypes: tuple[str, ...] = ("fp32", "bf16", "fp16")
+    label: str = ""

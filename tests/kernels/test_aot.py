@@ -45,12 +45,14 @@ def variants():
         for aot in module.AOT:
             configs = getattr(aot.kernel, "configs", [triton.Config({})])
             for dtype, (number, config) in itertools.product(aot.dtypes, enumerate(configs)):
-                found[f"{name_of(aot)}-{dtype}-{number}"] = variant(aot, dtype, config)
+                name = f"{name_of(aot)}-{dtype}-{number}"
+                assert name not in found, "two of this name: give one a label"
+                found[name] = variant(aot, dtype, config)
     return found
 
 
 def name_of(aot):
-    given = ",".join(f"{value}" for value in aot.constants.values())
+    given = ",".join(filter(None, [*map(str, aot.constants.values()), aot.label]))
     return f"{jitted(aot.kernel).__name__}[{given}]"
 
 
