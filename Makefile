@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint results format clean
+.PHONY: help setup demo test gpu-test lint results format clean
 
 help:  ## show these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,6 +29,9 @@ demo: setup  ## train and compare the paper's three systems on synthetic street 
 test: setup lint  ## lint, then every test, those of the ops once more in Triton's interpreter
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 	OMP_WAIT_POLICY=PASSIVE TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/ops
+
+gpu-test: setup  ## every op on this machine's GPU; DRY_RUN=1: what a CPU allows of it
+	$(BIN)/python tests/gpu/run.py $(if $(DRY_RUN),--dry-run)
 
 lint: setup  ## ruff, the type checker, clang-format
 	$(BIN)/ruff check .

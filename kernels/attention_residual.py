@@ -30,7 +30,7 @@ _FWD_CONFIGS = (
     config(4, CELLS=16, ROWS=4, BLOCK_K=16),
     config(4, CELLS=32, ROWS=4, BLOCK_K=16),
     config(8, CELLS=64, ROWS=4, BLOCK_K=16),
-    config(8, CELLS=64, ROWS=8, BLOCK_K=16),
+    config(8, CELLS=32, ROWS=8, BLOCK_K=16),
 )
 _BWD_CONFIGS = (
     config(4, TILE=2048, ROWS=8),
