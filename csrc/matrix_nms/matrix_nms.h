@@ -2,17 +2,13 @@
 #pragma once
 
 #include <cmath>
-#include <cstdint>
 
 #include "../common/host_device.h"
+#include "../mask_iou/mask_iou.h"
 
 namespace solo_attn::matrix_nms {
 
-// Rounded from double, as the reference does. Only for masks that meet: their union is not 0.
-template <class T>
-SOLO_ATTN_HOST_DEVICE inline T iou(int64_t both, int64_t area, int64_t other) {
-  return static_cast<T>(static_cast<double>(both) / static_cast<double>(area + other - both));
-}
+using mask_iou::iou;
 
 // decay_j = finish(min over i of bind(d_ij, c_i)), the min starting at neutral().
 // An overlap of 0 never binds, so pairs that do not meet may be left out.
