@@ -56,6 +56,9 @@ bench-peers: peers  ## the same for what is compared with mmdetection
 	$(BIN)/python -m pytest benchmarks/bench_mmdet.py -q --timeout 900 --benchmark-columns=rounds --benchmark-json=benchmarks/results/cpu/mmdet.json
 	$(BIN)/python benchmarks/readme.py
 
+gpu-bench: setup  ## time every op on this machine's GPU and store it; DRY_RUN=1: go through it on the CPU
+	$(BIN)/python benchmarks/gpu.py run $(if $(DRY_RUN),--dry-run)
+
 results: setup  ## write benchmarks/results into the README
 	$(BIN)/python benchmarks/readme.py
 
