@@ -8,7 +8,7 @@ PEERS := .peers/.installed
 CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers demo test lint bench bench-peers results format clean
+.PHONY: help setup peers demo test gpu-test lint bench bench-peers gpu-bench results format clean
 
 help:  ## show these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,8 +35,12 @@ demo: setup  ## train and compare the paper's three systems on synthetic street 
 	$(BIN)/solo-attn bench
 
 # Threads that wait actively starve each other where tests run several processes on few cores.
-test: setup lint  ## lint, then every test
+test: setup lint  ## lint, then every test, those of the ops once more in Triton's interpreter
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/ops
+
+gpu-test: setup  ## every op on this machine's GPU; DRY_RUN=1: what a CPU allows of it
+	$(BIN)/python tests/gpu/run.py $(if $(DRY_RUN),--dry-run)
 
 lint: setup  ## ruff, the type checker, clang-format
 	$(BIN)/ruff check .
@@ -51,6 +55,9 @@ bench: setup  ## time every op, store the result, remake the README's table and 
 bench-peers: peers  ## the same for what is compared with mmdetection
 	$(BIN)/python -m pytest benchmarks/bench_mmdet.py -q --timeout 900 --benchmark-columns=rounds --benchmark-json=benchmarks/results/cpu/mmdet.json
 	$(BIN)/python benchmarks/readme.py
+
+gpu-bench: setup  ## time every op on this machine's GPU and store it; DRY_RUN=1: go through it on the CPU
+	$(BIN)/python benchmarks/gpu.py run $(if $(DRY_RUN),--dry-run)
 
 results: setup  ## write benchmarks/results into the README
 	$(BIN)/python benchmarks/readme.py

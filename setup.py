@@ -11,7 +11,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
@@ -21,6 +21,9 @@ ROOT = Path(__file__).parent
 FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden", "-g0", "-fno-math-errno", "-fno-trapping-math"]
 FLAGS += ["-Wall", "-Wextra", "-Wno-unused-parameter", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 BYTES_PER_COMPILER = 2 << 30
+# kernels/ is installed inside the package: a top-level `kernels` is another project's.
+PACKAGES = [*find_packages(include=["solo_attn*"]), "solo_attn.kernels"]
+PACKAGE_DIR = {"solo_attn.kernels": "kernels"}
 
 
 def requested() -> tuple[str, str]:
@@ -122,10 +125,12 @@ def version(compiler: str) -> str:
 
 
 if requested()[0] == "none":
-    setup(cmdclass={"build_py": BuildPython})
+    setup(packages=PACKAGES, package_dir=PACKAGE_DIR, cmdclass={"build_py": BuildPython})
 else:
     extension, command = compiled()
     setup(
+        packages=PACKAGES,
+        package_dir=PACKAGE_DIR,
         ext_modules=[extension],
         cmdclass={"build_py": BuildPython, "build_ext": command},
         options={"bdist_wheel": {"py_limited_api": "cp310"}},

@@ -39,7 +39,7 @@ def checkout(tmp_path):
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     built = shutil.ignore_patterns("__pycache__", "_C.*", "_build.json")
-    for name in ("solo_attn", "csrc"):
+    for name in ("solo_attn", "csrc", "kernels"):
         shutil.copytree(ROOT / name, folder / name, ignore=built)
     return folder
 
@@ -60,6 +60,9 @@ def installed(wheel, folder):
     """Unpacked, which is all that installing this wheel does."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
+    kernels = {path.name for path in (folder / "solo_attn" / "kernels").iterdir()}
+    assert kernels == {path.name for path in (ROOT / "kernels").glob("*.py")}
+    assert not (folder / "kernels").exists(), "another project's name"
     return folder
 
 
