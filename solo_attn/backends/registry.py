@@ -5,6 +5,7 @@ A backend is a namespace of torch.library ops with the same schemas, fakes and g
 =========== ======================== ==================================================
 backend     namespace                what it is
 =========== ======================== ==================================================
+cuda        ``solo_attn``            CUDA C++
 cpu         ``solo_attn``            C++, threads and SIMD chosen when it runs
 reference   ``solo_attn_reference``  plain PyTorch, any device and float dtype
 =========== ======================== ==================================================
@@ -42,6 +43,14 @@ class Backend:
     refuses: Callable[[str, str, torch.dtype], str | None]
 
 
+def _cuda_refuses(op: str, device_type: str, dtype: torch.dtype) -> str | None:
+    if device_type != "cuda":
+        return f"it needs CUDA tensors, got {device_type}"
+    if dtype not in FLOAT_DTYPES:
+        return f"it has no kernels for {dtype}"
+    return compiled.refuses("cuda", op) or compiled.cuda_problem()
+
+
 def _cpu_refuses(op: str, device_type: str, dtype: torch.dtype) -> str | None:
     if device_type != "cpu":
         return f"it needs CPU tensors, got {device_type}"
@@ -56,6 +65,7 @@ def _reference_refuses(op: str, device_type: str, dtype: torch.dtype) -> str | N
 
 # Fastest first: `select` takes the first that does not refuse.
 BACKENDS: tuple[Backend, ...] = (
+    Backend("cuda", compiled.NAMESPACE, _cuda_refuses),
     Backend("cpu", compiled.NAMESPACE, _cpu_refuses),
     Backend("reference", "solo_attn_reference", _reference_refuses),
 )
