@@ -16,12 +16,13 @@ namespace solo_attn {
 //   of C, float:  (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
 //   half precision, depth 16, two elements in a word, the first low:
 //     of A:  (g, 2t..), (g + 8, 2t..), (g, 2t + 8..), (g + 8, 2t + 8..)      of B:  (2t.., g), (2t + 8.., g)
-//   tf32, depth 8, a float in a word, made by to_tf32:
+//   tf32, depth 8, a float in a word, made by to_tf32; bits, depth 8 words of 32, C an int of common bits:
 //     of A:  (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)                  of B:  (t, g), (t + 4, g)
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
 struct Tf32 {};
+struct Bits {};
 
 #if !defined(SOLO_ATTN_SHIM)
 
@@ -44,6 +45,15 @@ __device__ __forceinline__ void mma(Type<Tf32>, float (&c)[4], const uint32_t (&
   SOLO_ATTN_MMA("m16n8k8", "tf32.tf32");
 }
 #undef SOLO_ATTN_MMA
+
+// One instruction up to compute capability 9.0; from 10.0 on the compiler makes it of products of bytes.
+__device__ __forceinline__ void mma(Type<Bits>, int (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
 
 // Rounded to the 10 bits of mantissa that tensor cores read; they would cut the others off.
 __device__ __forceinline__ uint32_t to_tf32(float x) {
@@ -68,37 +78,33 @@ __device__ __forceinline__ void copy_async_wait() {
 
 #else
 
-template <class S>
-void mma(Type<S>, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  constexpr bool tf32 = std::is_same_v<S, Tf32>;
-  constexpr int kDepth = tf32 ? 8 : 16;
-  float left[16][kDepth], right[kDepth][8];
-  const auto put = [&](uint32_t word, int row, int column, bool of_left) {
-    if constexpr (tf32) {
-      (of_left ? left[row][column] : right[column][row]) = ::shim::from_word<float>(word);
-    } else {
-      for (int k = 0; k < 2; ++k) {
-        const auto x = static_cast<float>(::shim::from_word<S>(word >> 16 * k & 0xffff));
-        (of_left ? left[row][column + k] : right[column + k][row]) = x;
-      }
-    }
-  };
-  constexpr int kStep = tf32 ? 1 : 2, kHalf = kDepth / 2;
+template <class S, class C>
+void mma(Type<S>, C (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  constexpr bool half = std::is_same_v<S, Half> || std::is_same_v<S, BFloat16>;
+  uint32_t left[16][8], right[8][8];  // by row of A, by column of B; words in the order of the depth
   for (int k = 0; k < 6; ++k) {
     const uint64_t* all = ::shim::sync_warp(kAllLanes, k < 4 ? a[k] : b[k - 4], __LINE__);
     for (int lane = 0; lane < kWarp; ++lane) {
-      const int g = lane / 4, t = lane % 4 * kStep;
       const auto word = static_cast<uint32_t>(all[lane]);
-      if (k < 4) {
-        put(word, g + k % 2 * 8, t + k / 2 * kHalf, true);
-      } else {
-        put(word, g, t + (k - 4) * kHalf, false);
-      }
+      (k < 4 ? left[lane / 4 + k % 2 * 8][lane % 4 + k / 2 * 4] : right[lane / 4][lane % 4 + k % 2 * 4]) =
+          word;
     }
   }
   const int g = static_cast<int>(::shim::lane()) / 4, t = static_cast<int>(::shim::lane()) % 4;
   for (int k = 0; k < 4; ++k) {
-    for (int d = 0; d < kDepth; ++d) c[k] += left[g + k / 2 * 8][d] * right[d][2 * t + k % 2];
+    for (int w = 0; w < 8; ++w) {
+      const uint32_t x = left[g + k / 2 * 8][w], y = right[2 * t + k % 2][w];
+      if constexpr (std::is_same_v<S, Bits>) {
+        c[k] += __popc(x & y);
+      } else if constexpr (half) {
+        for (int high = 0; high < 32; high += 16) {
+          c[k] += static_cast<float>(::shim::from_word<S>(x >> high & 0xffff)) *
+                  static_cast<float>(::shim::from_word<S>(y >> high & 0xffff));
+        }
+      } else {
+        c[k] += __uint_as_float(x) * __uint_as_float(y);
+      }
+    }
   }
 }
 

@@ -8,6 +8,16 @@
 
 namespace solo_attn::matrix_nms {
 
+// Whether mask i, with this score, stands before mask j: the higher score, then the lower index. NaN stands
+// last, so that it suppresses nothing.
+template <class T>
+SOLO_ATTN_HOST_DEVICE inline bool better(T score, int64_t i, T other, int64_t j) {
+  const bool nan = score != score, other_nan = other != other;
+  if (nan != other_nan) return other_nan;
+  if (!nan && score != other) return score > other;
+  return i < j;
+}
+
 // Rounded from double, as the reference does. Only for masks that meet: their union is not 0.
 template <class T>
 SOLO_ATTN_HOST_DEVICE inline T iou(int64_t both, int64_t area, int64_t other) {

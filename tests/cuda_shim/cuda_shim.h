@@ -178,6 +178,7 @@ T __ldg(const T* address) {
 }
 inline float __int_as_float(int x) { return shim::from_word<float>(shim::to_word(x)); }
 inline int __float_as_int(float x) { return static_cast<int>(shim::to_word(x)); }
+inline long long __double_as_longlong(double x) { return static_cast<long long>(shim::to_word(x)); }
 inline unsigned __float_as_uint(float x) { return static_cast<unsigned>(shim::to_word(x)); }
 inline float __uint_as_float(unsigned x) { return shim::from_word<float>(x); }
 
