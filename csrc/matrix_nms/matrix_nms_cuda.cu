@@ -132,6 +132,7 @@ __device__ __forceinline__ void count_common(const uint32_t* bits, int64_t words
     rows[k] = bits + min(j + 8 * k + lane / 4, count - 1) * words + lane % 4 * 4;
     columns[k] = bits + min(i + 8 * k + lane / 4, count - 1) * words + lane % 4 * 4;
   }
+#pragma unroll 1
   for (int64_t w = threadIdx.x / kWarp * kChunk; w < words; w += kWarps * kChunk) {
     uint4 row[4], column[4];
 #pragma unroll
