@@ -26,8 +26,9 @@ demo: setup  ## train and compare the paper's three systems on synthetic street 
 	$(BIN)/solo-attn demo
 
 # Threads that wait actively starve each other where tests run several processes on few cores.
-test: setup lint  ## lint, then every test
+test: setup lint  ## lint, then every test, those of the ops once more in Triton's interpreter
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/ops
 
 lint: setup  ## ruff, the type checker, clang-format
 	$(BIN)/ruff check .

@@ -63,7 +63,10 @@ def test_any_size(runner, batch, channels, side, seed):
     assert grad.shape == x.shape
 
 
-@pytest.mark.parametrize("side", [1, 7, 13, 40])
+@pytest.mark.parametrize(
+    "side",
+    [1, 7, 13, pytest.param(40, marks=pytest.mark.not_interpreted("1,600 x 1,600 take half a minute"))],
+)
 def test_the_sides_of_the_paper_and_odd_ones(runner, side):
     x = runner.randn(1, 33, side, side, dtype=torch.float32)
     out = runner(x, 33**-0.5)
