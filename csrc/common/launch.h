@@ -16,6 +16,7 @@
 
 #include "check.h"
 #include "dtypes.h"
+#include "host_device.h"
 
 #if defined(SOLO_ATTN_SHIM)
 
@@ -55,7 +56,7 @@ constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 template <class I>
-constexpr I ceil_div(I a, I b) {
+SOLO_ATTN_HOST_DEVICE constexpr I ceil_div(I a, I b) {
   return (a + b - 1) / b;
 }
 

@@ -67,7 +67,8 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
 __device__ __forceinline__ void copy_async(void* shared, const void* global, int bytes = 16) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
                    static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-               "l"(global), "r"(bytes));
+               "l"(global), "r"(bytes)
+               : "memory");
 }
 __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;"); }
 // Until all but the `left` last committed groups of this lane are there; other lanes need a barrier besides.
