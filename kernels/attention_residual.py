@@ -30,7 +30,7 @@ _FWD_CONFIGS = (
     config(4, CELLS=16, ROWS=4, BLOCK_K=16),
     config(4, CELLS=32, ROWS=4, BLOCK_K=16),
     config(8, CELLS=64, ROWS=4, BLOCK_K=16),
-    config(8, CELLS=64, ROWS=8, BLOCK_K=16),
+    config(8, CELLS=32, ROWS=8, BLOCK_K=16),
 )
 _BWD_CONFIGS = (
     config(4, TILE=2048, ROWS=8),
@@ -124,8 +124,8 @@ def _attention_residual_bwd_kernel(
     TILE: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Each grid cell gathers along y first, kept apart by taps along x, which are added when its row is done."""
-    CELLS: tl.constexpr = TILE // (COLUMNS * TAPS) if TILE > COLUMNS * TAPS else 1  # noqa: N806
+    """Each grid cell gathers along y first, taps along x kept apart, which are added when its row is done."""
+    CELLS: tl.constexpr = TILE // (COLUMNS * TAPS) if TILE > COLUMNS * TAPS else 1
     cells = side * side
     image = tl.program_id(2).to(tl.int64)
     strips = tl.cdiv(side, COLUMNS)

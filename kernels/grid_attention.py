@@ -42,13 +42,11 @@ def _vectors(features, channels, cells, at, inside, c, BLOCK_K: tl.constexpr):
 
 
 @triton.jit
-def _of_image(chosen, first, count, cells, image, BLOCK: tl.constexpr):
-    """The block of chosen cells from ``first`` on: k, the cells' numbers, whether they are this image's."""
-    k = first + tl.arange(0, BLOCK)
-    there = k < count
-    at = tl.load(chosen + 2 * k + 1, mask=there, other=-1)
-    mine = (tl.load(chosen + 2 * k, mask=there, other=-1) == image) & (at >= 0) & (at < cells)
-    return k, tl.where(mine, at, 0).to(tl.int32), mine
+def _of_image(chosen, k, count, cells, image):
+    """Of the chosen cells k: their numbers, and whether they are this image's."""
+    at = tl.load(chosen + 2 * k + 1, mask=k < count, other=-1)
+    mine = (tl.load(chosen + 2 * k, mask=k < count, other=-1) == image) & (at >= 0) & (at < cells)
+    return tl.where(mine, at, 0).to(tl.int32), mine
 
 
 @tuned(_CONFIGS, key=("channels", "cells", "PRECISION"))
@@ -94,7 +92,8 @@ def _grid_attention_cells_fwd_kernel(
     BLOCK_K: tl.constexpr,
 ):
     image = tl.program_id(2).to(tl.int64)
-    k, at, mine = _of_image(chosen, tl.program_id(0) * BLOCK, count, cells, image, BLOCK)
+    k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    at, mine = _of_image(chosen, k, count, cells, image)
     if tl.max(mine.to(tl.int32), 0) > 0:
         features += image * channels * cells
         column = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
@@ -162,7 +161,8 @@ def _grid_attention_products_bwd_kernel(
 ):
     """products[k, c] = sum over cells m of grad[k, m] V[c, m]: what row k adds to its own cell's gradient."""
     image = tl.program_id(2).to(tl.int64)
-    k, _, mine = _of_image(chosen, tl.program_id(0) * BLOCK, count, cells, image, BLOCK)
+    k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    _, mine = _of_image(chosen, k, count, cells, image)
     if tl.max(mine.to(tl.int32), 0) > 0:
         features += image * channels * cells
         c = tl.program_id(1) * BLOCK_COLUMNS
@@ -205,7 +205,8 @@ def _grid_attention_cells_bwd_kernel(
     channel = first + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK, BLOCK_COLUMNS), tl.float32)
     for start in range(0, count, BLOCK_K):
-        k, at, mine = _of_image(chosen, start, count, cells, image, BLOCK_K)
+        k = start + tl.arange(0, BLOCK_K)
+        at, mine = _of_image(chosen, k, count, cells, image)
         if tl.max(mine.to(tl.int32), 0) > 0:
             mask = mine[:, None] & (column < cells)[None, :]
             g = tl.load(grad + k[:, None].to(tl.int64) * cells + column[None, :], mask=mask, other=0.0)

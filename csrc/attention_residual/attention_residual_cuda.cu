@@ -2,11 +2,11 @@
 //
 // S = 40, C = 256, 168 x 336, one image: 361 MB (float32; half of it in half precision) are read and written,
 // 168 us at an H200's 4.3 TB/s, or 84. The dot products, 2 C N^2 = 1.31 GFLOP and a fifth more where bands
-// meet, take 24 us of its 67 TFLOP/s of float32 and hide behind the logits of the other blocks, as long as one
-// of an SM's four streams while another multiplies; on the tensor cores 3 us. V comes from the second cache:
-// 82 MB of float32 for 50 groups of 32 cells. Four blocks of 128 threads with eight reads of 16 bytes each are
-// 64 KB on their way per SM, of which the bandwidth at 1 us of latency needs 33. Enlarging costs three flops a
-// pixel, and a quarter as many reads of shared memory. The S x S maps never reach memory.
+// meet, take 24 us of its 67 TFLOP/s of float32 and hide behind the logits of the other blocks, as long as
+// one of an SM's four streams while another multiplies; on the tensor cores 3 us. V comes from the second
+// cache: 82 MB of float32 for 50 groups of 32 cells. Four blocks of 128 threads with eight reads of 16 bytes
+// each are 64 KB on their way per SM, of which the bandwidth at 1 us of latency needs 33. Enlarging costs
+// three flops a pixel, and a quarter as many reads of shared memory. The S x S maps never reach memory.
 //
 // Backward: 361 MB are read, 84 us. The gradient of the maps is stored, [B, N, N] in float32: 10 MB an image,
 // which stay in the second cache for the product (grid_attention/gradient.cuh).
@@ -63,8 +63,9 @@ void add(const Tensor& logits, const Tensor& grid_features, double scale, Tensor
     using S = typename decltype(tag)::type;
     const Prepared<S> prepared = prepare<S>(device, op, features);
     const AddPlan plan(size, Dots<S, kGroup, false>::kColumns);
-    check(add_shared_bytes<S, kPer16Bytes<S>>(plan) <= kSharedLimit, op, ": expected grid_features of fewer cells a side, whose rows fit into ",
-          kSharedLimit, " bytes of shared memory, got ", size.side);
+    check(add_shared_bytes<S, kPer16Bytes<S>>(plan) <= kSharedLimit, op,
+          ": expected grid_features of fewer cells a side, whose rows fit into ", kSharedLimit,
+          " bytes of shared memory, got ", size.side);
     const S* from = logits.const_data_ptr<S>();
     S* to = out.mutable_data_ptr<S>();
     with_width(size, from, static_cast<const S*>(to), [&](auto width) {

@@ -1,9 +1,10 @@
 // The dot products of every pair of cells.
 //
-// S = 40, C = 256, one image: 2 C N^2 = 1.31 GFLOP, of which half is done, the rest being its mirror image. 1.6
-// MB (float32) are read, 10.2 MB written: 2.4 us at an H200's 4.3 TB/s, when its 67 TFLOP/s of float32 take 10
-// us for the half, and its tensor cores 1 us. So float32 is bound by the multiply-adds, half precision by the
-// start of the kernel. 325 blocks an image. Chosen cells: chosen.cuh; the gradient: gradient.cuh.
+// S = 40, C = 256, one image: 2 C N^2 = 1.31 GFLOP, of which half is done, the rest being its mirror
+// image. 1.6 MB (float32) are read, 10.2 MB written: 2.4 us at an H200's 4.3 TB/s, when its 67 TFLOP/s of
+// float32 take 10 us for the half, and its tensor cores 1 us. So float32 is bound by the multiply-adds, half
+// precision by the start of the kernel. 325 blocks an image. Chosen cells: chosen.cuh; the gradient:
+// gradient.cuh.
 #include <optional>
 
 #include "../common/check.h"
@@ -16,7 +17,8 @@
 namespace solo_attn::grid_attention {
 namespace {
 
-// Block (i, j) with i <= j of the full map, and its mirror image. Both are written from shared memory, in rows.
+// Block (i, j) with i <= j of the full map, and its mirror image. Both are written from shared memory, in
+// rows.
 template <class S, bool kAligned>
 __global__ void __launch_bounds__(kThreads, kBlocksAnSm<S>)
     grid_attention_fwd_kernel(Vectors<S> vectors, int64_t pairs, accumulator_t<S> scale, S* out) {
@@ -102,12 +104,12 @@ Tensor grid_attention_cuda(const Tensor& grid_features, double scale, const std:
       constexpr bool kAligned = decltype(aligned)::value;
       if (cells) {
         const int64_t blocks = ceil_div<int64_t>(chosen.count, 32) * ceil_div<int64_t>(count, 128);
-        launch(device, op, chosen_fwd_kernel<S, kAligned || kTensorCores<S>>, grid(op, blocks), dim3(kThreads), 0,
-               prepared.vectors, chosen, scale, to);
+        launch(device, op, chosen_fwd_kernel < S, kAligned || kTensorCores < S >>, grid(op, blocks),
+               dim3(kThreads), 0, prepared.vectors, chosen, scale, to);
       } else {
         const int64_t pairs = block_pairs(ceil_div<int64_t>(count, 64));
-        launch(device, op, grid_attention_fwd_kernel<S, kAligned>, grid(op, batch * pairs),
-               dim3(kThreads), 0, prepared.vectors, pairs, scale, to);
+        launch(device, op, grid_attention_fwd_kernel<S, kAligned>, grid(op, batch * pairs), dim3(kThreads), 0,
+               prepared.vectors, pairs, scale, to);
       }
     });
   });
@@ -148,8 +150,8 @@ Tensor grid_attention_bwd_cuda(const Tensor& grad, const Tensor& grid_features, 
     launch(device, op, picked_kernel<S>, grid(op, ceil_div<int64_t>(chosen.count, Sum::kColumns) * down),
            dim3(kThreads), 0, above, from, chosen, channels, picked.mutable_data_ptr<T>());
     launch(device, op, chosen_gradient_kernel<S>,
-           grid(op, batch * ceil_div<int64_t>(count, Sum::kColumns) * down), dim3(kThreads), 0, above,
-           from, picked.const_data_ptr<T>(), chosen, channels, scale, out.mutable_data_ptr<S>());
+           grid(op, batch * ceil_div<int64_t>(count, Sum::kColumns) * down), dim3(kThreads), 0, above, from,
+           picked.const_data_ptr<T>(), chosen, channels, scale, out.mutable_data_ptr<S>());
   });
   return out;
 }

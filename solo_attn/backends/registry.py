@@ -82,6 +82,7 @@ OPS = (
     "upsample_add",
     "dice_loss",
     "mask_bits",
+    "mask_iou",
     "matrix_nms",
     "paste_masks",
 )
@@ -109,7 +110,7 @@ def select(op: str, device_type: str, dtype: torch.dtype, backend: str | None = 
     Args:
         op: the op's public name.
         device_type: "cpu", "cuda", ...
-        dtype: dtype of the op's floating-point input.
+        dtype: dtype of the op's floating-point input, or of its result where it has none.
         backend: None for the fastest that can run (or the one named by ``SOLO_ATTN_BACKEND``).
 
     Raises:

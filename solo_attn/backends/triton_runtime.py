@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from pathlib import Path
 
 import torch
 
@@ -11,17 +12,20 @@ NAMESPACE = "solo_attn_triton"
 LEAST_CAPABILITY = (8, 0)  # bfloat16 and tf32 on the tensor cores, asynchronous copies
 
 
-def _missing() -> str | None:
+def _find() -> tuple[str | None, frozenset[str]]:
+    """Why nothing runs, and the ops that there are kernels for."""
     if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    if importlib.util.find_spec("solo_attn.kernels") is None:
-        return "its kernels are not installed: a source tree without `make setup`"
-    return None
+        return "Triton is not installed", frozenset()
+    kernels = importlib.util.find_spec("solo_attn.kernels")
+    if kernels is None or not kernels.submodule_search_locations:
+        return "its kernels are not installed: a source tree without `make setup`", frozenset()
+    folder = Path(next(iter(kernels.submodule_search_locations)))
+    return None, frozenset(path.stem for path in folder.glob("[!_]*.py"))
 
 
 # Read once, at import: what runs must not change between two calls of a compiled function. Triton reads its
 # variable when a kernel is defined, with the same words for yes.
-MISSING = _missing()
+MISSING, KERNELS = _find()
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y", "t")
 
 # Their dot products of bfloat16 come out wrong in Triton's interpreter, which holds it as 16-bit integers.
@@ -32,6 +36,8 @@ def refuses(op: str, device_type: str, dtype: torch.dtype) -> str | None:
     """Why Triton cannot run ``op`` on tensors like these, or None where it can."""
     if MISSING is not None:
         return MISSING
+    if op not in KERNELS:
+        return f"{op} has no Triton kernel in this version"
     if dtype == torch.float64:
         return "its sums are float32, too coarse for torch.float64"
     if dtype not in (torch.float16, torch.bfloat16, torch.float32):

@@ -118,9 +118,14 @@ def overload(namespace: str, name: str) -> OpOverload:
     return _OVERLOADS[namespace, name]
 
 
-def pick(op: str, x: torch.Tensor, backend: str | None, variant: str = "") -> OpOverload:
-    """The op that runs ``op`` on ``x``: the chosen backend's, in its form ``variant`` ("_", "_rle")."""
-    namespace = select(op, x.device.type, x.dtype, backend).namespace
+def pick(
+    op: str, x: torch.Tensor, backend: str | None, variant: str = "", dtype: torch.dtype | None = None
+) -> OpOverload:
+    """The op that runs ``op`` on ``x``: the chosen backend's, in its form ``variant`` ("_", "_rle").
+
+    ``dtype`` is that of the floating-point result where no input has one.
+    """
+    namespace = select(op, x.device.type, dtype or x.dtype, backend).namespace
     # Here, and not in the op alone, so that no other thread runs the op while its kernels are registered.
     if namespace == compiled.NAMESPACE and not torch.compiler.is_compiling():
         compiled.load()
