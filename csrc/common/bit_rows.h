@@ -61,11 +61,6 @@ inline int64_t words_of(const Tensor& masks) {
   return masks.scalar_type() == ScalarType::Long ? masks.size(1) : (masks.size(1) + 63) / 64;
 }
 
-inline bool mask_dtype(const Tensor& masks) {
-  const ScalarType dtype = masks.scalar_type();
-  return dtype == ScalarType::Bool || dtype == ScalarType::Byte || dtype == ScalarType::Long;
-}
-
 // Reads each mask once; rows may repeat or lie far apart, but each must be one run of memory. Row j is mask
 // place(j); what place gives as -1 is not read, and has no pixel. `store` keeps what had to be packed.
 template <class Place>

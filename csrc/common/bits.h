@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "pack.h"
 #include "simd.h"
 
 namespace solo_attn {
@@ -29,12 +30,7 @@ inline uint64_t pack64_plain(const uint8_t* bytes) {
   for (int octet = 0; octet < 8; ++octet) {
     uint64_t x;
     std::memcpy(&x, bytes + 8 * octet, 8);
-    x |= x >> 4;  // into bit 0 of each byte: is any of its bits set
-    x |= x >> 2;
-    x |= x >> 1;
-    x &= 0x0101010101010101;
-    // The factor moves bit 0 of byte i to bit 56 + i; no two of its products meet, so nothing carries.
-    word |= (x * 0x0102040810204080) >> 56 << (8 * octet);
+    word |= static_cast<uint64_t>(pack8(x)) << (8 * octet);
   }
   return word;
 }

@@ -10,6 +10,16 @@ namespace solo_attn::matrix_nms {
 
 using mask_iou::iou;
 
+// Whether mask i, with this score, stands before mask j: the higher score, then the lower index. NaN stands
+// last, so that it suppresses nothing.
+template <class T>
+SOLO_ATTN_HOST_DEVICE inline bool better(T score, int64_t i, T other, int64_t j) {
+  const bool nan = score != score, other_nan = other != other;
+  if (nan != other_nan) return other_nan;
+  if (!nan && score != other) return score > other;
+  return i < j;
+}
+
 // decay_j = finish(min over i of bind(d_ij, c_i)), the min starting at neutral().
 // An overlap of 0 never binds, so pairs that do not meet may be left out.
 

@@ -14,6 +14,7 @@
 #include "../common/dtypes.h"
 #include "../common/parallel.h"
 #include "matrix_nms.h"
+#include "matrix_nms_arguments.h"
 
 namespace solo_attn::matrix_nms {
 namespace {
@@ -67,17 +68,14 @@ struct Decay {
   }
 };
 
-// Indices by label, then by score; NaN stands last, so that it suppresses nothing.
+// Indices by label, then the better first.
 template <class T>
 std::vector<int64_t> by_label_best_first(const std::vector<T>& scores, const int64_t* labels) {
   std::vector<int64_t> order(scores.size());
   std::iota(order.begin(), order.end(), 0);
   std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
     if (labels[a] != labels[b]) return labels[a] < labels[b];
-    const bool a_nan = std::isnan(scores[a]), b_nan = std::isnan(scores[b]);
-    if (a_nan != b_nan) return b_nan;
-    if (!a_nan && scores[a] != scores[b]) return scores[a] > scores[b];
-    return a < b;
+    return better(scores[a], a, scores[b], b);
   });
   return order;
 }
@@ -135,24 +133,10 @@ std::vector<T> decays(const std::vector<BitRow>& rows, const std::vector<int64_t
   return decay;
 }
 
-void check_arguments(const Tensor& masks, const Tensor& labels, const Tensor& scores,
-                     const std::string& kernel) {
-  check(scores.dim() == 1, "matrix_nms: expected scores of shape [n], got ", scores.dim(), " dims");
-  const int64_t count = scores.size(0);
-  check(labels.dim() == 1 && labels.size(0) == count && labels.scalar_type() == ScalarType::Long,
-        "matrix_nms: expected labels of shape [n] and dtype int64, n = ", count, " as scores has");
-  check(masks.dim() == 2 && masks.size(0) == count,
-        "matrix_nms: expected masks of shape [n, pixels] or [n, words], n = ", count, " as scores has");
-  check(mask_dtype(masks), "matrix_nms: expected masks of dtype bool, uint8 or int64, got ",
-        torch::headeronly::toString(masks.scalar_type()));
-  check(masks.is_cpu() && labels.is_cpu(), "matrix_nms: expected masks and labels on the CPU, as scores");
-  check(kernel == "gaussian" || kernel == "linear",
-        "matrix_nms: expected kernel to be one of gaussian, linear, got '", kernel, "'");
-}
-
 std::tuple<Tensor, Tensor> matrix_nms_cpu(const Tensor& masks, const Tensor& labels, const Tensor& scores,
                                           const std::string& kernel, double sigma) {
   check_arguments(masks, labels, scores, kernel);
+  check(masks.is_cpu() && labels.is_cpu(), "matrix_nms: expected masks and labels on the CPU, as scores");
   const int64_t count = scores.size(0);
   // Rows may repeat or lie far apart, but each must be one run of memory.
   const Tensor rows_in = masks.stride(1) == 1 ? masks : torch::stable::contiguous(masks);

@@ -9,9 +9,10 @@ back in silence would cost a factor of a hundred that nobody sees.
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,49 @@ loaded = CONFIGURATION["build"] == "none"  # then there is nothing to load
 
 
 def refuses(backend: str, op: str) -> str | None:
-    """Why the extension has no ``op`` for ``backend`` ("cpu"), or None where it has."""
+    """Why the extension has no ``op`` for ``backend`` ("cpu", "cuda"), or None where it has."""
     if CONFIGURATION["build"] == "none":
         return f"the extension is not built: {CONFIGURATION['reason']}"
-    if op not in CONFIGURATION["ops"].get(backend, ()):
-        return f"{op} has no C++ kernel in this version"
+    if backend not in CONFIGURATION["ops"]:
+        return f"its kernels are {CONFIGURATION.get(backend, 'not built')}"
+    if op not in CONFIGURATION["ops"][backend]:
+        return f"{op} has no {'C++' if backend == 'cpu' else 'CUDA C++'} kernel in this version"
     return None
+
+
+def covers(archs: Sequence[str], capability: tuple[int, int]) -> bool:
+    """Whether code compiled for ``archs``, such as ["8.0", "9.0+PTX"], runs on a GPU of this capability.
+
+    Machine code runs on its own major version, from its minor version on; PTX on all that came later.
+    """
+    for arch in archs:
+        number, _, ptx = arch.partition("+")
+        major, minor = map(int, number.split("."))
+        if (major, minor) <= capability and (ptx or major == capability[0]):
+            return True
+    return False
+
+
+@functools.cache
+def cuda_problem() -> str | None:
+    """Why the CUDA kernels of the extension run on no GPU, or not on every GPU here; None where they do."""
+    if torch.version.cuda is None:
+        return "the kernels are built for CUDA, this torch is built without it"
+    if not torch.cuda.is_available():
+        return "there is no CUDA GPU, or no driver"
+    archs = CONFIGURATION["archs"]
+    for index in range(torch.cuda.device_count()):
+        capability = torch.cuda.get_device_capability(index)
+        if not covers(archs, capability):
+            return (
+                f"cuda:{index} is of compute capability {capability[0]}.{capability[1]}, the kernels are "
+                f"compiled for {' '.join(archs)}: set SOLO_ATTN_CUDA_ARCHS and reinstall"
+            )
+    return None
+
+
+# torch.compile takes what it says as a constant instead of tracing into drivers.
+cuda_problem._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def load() -> None:

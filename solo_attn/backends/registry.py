@@ -5,6 +5,7 @@ A backend is a namespace of torch.library ops with the same schemas, fakes and g
 =========== ======================== ==================================================
 backend     namespace                what it is
 =========== ======================== ==================================================
+cuda        ``solo_attn``            CUDA C++
 cpu         ``solo_attn``            C++, threads and SIMD chosen when it runs
 triton      ``solo_attn_triton``     Triton, on NVIDIA's GPUs
 reference   ``solo_attn_reference``  plain PyTorch, any device and float dtype
@@ -45,6 +46,14 @@ class Backend:
     when_named: str | None = None
 
 
+def _cuda_refuses(op: str, device_type: str, dtype: torch.dtype) -> str | None:
+    if device_type != "cuda":
+        return f"it needs CUDA tensors, got {device_type}"
+    if dtype not in FLOAT_DTYPES:
+        return f"it has no kernels for {dtype}"
+    return compiled.refuses("cuda", op) or compiled.cuda_problem()
+
+
 def _cpu_refuses(op: str, device_type: str, dtype: torch.dtype) -> str | None:
     if device_type != "cpu":
         return f"it needs CPU tensors, got {device_type}"
@@ -59,6 +68,7 @@ def _reference_refuses(op: str, device_type: str, dtype: torch.dtype) -> str | N
 
 # Fastest first: `select` takes the first that does not refuse.
 BACKENDS: tuple[Backend, ...] = (
+    Backend("cuda", compiled.NAMESPACE, _cuda_refuses),
     Backend("cpu", compiled.NAMESPACE, _cpu_refuses),
     # On CPU tensors Triton is its interpreter, a thousand times slower than the reference.
     Backend("triton", triton_runtime.NAMESPACE, triton_runtime.refuses, when_named="cpu"),

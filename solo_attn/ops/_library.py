@@ -16,6 +16,7 @@ from ._triton import kernel_of, show_kernels
 NAMESPACES = (compiled.NAMESPACE, triton_runtime.NAMESPACE, "solo_attn_reference")
 
 _OVERLOADS: dict[tuple[str, str], OpOverload] = {}
+_DECLARED: list[Callable[[str], None]] = []
 
 
 def declare(
@@ -40,7 +41,8 @@ def declare(
         backward: ``(namespace, ctx, *grads) -> grads``, in terms of that namespace's own ``_bwd`` op. None
             says that the op has no gradient: asking for one raises an error that says so.
     """
-    for namespace in NAMESPACES:
+
+    def declare_in(namespace: str) -> None:
         qualified = f"{namespace}::{name}"
         torch.library.define(qualified, schema)
         triton = namespace == triton_runtime.NAMESPACE
@@ -55,6 +57,16 @@ def declare(
             formula = _bind(backward, namespace) if backward is not None else _no_gradient(name)
             torch.library.register_autograd(qualified, formula, setup_context=setup_context)
         _OVERLOADS[namespace, name] = getattr(getattr(torch.ops, namespace), name).default
+
+    _DECLARED.append(declare_in)
+    for namespace in NAMESPACES:
+        declare_in(namespace)
+
+
+def declare_all(namespace: str) -> None:
+    """Define every op in one namespace more, for a backend that is not of this package."""
+    for declare_in in _DECLARED:
+        declare_in(namespace)
 
 
 def _without_autocast(kernel: Callable[..., Any]) -> Callable[..., Any]:

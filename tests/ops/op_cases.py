@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cuda_shim
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,8 @@ from torch import Tensor
 import solo_attn
 from solo_attn.backends import BACKENDS, compiled, registry
 
+# In the tests the CUDA kernels' source runs on the CPU too, as one backend more.
+TESTED = (*BACKENDS, cuda_shim.BACKEND)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 Function = Callable[..., Tensor]
 
@@ -67,7 +70,7 @@ class Runner:
 
     @property
     def _backend(self) -> registry.Backend:
-        return next(backend for backend in BACKENDS if backend.name == self.backend)
+        return next(backend for backend in TESTED if backend.name == self.backend)
 
     def overload(self, suffix: str = "") -> Any:
         """The registered op, such as suffix "_bwd", as this backend's namespace has it."""
@@ -87,7 +90,7 @@ def runners(op: str, only: str | None = None) -> list[Any]:
     present = "cpu cuda" if torch.cuda.is_available() else "cpu"
     devices = os.environ.get("SOLO_ATTN_TEST_DEVICES", present).split()
     params = []
-    for backend in BACKENDS:
+    for backend in TESTED:
         if only not in (None, backend.name):
             continue
         reasons = {device: backend.refuses(op, device, torch.float32) for device in devices}

@@ -1,0 +1,128 @@
+// Instructions that C++ has no name for: tensor cores, and copies to shared memory that run on their own.
+// nvcc gets the instruction, the tests' shim a plain twin of it.
+#pragma once
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdint>
+
+#include "launch.h"
+
+namespace solo_attn {
+
+// mma: C [16, 8] += A [16, depth] B [depth, 8], by all lanes of a warp; with g = lane / 4 and t = lane % 4 a
+// lane holds
+//   of C, float:  (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
+//   half precision, depth 16, two elements in a word, the first low:
+//     of A:  (g, 2t..), (g + 8, 2t..), (g, 2t + 8..), (g + 8, 2t + 8..)      of B:  (2t.., g), (2t + 8.., g)
+//   tf32, depth 8, a float in a word, made by to_tf32; bits, depth 8 words of 32, C an int of common bits:
+//     of A:  (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)                  of B:  (t, g), (t + 4, g)
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+
+struct Tf32 {};
+struct Bits {};
+
+#if !defined(SOLO_ATTN_SHIM)
+
+#define SOLO_ATTN_MMA(shape, types)                                                   \
+  asm volatile("mma.sync.aligned." shape ".row.col.f32." types                        \
+               ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                       \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
+
+__device__ __forceinline__ void mma(Type<Half>, float (&c)[4], const uint32_t (&a)[4],
+                                    const uint32_t (&b)[2]) {
+  SOLO_ATTN_MMA("m16n8k16", "f16.f16");
+}
+__device__ __forceinline__ void mma(Type<BFloat16>, float (&c)[4], const uint32_t (&a)[4],
+                                    const uint32_t (&b)[2]) {
+  SOLO_ATTN_MMA("m16n8k16", "bf16.bf16");
+}
+__device__ __forceinline__ void mma(Type<Tf32>, float (&c)[4], const uint32_t (&a)[4],
+                                    const uint32_t (&b)[2]) {
+  SOLO_ATTN_MMA("m16n8k8", "tf32.tf32");
+}
+#undef SOLO_ATTN_MMA
+
+// One instruction up to compute capability 9.0; from 10.0 on the compiler makes it of products of bytes.
+__device__ __forceinline__ void mma(Type<Bits>, int (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Rounded to the 10 bits of mantissa that tensor cores read; they would cut the others off.
+__device__ __forceinline__ uint32_t to_tf32(float x) {
+  uint32_t word;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(word) : "f"(x));
+  return word;
+}
+
+// 16 bytes, both addresses aligned to 16, on their way when this returns. Of a lane's copies, `bytes` < 16
+// are read and the rest is filled with 0.
+__device__ __forceinline__ void copy_async(void* shared, const void* global, int bytes = 16) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
+                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+               "l"(global), "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;"); }
+// Until all but the `left` last committed groups of this lane are there; other lanes need a barrier besides.
+template <int left>
+__device__ __forceinline__ void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(left) : "memory");
+}
+
+#else
+
+template <class S, class C>
+void mma(Type<S>, C (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  constexpr bool half = std::is_same_v<S, Half> || std::is_same_v<S, BFloat16>;
+  uint32_t left[16][8], right[8][8];  // by row of A, by column of B; words in the order of the depth
+  for (int k = 0; k < 6; ++k) {
+    const uint64_t* all = ::shim::sync_warp(kAllLanes, k < 4 ? a[k] : b[k - 4], __LINE__);
+    for (int lane = 0; lane < kWarp; ++lane) {
+      const auto word = static_cast<uint32_t>(all[lane]);
+      (k < 4 ? left[lane / 4 + k % 2 * 8][lane % 4 + k / 2 * 4] : right[lane / 4][lane % 4 + k % 2 * 4]) =
+          word;
+    }
+  }
+  const int g = static_cast<int>(::shim::lane()) / 4, t = static_cast<int>(::shim::lane()) % 4;
+  for (int k = 0; k < 4; ++k) {
+    for (int w = 0; w < 8; ++w) {
+      const uint32_t x = left[g + k / 2 * 8][w], y = right[2 * t + k % 2][w];
+      if constexpr (std::is_same_v<S, Bits>) {
+        c[k] += __popc(x & y);
+      } else if constexpr (half) {
+        for (int high = 0; high < 32; high += 16) {
+          c[k] += static_cast<float>(::shim::from_word<S>(x >> high & 0xffff)) *
+                  static_cast<float>(::shim::from_word<S>(y >> high & 0xffff));
+        }
+      } else {
+        c[k] += __uint_as_float(x) * __uint_as_float(y);
+      }
+    }
+  }
+}
+
+inline uint32_t to_tf32(float x) {
+  const uint32_t word = __float_as_uint(x);
+  return (word & 0x7f800000u) == 0x7f800000u ? word : (word + 0x1000u) & ~0x1fffu;
+}
+
+inline void copy_async(void* shared, const void* global, int bytes = 16) {
+  ::shim::copy_async(shared, global, bytes);
+}
+inline void copy_async_commit() { ::shim::copy_async_commit(); }
+template <int left>
+void copy_async_wait() {
+  ::shim::copy_async_wait(left);
+}
+
+#endif
+
+}  // namespace solo_attn

@@ -1,0 +1,168 @@
+// The rows of chosen cells of the attention map, and their gradient.
+//
+// The list of (image, cell) is on the GPU and stays there: to look at it from here would mean to wait. What
+// points outside of the batch or the grid is never followed: its row is NaN, and it has no part in a
+// gradient.
+#pragma once
+
+#include "dots.cuh"
+#include "gradient.cuh"
+
+namespace solo_attn::grid_attention {
+
+struct Chosen {
+  const int64_t* pairs;  // of (image, cell)
+  int count;
+  int64_t batch;
+  int64_t cells;
+
+  // -1 for what is outside.
+  __device__ int64_t image(int64_t k) const {
+    const int64_t b = pairs[2 * k], n = pairs[2 * k + 1];
+    return b >= 0 && b < batch && n >= 0 && n < cells ? b : -1;
+  }
+  __device__ int cell(int64_t k) const { return static_cast<int>(pairs[2 * k + 1]); }
+};
+
+// Calls f for each image that some of `images` [count] name, in the order of their first places.
+template <class F>
+__device__ __forceinline__ void each_image(const int64_t* images, int count, const F& f) {
+  for (int k = 0; k < count; ++k) {
+    bool first = images[k] >= 0;
+    for (int j = 0; j < k; ++j) first = first && images[j] != images[k];
+    if (first) f(images[k], k);
+  }
+}
+
+// A block takes 32 of the list and 128 columns, once for each image among the 32: mostly one.
+//
+// 2 C N flops a cell; V is read once for 32 cells, 1.6 MB at S = 40, C = 256, float32, and 6.4 KB a cell
+// written.
+template <class S, bool kAligned>
+__global__ void __launch_bounds__(kThreads, kBlocksAnSm<S>)
+    chosen_fwd_kernel(Vectors<S> vectors, Chosen chosen, accumulator_t<S> scale, S* out) {
+  constexpr int kRows = 32;
+  using Tile = Dots<S, kRows, kAligned>;
+  using T = accumulator_t<S>;
+  SOLO_ATTN_SHARED(images, int64_t[kRows]);
+  SOLO_ATTN_SHARED(rows, int[kRows]);
+  const int cells = vectors.cells, across = ceil_div(cells, Tile::kColumns);
+  const int k0 = static_cast<int>(blockIdx.x / across) * kRows, some = min(kRows, chosen.count - k0);
+  const int first = static_cast<int>(blockIdx.x % across) * Tile::kColumns;
+  const int k = threadIdx.x;
+  if (k < kRows) {
+    images[k] = k < some ? chosen.image(k0 + k) : -1;
+    rows[k] = images[k] >= 0 ? chosen.cell(k0 + k) : 0;
+  }
+  __syncthreads();
+  each_image(images, some, [&](int64_t image, int) {
+    Tile tile;
+    tile.run(vectors, image, rows, first);
+    tile.each([&](int row, int column, T value) {
+      if (images[row] == image && first + column < cells) {
+        out[static_cast<int64_t>(k0 + row) * cells + first + column] = static_cast<S>(scale * value);
+      }
+    });
+  });
+  for (int row = 0; row < some; ++row) {
+    const int column = first + k;
+    if (images[row] < 0 && column < cells) {
+      out[static_cast<int64_t>(k0 + row) * cells + column] = static_cast<S>(__uint_as_float(0x7fc00000u));
+    }
+  }
+}
+
+// picked [K, C] = D V^T of each one's image: what a cell's own vector gets from its row D of the gradient.
+// Its blocks are fewer than an SM holds: 16 for 100 cells of 256 channels.
+template <class S>
+__global__ void __launch_bounds__(kThreads, 2)
+    picked_kernel(const S* grad, const S* features, Chosen chosen, int64_t channels, accumulator_t<S>* out) {
+  using T = accumulator_t<S>;
+  using Sum = Product<S, false>;
+  SOLO_ATTN_SHARED(shared, typename Sum::Shared);
+  SOLO_ATTN_SHARED(images, int64_t[Sum::kColumns]);
+  const int64_t down = ceil_div<int64_t>(channels, Sum::kRows), cells = chosen.cells;
+  const int64_t c0 = blockIdx.x % down * Sum::kRows;
+  const int k0 = static_cast<int>(blockIdx.x / down) * Sum::kColumns;
+  const int some = min(Sum::kColumns, chosen.count - k0);
+  if (threadIdx.x < Sum::kColumns) {
+    images[threadIdx.x] = static_cast<int>(threadIdx.x) < some ? chosen.image(k0 + threadIdx.x) : -1;
+  }
+  __syncthreads();
+  each_image(images, some, [&](int64_t image, int) {
+    const S* from = features + image * channels * cells;
+    Sum product;
+    product.clear();
+    product.run(
+        shared, 0, cells,
+        [&](int row, int64_t n) {
+          return c0 + row < channels ? static_cast<T>(from[(c0 + row) * cells + n]) : T(0);
+        },
+        [&](int column, int64_t n) {
+          return images[column] == image ? static_cast<T>(grad[(k0 + column) * cells + n]) : T(0);
+        },
+        typename Sum::None{});
+    product.each([&](int row, int column, T value) {
+      if (images[column] == image && c0 + row < channels) {
+        out[(k0 + column) * channels + c0 + row] = value;
+      }
+    });
+  });
+}
+
+// dV = scale * (V_chosen D + picked at the chosen cells), added in the order of the list, in which a cell may
+// stand more than once.
+//
+// 4 C N flops a cell with picked_kernel's, and two reads of D and V. A block looks at the part of the list
+// that its image spans: all of it is its own where the list is sorted by image.
+template <class S>
+__global__ void __launch_bounds__(kThreads, kBlocksAnSm<S>)
+    chosen_gradient_kernel(const S* grad, const S* features, const accumulator_t<S>* picked, Chosen chosen,
+                           int64_t channels, accumulator_t<S> scale, S* out) {
+  using T = accumulator_t<S>;
+  using Sum = Product<S, false>;
+  SOLO_ATTN_SHARED(shared, typename Sum::Shared);
+  SOLO_ATTN_SHARED(range, int[2]);
+  const int64_t cells = chosen.cells, across = ceil_div<int64_t>(cells, Sum::kColumns);
+  const int64_t down = ceil_div<int64_t>(channels, Sum::kRows);
+  const int64_t b = blockIdx.x / (across * down), rest = blockIdx.x % (across * down);
+  const int64_t c0 = rest % down * Sum::kRows, n0 = rest / down * Sum::kColumns;
+  if (threadIdx.x < 2) range[threadIdx.x] = threadIdx.x == 0 ? chosen.count : 0;
+  __syncthreads();
+  for (int k = threadIdx.x; k < chosen.count; k += kThreads) {
+    if (chosen.image(k) != b) continue;
+    atomicMin(&range[0], k);
+    atomicMax(&range[1], k + 1);
+  }
+  __syncthreads();
+  features += b * channels * cells;
+  out += b * channels * cells;
+  Sum product;
+  product.clear();
+  product.run(
+      shared, range[0], range[1],
+      [&](int row, int64_t k) {
+        const bool mine = c0 + row < channels && chosen.image(k) == b;
+        return mine ? static_cast<T>(features[(c0 + row) * cells + chosen.cell(k)]) : T(0);
+      },
+      typename Sum::None{},
+      [&](int64_t k, int column) {
+        const bool mine = n0 + column < cells && chosen.image(k) == b;
+        return mine ? static_cast<T>(grad[k * cells + n0 + column]) : T(0);
+      });
+  for (int64_t k = range[0]; k < range[1]; ++k) {
+    if (chosen.image(k) != b) continue;
+    const int64_t own = chosen.cell(k) - n0;
+    if (own < 0 || own >= Sum::kColumns) continue;
+    product.each([&](int row, int column, T& value) {
+      if (column == own && c0 + row < channels) value += picked[k * channels + c0 + row];
+    });
+  }
+  product.each([&](int row, int column, T value) {
+    if (c0 + row < channels && n0 + column < cells) {
+      out[(c0 + row) * cells + n0 + column] = static_cast<S>(scale * value);
+    }
+  });
+}
+
+}  // namespace solo_attn::grid_attention

@@ -1,0 +1,197 @@
+// Dot products of cells by a block of 128 threads: what grid_attention and attention_residual share.
+#pragma once
+
+#include "../common/access.h"
+#include "../common/dtypes.h"
+#include "../common/launch.h"
+#include "../common/ptx.h"
+
+namespace solo_attn::grid_attention {
+
+constexpr int kThreads = 128;
+
+// Half precision goes through the tensor cores. float32 does not: with tf32 it would no longer be float32.
+template <class S>
+constexpr bool kTensorCores = sizeof(S) == 2;
+
+// Blocks that share a multiprocessor: 128 registers a thread, 255 for float64.
+template <class S>
+constexpr int kBlocksAnSm = sizeof(S) == 8 ? 2 : 4;
+
+// The channels that Dots takes at a time; V turned has a multiple of them, those in excess being 0.
+constexpr int64_t kDepth = 32;
+
+// V of all images: [C, N] each, as it came, or with tensor cores turned to [N, depth].
+template <class S>
+struct Vectors {
+  const S* data;
+  int64_t depth;
+  int cells;
+
+  __device__ const S* image(int64_t b) const { return data + b * depth * cells; }
+};
+
+// [C, N] -> [N, depth] of each image, in words of 16 bits.
+static __global__ void __launch_bounds__(kThreads)
+    turn_kernel(const uint16_t* in, int64_t channels, int64_t cells, int64_t depth, uint16_t* out) {
+  SOLO_ATTN_SHARED(tile, uint16_t[kWarp][kWarp + 2]);
+  const int64_t across = ceil_div<int64_t>(cells, kWarp), down = depth / kWarp;
+  const int64_t image = blockIdx.x / (across * down), rest = blockIdx.x % (across * down);
+  const int64_t n = rest % across * kWarp, c = rest / across * kWarp;
+  const int lane = threadIdx.x % kWarp;
+  for (int r = threadIdx.x / kWarp; r < kWarp; r += kThreads / kWarp) {
+    const bool inside = c + r < channels && n + lane < cells;
+    tile[r][lane] = inside ? in[(image * channels + c + r) * cells + n + lane] : uint16_t(0);
+  }
+  __syncthreads();
+  for (int r = threadIdx.x / kWarp; r < kWarp; r += kThreads / kWarp) {
+    if (n + r < cells) out[(image * cells + n + r) * depth + c + lane] = tile[lane][r];
+  }
+}
+
+inline dim3 grid(const char* op, int64_t blocks) {
+  check(blocks <= 0x7fffffff, op, ": expected fewer cells or a smaller batch");
+  return dim3(static_cast<unsigned>(blocks));
+}
+
+// Keeps alive the tensor that vectors.data points into.
+template <class S>
+struct Prepared {
+  Tensor kept;
+  Vectors<S> vectors;
+  bool aligned;  // rows of four cells may be read at once
+};
+
+// `features` [B, C, S, S], contiguous, as Dots wants them.
+template <class S>
+Prepared<S> prepare(const Device& device, const char* op, const Tensor& features) {
+  const int64_t batch = features.size(0), channels = features.size(1), side = features.size(2);
+  const int64_t cells = side * side;
+  check(cells <= 1 << 30, op, ": expected grid_features of at most 32768 cells a side, got ", side);
+  if constexpr (kTensorCores<S>) {
+    const int64_t depth = ceil_div(channels, kDepth) * kDepth;
+    check(cells * depth / 8 <= 0x7fffffff, op, ": expected fewer cells or channels");
+    Tensor turned = torch::stable::new_empty(features, {batch, cells, depth});
+    const int64_t blocks = batch * ceil_div<int64_t>(cells, kWarp) * (depth / kWarp);
+    launch(device, op, turn_kernel, grid(op, blocks), dim3(kThreads), 0,
+           static_cast<const uint16_t*>(features.const_data_ptr()), channels, cells, depth,
+           static_cast<uint16_t*>(turned.mutable_data_ptr()));
+    return {turned, {turned.const_data_ptr<S>(), depth, static_cast<int>(cells)}, cells % 4 == 0};
+  } else {
+    const S* data = features.const_data_ptr<S>();
+    return {features, {data, channels, static_cast<int>(cells)}, cells % 4 == 0 && aligned16(data)};
+  }
+}
+
+// The products of kRows cells with kColumns of them, 32 in the registers of each thread: 8 rows x 4 columns,
+// or of each warp 16 x 64 in eight tiles of mma. Each is summed over the channels in one order.
+//
+// FMA: a channel costs a thread 32 multiply-adds, one 16-byte load of columns, coalesced, from the first or
+// second cache, and two of rows from shared memory, the same for a whole warp. mma: 32 channels cost a warp
+// 16 instructions and ten 16-byte loads; which channels stand in which place of A and B does not matter so
+// long as they agree, so a lane takes eight that follow each other.
+template <class S, int kRows, bool kAligned>
+struct Dots {
+  using T = accumulator_t<S>;
+  static constexpr int kColumns = 4096 / kRows;
+
+  T sum[8][4];
+
+  // rows: kRows cells in shared memory, each inside of the grid. Columns from `first` on; what lies beyond
+  // the last cell holds nothing of use. All threads of the block come here.
+  __device__ __forceinline__ void run(const Vectors<S>& vectors, int64_t image, const int* rows, int first) {
+    for (int i = 0; i < 8; ++i) {
+      for (int j = 0; j < 4; ++j) sum[i][j] = 0;
+    }
+    const S* from = vectors.image(image);
+    if constexpr (kTensorCores<S>) {
+      tensor_cores(from, vectors.depth, vectors.cells, rows, first);
+    } else {
+      fma(from, vectors.depth, vectors.cells, rows, first);
+    }
+  }
+
+  // f(row, column, value) for the products of this thread; columns count from `first`.
+  template <class F>
+  __device__ __forceinline__ void each(const F& f) const {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if constexpr (kTensorCores<S>) {
+          const int lane = threadIdx.x % kWarp;
+          f(warp_row() + lane / 4 + j / 2 * 8, warp_column() + 8 * i + lane % 4 * 2 + j % 2, sum[i][j]);
+        } else {
+          f(group() * 8 + i, column() + j, sum[i][j]);
+        }
+      }
+    }
+  }
+
+ private:
+  static __device__ int warp_row() { return threadIdx.x / kWarp % (kRows / 16) * 16; }
+  static __device__ int warp_column() { return threadIdx.x / kWarp / (kRows / 16) * 64; }
+  static __device__ int group() { return threadIdx.x / (kColumns / 4); }
+  static __device__ int column() { return threadIdx.x % (kColumns / 4) * 4; }
+
+  __device__ __forceinline__ void tensor_cores(const S* from, int64_t depth, int cells, const int* rows,
+                                               int first) {
+    const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
+    // In words of 16 bytes, which int has room for.
+    const int stride = static_cast<int>(depth / 8);
+    const auto* words = reinterpret_cast<const uint4*>(from) + t;
+    const int upper = rows[warp_row() + g] * stride, lower = rows[warp_row() + g + 8] * stride;
+    int at[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) at[i] = min(first + warp_column() + 8 * i + g, cells - 1) * stride;
+#pragma unroll 1
+    for (int c = 0; c < stride; c += kDepth / 8, words += kDepth / 8) {
+      const uint4 a = words[upper], b = words[lower];
+      const uint32_t early[4] = {a.x, b.x, a.y, b.y}, late[4] = {a.z, b.z, a.w, b.w};
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const uint4 column = words[at[i]];
+        const uint32_t x[2] = {column.x, column.y}, y[2] = {column.z, column.w};
+        mma(Type<S>{}, sum[i], early, x);
+        mma(Type<S>{}, sum[i], late, y);
+      }
+    }
+  }
+
+  static constexpr int kPart = sizeof(T) == 8 ? 16 : 32;  // channels of the rows in shared memory
+  struct alignas(16) Rows {
+    T at[kPart][kRows];
+  };
+
+  __device__ __forceinline__ void fma(const S* from, int64_t depth, int cells, const int* rows, int first) {
+    SOLO_ATTN_SHARED(left, Rows);
+    int at[4];
+    for (int j = 0; j < 4; ++j) at[j] = min(first + column() + j, cells - (kAligned ? 4 : 1));
+    for (int64_t c = 0; c < depth; c += kPart, from += static_cast<int64_t>(kPart) * cells) {
+      const int some = static_cast<int>(min(static_cast<int64_t>(kPart), depth - c));
+      __syncthreads();
+      for (int e = threadIdx.x; e < some * kRows; e += kThreads) {
+        left.at[e / kRows][e % kRows] = from[static_cast<int64_t>(e / kRows) * cells + rows[e % kRows]];
+      }
+      __syncthreads();
+      const S* here = from;
+#pragma unroll 4
+      for (int k = 0; k < some; ++k, here += cells) {
+        Run<T, 4> x;
+        if constexpr (kAligned) {
+          x = load<T, 4>(here + at[0]);
+        } else {
+          for (int j = 0; j < 4; ++j) x.at[j] = here[at[j]];
+        }
+        const Run<T, 8> y = load<T, 8>(left.at[k] + group() * 8);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) sum[i][j] += y.at[i] * x.at[j];
+        }
+      }
+    }
+  }
+};
+
+}  // namespace solo_attn::grid_attention

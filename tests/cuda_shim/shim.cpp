@@ -1,0 +1,463 @@
+// Plays kernels on the CPU: see cuda_shim.h.
+//
+// Reported, as an exception of the launch: a lane that a barrier or a warp's exchange waits for in vain; two
+// barriers met at once; lanes that touch the same bytes with nothing between them that orders it, one of them
+// writing (in shared memory and, between blocks too, in global memory); shared memory read before it was
+// written. The last two are seen where the kernels are compiled with -fsanitize=thread: its calls come here
+// instead of to its own library.
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <cstdlib>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <numeric>
+#include <random>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "cuda_shim.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace shim {
+namespace {
+
+constexpr size_t kStack = 256 << 10;
+enum class State { ready, barrier, warp, done };
+
+struct Copy {
+  void* to;
+  const void* from;
+  int bytes;
+};
+
+struct Lane {
+  std::unique_ptr<char[]> stack{new char[kStack]};
+  ucontext_t start;
+  jmp_buf here;
+  void* fake_stack;  // ASan's
+  bool started;
+  State state;
+  int line;
+  unsigned mask;
+  unsigned warp_epoch;
+  uint64_t value;
+  uint64_t seen[32];
+  std::vector<Copy> copies;  // not committed yet
+  std::deque<std::vector<Copy>> on_their_way;
+};
+
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
+
+struct Shared {
+  std::unique_ptr<void, Free> memory;
+  size_t bytes = 0;
+};
+
+// What happened last to a byte.
+struct Access {
+  uint32_t launch = 0;
+  uint32_t block = 0;
+  uint32_t epoch = 0;
+  uint32_t warp_epoch = 0;
+  int32_t lane = -1;
+  bool atomic = false;
+};
+
+struct Byte {
+  Access write, read, other_read;  // other_read: the last by another lane than read's
+};
+
+constexpr size_t kPage = 1024;
+struct Page {
+  Byte bytes[kPage];
+};
+
+struct Machine {
+  std::mutex mutex;
+  std::mt19937_64 random;
+  std::vector<std::unique_ptr<Lane>> lanes;
+  std::vector<int> ready;  // the next one last
+  int count = 0, waiting = 0, current = -1;
+  jmp_buf scheduler;
+  void* scheduler_fake_stack = nullptr;
+  const void* scheduler_stack = nullptr;
+  size_t scheduler_size = 0;
+  const std::function<void()>* body = nullptr;
+  const char* op = "";
+  bool running = false;
+  std::string report;
+  uint32_t launch = 0, block = 0, epoch = 0;
+  size_t dynamic_bytes = 0;
+  std::unordered_map<int, Shared> shared;
+  std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages;
+  uintptr_t last_page = ~uintptr_t(0);
+  Page* last = nullptr;
+};
+
+Machine& machine() {
+  static Machine m;
+  return m;
+}
+
+Lane& current() { return *machine().lanes[machine().current]; }
+
+template <class... Parts>
+void tell(const Parts&... parts) {
+  if (!machine().report.empty()) return;  // the first is the cause of the others
+  std::ostringstream text;
+  ((text << machine().op << ": block " << machine().block << ": ") << ... << parts);
+  machine().report = text.str();
+}
+
+void to_scheduler(bool forever) {
+  Machine& m = machine();
+  Lane& lane = current();
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(forever ? nullptr : &lane.fake_stack, m.scheduler_stack, m.scheduler_size);
+#endif
+  if (_setjmp(lane.here) == 0) _longjmp(m.scheduler, 1);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(lane.fake_stack, nullptr, nullptr);
+#endif
+}
+
+void enter() {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(nullptr, &machine().scheduler_stack, &machine().scheduler_size);
+#endif
+  (*machine().body)();
+  current().state = State::done;
+  to_scheduler(true);
+}
+
+__attribute__((noinline)) void resume(int index) {
+  Machine& m = machine();
+  Lane& lane = *m.lanes[index];
+  m.current = index;
+  const auto flat = static_cast<unsigned>(index);
+  threadIdx = dim3(flat % blockDim.x, flat / blockDim.x % blockDim.y, flat / blockDim.x / blockDim.y);
+  if (_setjmp(m.scheduler) == 0) {
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(&m.scheduler_fake_stack, lane.stack.get(), kStack);
+#endif
+    if (lane.started) _longjmp(lane.here, 1);
+    lane.started = true;
+    setcontext(&lane.start);
+  }
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(m.scheduler_fake_stack, nullptr, nullptr);
+#endif
+  m.current = -1;
+}
+
+void shuffle(std::vector<int>& order) { std::shuffle(order.begin(), order.end(), machine().random); }
+
+const char* name(State state) {
+  switch (state) {
+    case State::barrier:
+      return "waits at the __syncthreads of line ";
+    case State::warp:
+      return "waits for its warp at line ";
+    case State::done:
+      return "has returned, last seen at line ";
+    default:
+      return "is ready after line ";
+  }
+}
+
+// Nobody can go on: all wait at one barrier, or something is wrong.
+bool open_barrier() {
+  Machine& m = machine();
+  const Lane& first = *m.lanes[0];
+  for (int k = 0; k < m.count; ++k) {
+    const Lane& lane = *m.lanes[k];
+    if (lane.state != State::barrier || lane.line != first.line) {
+      int other = k;
+      for (int j = 0; j < m.count; ++j) {
+        if (m.lanes[j]->state != lane.state || m.lanes[j]->line != lane.line) other = j;
+      }
+      tell("lanes wait for each other: lane ", k, " ", name(lane.state), lane.line, ", lane ", other, " ",
+           name(m.lanes[other]->state), m.lanes[other]->line);
+      return false;
+    }
+  }
+  ++m.epoch;
+  for (int k = 0; k < m.count; ++k) {
+    m.lanes[k]->state = State::ready;
+    m.ready.push_back(k);
+  }
+  shuffle(m.ready);
+  return true;
+}
+
+__attribute__((noinline)) void start(Lane& lane) {
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(lane.stack.get(), kStack);
+#endif
+  getcontext(&lane.start);
+  lane.start.uc_stack.ss_sp = lane.stack.get();
+  lane.start.uc_stack.ss_size = kStack;
+  lane.start.uc_link = nullptr;
+  makecontext(&lane.start, enter, 0);
+  lane.started = false;
+  lane.state = State::ready;
+  lane.line = 0;
+  lane.warp_epoch = 0;
+  lane.copies.clear();
+  lane.on_their_way.clear();
+}
+
+void run_block() {
+  Machine& m = machine();
+  m.shared.clear();
+  ++m.epoch;
+  m.ready.resize(m.count);
+  std::iota(m.ready.begin(), m.ready.end(), 0);
+  shuffle(m.ready);
+  for (int k = 0; k < m.count; ++k) start(*m.lanes[k]);
+  for (int done = 0; done < m.count && m.report.empty();) {
+    if (m.ready.empty()) {
+      if (!open_barrier()) return;
+      continue;
+    }
+    const int next = m.ready.back();
+    m.ready.pop_back();
+    resume(next);
+    if (m.lanes[next]->state == State::done) ++done;
+  }
+}
+
+}  // namespace
+
+void run(const char* op, dim3 grid, dim3 block, size_t shared, const std::function<void()>& body) {
+  Machine& m = machine();
+  const std::lock_guard<std::mutex> one_at_a_time(m.mutex);
+  m.count = static_cast<int>(block.x * block.y * block.z);
+  if (m.count % 32 != 0 || m.count == 0 || m.count > 1024 || shared > 227 << 10) {
+    throw std::runtime_error(std::string(op) + ": no block of whole warps, or too much shared memory");
+  }
+  while (static_cast<int>(m.lanes.size()) < m.count) m.lanes.push_back(std::make_unique<Lane>());
+  m.op = op;
+  m.body = &body;
+  m.report.clear();
+  m.dynamic_bytes = shared;
+  m.pages.clear();
+  m.last_page = ~uintptr_t(0);
+  ++m.launch;
+  blockDim = block;
+  gridDim = grid;
+  std::vector<int> blocks(size_t(grid.x) * grid.y * grid.z);
+  std::iota(blocks.begin(), blocks.end(), 0);
+  shuffle(blocks);
+  m.running = true;
+  for (const int index : blocks) {
+    const auto flat = static_cast<unsigned>(index);
+    m.block = flat;
+    blockIdx = dim3(flat % grid.x, flat / grid.x % grid.y, flat / grid.x / grid.y);
+    run_block();
+    if (!m.report.empty()) break;
+  }
+  m.running = false;
+  m.shared.clear();
+  if (!m.report.empty()) throw std::runtime_error(m.report);
+}
+
+// Bytes of 255, NaN as a float, until they are written.
+void* shared_memory(int key, size_t bytes) {
+  Shared& found = machine().shared[key];
+  if (!found.memory) {
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 128, bytes) != 0) throw std::bad_alloc();
+    found.memory.reset(memory);
+    std::memset(found.memory.get(), 255, bytes);
+    found.bytes = bytes;
+  }
+  return found.memory.get();
+}
+
+void* dynamic_shared() { return shared_memory(-1, machine().dynamic_bytes); }
+
+unsigned lane() { return static_cast<unsigned>(machine().current) % 32; }
+
+void sync_block(int line) {
+  current().line = line;
+  current().state = State::barrier;
+  to_scheduler(false);
+}
+
+const uint64_t* sync_warp(unsigned mask, uint64_t value, int line) {
+  Machine& m = machine();
+  Lane& mine = current();
+  const int first = m.current / 32 * 32;
+  mine.line = line;
+  mine.mask = mask;
+  mine.value = value;
+  mine.state = State::warp;
+  if ((mask >> lane() & 1) == 0) tell("lane ", m.current, " is not in its own mask at line ", line);
+  bool all = true;
+  for (int k = 0; k < 32; ++k) {
+    const Lane& other = *m.lanes[first + k];
+    if (mask >> k & 1) all &= other.state == State::warp && other.line == line && other.mask == mask;
+  }
+  if (all) {
+    std::vector<int> released;
+    for (int k = 0; k < 32; ++k) {
+      if ((mask >> k & 1) == 0) continue;
+      Lane& other = *m.lanes[first + k];
+      for (int j = 0; j < 32; ++j) other.seen[j] = mask >> j & 1 ? m.lanes[first + j]->value : 0;
+      other.state = State::ready;
+      ++other.warp_epoch;
+      released.push_back(first + k);
+    }
+    shuffle(released);
+    m.ready.insert(m.ready.end(), released.begin(), released.end());
+  }
+  to_scheduler(false);
+  return mine.seen;
+}
+
+namespace {
+
+// Whether nothing orders an earlier access before this one.
+bool unordered(const Access& before, const Access& now, bool is_shared) {
+  if (before.lane < 0 || before.launch != now.launch) return false;
+  if (before.block != now.block) return !is_shared;
+  if (before.lane == now.lane || before.epoch != now.epoch) return false;
+  return before.lane / 32 != now.lane / 32 || before.warp_epoch == now.warp_epoch;
+}
+
+Byte& shadow(uintptr_t address) {
+  Machine& m = machine();
+  const uintptr_t page = address / kPage;
+  if (page != m.last_page) {
+    auto& found = m.pages[page];
+    if (!found) found = std::make_unique<Page>();
+    m.last_page = page;
+    m.last = found.get();
+  }
+  return m.last->bytes[address % kPage];
+}
+
+bool is_shared(uintptr_t address) {
+  for (const auto& entry : machine().shared) {
+    const auto begin = reinterpret_cast<uintptr_t>(entry.second.memory.get());
+    if (address >= begin && address < begin + entry.second.bytes) return true;
+  }
+  return false;
+}
+
+void note(const void* pointer, size_t bytes, bool write, bool atomic) {
+  Machine& m = machine();
+  if (!m.running || m.current < 0 || !m.report.empty()) return;
+  const auto address = reinterpret_cast<uintptr_t>(pointer);
+  const Lane& lane = current();
+  if (address - reinterpret_cast<uintptr_t>(lane.stack.get()) < kStack) return;
+  const bool shared = is_shared(address);
+  const Access now{m.launch, m.block, m.epoch, lane.warp_epoch, m.current, atomic};
+  for (size_t k = 0; k < bytes; ++k) {
+    Byte& byte = shadow(address + k);
+    const Access* conflict = nullptr;
+    if (unordered(byte.write, now, shared) && !(atomic && byte.write.atomic)) conflict = &byte.write;
+    if (write && !(atomic && byte.read.atomic) && unordered(byte.read, now, shared)) conflict = &byte.read;
+    if (write && !(atomic && byte.other_read.atomic) && unordered(byte.other_read, now, shared)) {
+      conflict = &byte.other_read;
+    }
+    const char* kind = shared ? "shared" : "global";
+    if (conflict != nullptr) {
+      return tell("lane ", m.current, " ", write ? "writes " : "reads ", kind, " memory after line ",
+                  lane.line, " that lane ", conflict->lane, " of block ", conflict->block, " touches too");
+    }
+    if (shared && !write && (byte.write.launch != m.launch || byte.write.block != m.block)) {
+      return tell("lane ", m.current, " reads shared memory that nobody wrote, after line ", lane.line);
+    }
+    if (write) {
+      byte.write = now;
+    } else {
+      if (byte.read.lane != now.lane) byte.other_read = byte.read;
+      byte.read = now;
+    }
+  }
+}
+
+}  // namespace
+
+void note_atomic(const void* address, size_t bytes) {
+  note(address, bytes, false, true);
+  note(address, bytes, true, true);
+}
+
+void copy_async(void* shared, const void* global, int bytes) {
+  if ((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) % 16 != 0) {
+    tell("lane ", machine().current, " copies 16 bytes that are not aligned to 16");
+  }
+  current().copies.push_back({shared, global, bytes});
+}
+
+void copy_async_commit() {
+  current().on_their_way.push_back(std::move(current().copies));
+  current().copies.clear();
+}
+
+void copy_async_wait(int left) {
+  auto& groups = current().on_their_way;
+  for (; static_cast<int>(groups.size()) > left; groups.pop_front()) {
+    for (const Copy& copy : groups.front()) {
+      note(copy.from, copy.bytes, false, false);
+      note(copy.to, 16, true, false);
+      std::memset(copy.to, 0, 16);
+      std::memcpy(copy.to, copy.from, copy.bytes);
+    }
+  }
+}
+
+}  // namespace shim
+
+extern "C" {
+
+// For tests: the order of lanes and blocks from now on.
+__attribute__((visibility("default"))) void solo_attn_shim_seed(uint64_t seed) {
+  shim::machine().random.seed(seed);
+}
+
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+void __tsan_vptr_update(void**, void*) {}
+void __tsan_vptr_read(void**) {}
+void __tsan_read_range(void* p, size_t n) { shim::note(p, n, false, false); }
+void __tsan_write_range(void* p, size_t n) { shim::note(p, n, true, false); }
+
+#define SHIM_ACCESS(bytes)                                                           \
+  void __tsan_read##bytes(void* p) { shim::note(p, bytes, false, false); }           \
+  void __tsan_write##bytes(void* p) { shim::note(p, bytes, true, false); }           \
+  void __tsan_unaligned_read##bytes(void* p) { shim::note(p, bytes, false, false); } \
+  void __tsan_unaligned_write##bytes(void* p) { shim::note(p, bytes, true, false); }
+SHIM_ACCESS(1)
+SHIM_ACCESS(2)
+SHIM_ACCESS(4)
+SHIM_ACCESS(8)
+SHIM_ACCESS(16)
+
+// Of the launch code: reference counts and the guards of static variables.
+#define SHIM_ATOMIC(bits, T)                                                                         \
+  T __tsan_atomic##bits##_load(const volatile T* p, int) { return __atomic_load_n(p, 5); }           \
+  void __tsan_atomic##bits##_store(volatile T* p, T v, int) { __atomic_store_n(p, v, 5); }           \
+  T __tsan_atomic##bits##_fetch_add(volatile T* p, T v, int) { return __atomic_fetch_add(p, v, 5); } \
+  T __tsan_atomic##bits##_fetch_sub(volatile T* p, T v, int) { return __atomic_fetch_sub(p, v, 5); }
+SHIM_ATOMIC(8, uint8_t)
+SHIM_ATOMIC(32, uint32_t)
+SHIM_ATOMIC(64, uint64_t)
+}

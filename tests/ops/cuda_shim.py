@@ -1,0 +1,130 @@
+"""The CUDA kernels' own source as a backend on CPU tensors: compiled with a C++ compiler and tests/cuda_shim.
+
+It proves the logic of kernels and launch code, and no more: not what nvcc makes of them, nor any speed. Built
+once for what csrc/ holds, with the compiler's thread instrumentation (races, see shim.cpp) and UBSan, or with
+ASan and UBSan.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch.utils.cpp_extension import include_paths, library_paths
+
+from solo_attn.backends import Backend
+from solo_attn.backends.registry import FLOAT_DTYPES
+from solo_attn.ops import _library
+
+ROOT = Path(__file__).parents[2]
+SHIM = ROOT / "tests" / "cuda_shim"
+NAMESPACE = "solo_attn_shim"
+FLAGS = [
+    "-std=c++17",
+    "-O1",
+    "-g1",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unused-parameter",
+]
+FLAGS += ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DSOLO_ATTN_SHIM", f"-I{SHIM}"]
+UNDEFINED = ["-fsanitize=undefined", "-fno-sanitize-recover=undefined"]
+KINDS = {
+    "race": [*UNDEFINED, "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"],
+    "asan": [*UNDEFINED, "-fsanitize=address", "-fno-omit-frame-pointer"],
+}
+OPS = sorted(path.parent.name for path in (ROOT / "csrc").glob("*/*_cuda.cu"))
+
+
+def missing() -> str | None:
+    """Why it cannot be built here, or None where it can."""
+    if shutil.which("g++") is None:
+        return "the shim needs g++, which is not there"
+    done = subprocess.run(["g++", "-print-file-name=libubsan.so"], capture_output=True, text=True)
+    return None if "/" in done.stdout else "the shim needs g++'s sanitizers, which are not there"
+
+
+def compile_all(kind: str, sources: list[Path], folder: Path, extra: tuple[str, ...] = ()) -> Path:
+    """An extension of ``sources`` and the shim."""
+    headers = [f"-isystem{path}" for path in include_paths()]
+
+    def one(source: Path) -> str:
+        out = folder / f"{source.stem}.o"
+        # The shim's own memory is watched by nobody: it has the watchers in it.
+        sanitizers = KINDS[kind] if source.suffix == ".cu" or kind == "asan" else UNDEFINED
+        command = [
+            "g++",
+            *FLAGS,
+            *extra,
+            *sanitizers,
+            *headers,
+            "-x",
+            "c++",
+            "-c",
+            str(source),
+            "-o",
+            str(out),
+        ]
+        subprocess.run(command, check=True)
+        return str(out)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        objects = list(pool.map(one, [*sources, SHIM / "shim.cpp"]))
+    out = folder / "shim.so"
+    libraries = [f"-L{path}" for path in library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
+    sanitizers = ["-fsanitize=undefined", *(["-fsanitize=address"] if kind == "asan" else [])]
+    subprocess.run(["g++", "-shared", *sanitizers, *objects, "-o", str(out), *libraries], check=True)
+    return out
+
+
+@functools.cache
+def library(kind: str = "race") -> Path:
+    """The built extension, of an earlier run if nothing changed since."""
+    state = hashlib.sha256(f"{torch.__version__} {FLAGS} {KINDS[kind]}".encode())
+    for path in sorted([*(ROOT / "csrc").rglob("*.*"), *SHIM.iterdir()]):
+        state.update(path.read_bytes())
+    folder = ROOT / "build" / "cuda_shim" / kind
+    mark, name = folder / "state", state.hexdigest()
+    if not (folder / "shim.so").exists() or not mark.exists() or mark.read_text() != name:
+        shutil.rmtree(folder, ignore_errors=True)
+        compile_all(kind, sorted((ROOT / "csrc").glob("*/*.cu")), folder)
+        mark.write_text(name)
+    return folder / "shim.so"
+
+
+@functools.cache
+def load(kind: str = "race") -> ctypes.CDLL:
+    """Register its kernels, as ops of `NAMESPACE`."""
+    _library.declare_all(NAMESPACE)
+    path = library(kind)
+    torch.ops.load_library(path)
+    return ctypes.CDLL(str(path))
+
+
+def seed(value: int) -> None:
+    """The order of lanes and blocks from now on."""
+    load().solo_attn_shim_seed(ctypes.c_uint64(value))
+
+
+def refuses(op: str, device_type: str, dtype: torch.dtype) -> str | None:
+    if device_type != "cpu":
+        return f"it plays a GPU on CPU tensors, got {device_type}"
+    if dtype not in FLOAT_DTYPES:
+        return f"it has no kernels for {dtype}"
+    if op not in OPS:
+        return f"{op} has no CUDA kernel in this version"
+    return MISSING
+
+
+MISSING = missing()  # once: what runs must not change between two calls of a compiled function
+BACKEND = Backend("shim", NAMESPACE, refuses)
