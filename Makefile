@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 CSRC := $(shell find csrc -name '*.h' -o -name '*.cpp')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint results format clean
+.PHONY: help setup demo test test-sanitize test-abi lint results format clean
 
 help:  ## show these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,6 +28,21 @@ demo: setup  ## train and compare the paper's three systems on synthetic street 
 # Threads that wait actively starve each other where tests run several processes on few cores.
 test: setup lint  ## lint, then every test
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+
+# Fresh memory comes as NaN, so that reading what nothing was written to shows. Python itself leaks at its end.
+SANITIZE := -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
+FILLED := max_malloc_fill_size=1073741824:malloc_fill_byte=255
+test-sanitize: setup  ## the C++ kernels under ASan and UBSan, by the tests of the ops on every instruction set (4 minutes)
+	CXXFLAGS="$(SANITIZE)" LDFLAGS="-fsanitize=address,undefined" $(BIN)/python setup.py -q build \
+		--build-base build/sanitize --build-lib build/sanitize/lib
+	cd build/sanitize/lib && OMP_WAIT_POLICY=PASSIVE ASAN_OPTIONS=detect_leaks=0:$(FILLED) \
+		UBSAN_OPTIONS=print_stacktrace=1 \
+		LD_PRELOAD="$$(for name in asan ubsan stdc++; do $${CXX:-c++} -print-file-name=lib$$name.so; done | xargs)" \
+		$(CURDIR)/$(BIN)/python -m pytest -c $(CURDIR)/pyproject.toml $(CURDIR)/tests/ops -q -p no:cacheprovider \
+		-k "cpu-cpu and not compile"
+
+test-abi: setup  ## one wheel, built here, by the tests of the ops under the newest torch (gigabytes to download)
+	$(BIN)/python benchmarks/abi.py
 
 lint: setup  ## ruff, the type checker, clang-format
 	$(BIN)/ruff check .

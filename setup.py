@@ -84,11 +84,12 @@ def compiled() -> tuple[Extension, type[build_ext]]:
             "it first, leave out --no-build-isolation, or set SOLO_ATTN_BUILD=none"
         ) from error
     os.environ.setdefault("MAX_JOBS", str(jobs()))
+    flags = [*FLAGS, *os.environ.get("CXXFLAGS", "").split()]
     extension = CppExtension(
         "solo_attn._C",
         sources("**/*.cpp"),
         depends=sources("**/*.h"),
-        extra_compile_args=FLAGS,
+        extra_compile_args=flags,
         py_limited_api=True,
     )
 
@@ -103,7 +104,7 @@ def compiled() -> tuple[Extension, type[build_ext]]:
                     "ops": {"cpu": sorted(Path(name).parent.name for name in sources("*/*_cpu.cpp"))},
                     "torch": torch.__version__,
                     "compiler": version(os.environ.get("CXX", "c++")),
-                    "flags": FLAGS,
+                    "flags": flags,
                     "jobs": os.environ["MAX_JOBS"],
                     "system": f"{platform.system()} {platform.machine()}",
                 },

@@ -101,7 +101,22 @@ def attention_scale() -> str:
     )
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"demo": demo, "nuclei": nuclei, "attention_scale": attention_scale}
+def abi() -> str:
+    """Under which torch one wheel ran."""
+    found = stored("abi")
+    return (
+        f"Seen: {found['wheel']}, built with torch {found['built_with']}, under torch {found['run_with']}: "
+        f"{found['passed']:,} tests of the ops passed, {found.get('skipped', 0)} skipped. "
+        f"{measured_on(found['environment'])}"
+    )
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "demo": demo,
+    "nuclei": nuclei,
+    "attention_scale": attention_scale,
+    "abi": abi,
+}
 
 
 def filled(text: str) -> str:
