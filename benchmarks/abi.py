@@ -1,4 +1,4 @@
-"""One wheel under another torch: built with this environment's, it runs the tests of the ops under the newest.
+"""One wheel under another torch: built with this environment's, it runs the op tests under the newest.
 
 python benchmarks/abi.py        # or: make test-abi
 
