@@ -126,11 +126,22 @@ def speed() -> str:
     )
 
 
+def abi() -> str:
+    """Under which torch one wheel ran."""
+    found = stored("abi")
+    return (
+        f"Seen: {found['wheel']}, built with torch {found['built_with']}, under torch {found['run_with']}: "
+        f"{found['passed']:,} tests of the ops passed, {found.get('skipped', 0)} skipped. "
+        f"{measured_on(found['environment'])}"
+    )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "nuclei": nuclei,
     "attention_scale": attention_scale,
     "speed": speed,
+    "abi": abi,
 }
 
 

@@ -14,6 +14,7 @@ from .app import UsageError, command
 if TYPE_CHECKING:
     from torch import Tensor
 
+MARK = {"Software": "solo-attn predict"}  # in the pictures written here, to know them again
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
 
@@ -111,7 +112,8 @@ def predict(
 def find_images(paths: list[Path], out: Path) -> list[Path]:
     """The files named, and the images in the folders named, each once.
 
-    Those below ``out`` are left out where it lies in a folder named: they are an earlier run's pictures.
+    An earlier run's pictures are left out: what lies below ``out`` where that is in a folder named, and the
+    marked ones where the folder named is ``out``.
 
     Raises:
         UsageError: a path that is not there, or a folder without images.
@@ -123,6 +125,8 @@ def find_images(paths: list[Path], out: Path) -> list[Path]:
             # A folder that is `out` itself, or lies in it, was named on purpose.
             if not path.resolve().is_relative_to(out.resolve()):
                 found = [p for p in found if not p.resolve().is_relative_to(out.resolve())]
+            elif path.resolve() == out.resolve():
+                found = [p for p in found if not _drawn_here(p)]
             if not found:
                 raise UsageError(f"predict: expected {path} to hold images ({', '.join(SUFFIXES)}), got none")
             files.update(dict.fromkeys(found))
@@ -131,6 +135,18 @@ def find_images(paths: list[Path], out: Path) -> list[Path]:
         else:
             raise UsageError(f"predict: expected image files or folders, got {path}, which is not there")
     return list(files)
+
+
+def _drawn_here(path: Path) -> bool:
+    from PIL import Image, UnidentifiedImageError
+
+    if path.suffix != ".png":
+        return False
+    try:
+        with Image.open(path) as image:
+            return MARK.items() <= image.info.items()
+    except (OSError, UnidentifiedImageError):  # to be named with the other files that cannot be read
+        return False
 
 
 def output_paths(files: list[Path], out: Path, formats: list[Format]) -> list[dict[Format, Path]]:
@@ -166,9 +182,13 @@ def _identity(path: Path) -> tuple[int, int]:
 
 def save_png(image: Tensor, path: Path) -> None:
     """Write uint8 [3, H, W]."""
+    from PIL.PngImagePlugin import PngInfo
     from torchvision.transforms.functional import to_pil_image
 
-    to_pil_image(image).save(path)
+    mark = PngInfo()
+    for key, value in MARK.items():
+        mark.add_text(key, value)
+    to_pil_image(image).save(path, pnginfo=mark)
 
 
 def free_stem(stem: str, endings: list[str], taken: set[str]) -> str:
