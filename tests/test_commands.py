@@ -39,7 +39,7 @@ def test_continuous_integration_runs_the_tests() -> None:
 
 @needs_make
 def test_what_they_do() -> None:
-    assert "solo-attn demo" in dry_run("demo")
+    assert re.search(r"solo-attn demo\n.*solo-attn bench$", dry_run("demo").strip())
     commands = dry_run("test")
     assert re.search(r"ruff check.*mypy.*clang-format.*-m pytest$", commands.strip(), flags=re.DOTALL)
 
