@@ -117,14 +117,16 @@ def speed() -> str:
         return "Not measured yet on a quiet machine."
     missed = speed_tables.missed(latest)
     reasons = [speed_tables.REASONS[name] for name in missed if name in speed_tables.REASONS]
+    memory = speed_tables.memory_line(latest)
+    remarks = f"Bold rows miss what they should reach. {' '.join(reasons)}\n\n" if missed else ""
+    remarks += f"Peak memory beyond the inputs: {memory}.\n\n" if memory else ""
     machines = "; ".join(
         f"{what} {measured_on(stored(name)['environment'])}"
         for name, what in (("ops", "the ops"), ("mmdet", "what is compared with mmdetection 3.3.0"))
     )
     return (
         f"{speed_tables.goal_table(latest)}\n\n"
-        f"Bold rows miss what they should reach. {' '.join(reasons)}\n\n"
-        f"Peak memory beyond the inputs: {speed_tables.memory_line(latest)}.\n\n"
+        f"{remarks}"
         "![How many times as fast as plain PyTorch and torch.compile each op is](docs/images/speed.svg)\n\n"
         f"{speed_tables.op_table(latest)}\n\n"
         "Medians of runs that take turns in one process; every result was compared before it was timed. The "
