@@ -20,6 +20,7 @@ SECONDS = 4.0  # of the rounds of one benchmark, of which there are at least thr
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where the ops run: cpu or cuda")
+    parser.addoption("--quick", action="store_true", help="one round each, without torch.compile")
 
 
 @pytest.fixture(scope="session")
@@ -35,8 +36,13 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session")
+def quick(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--quick"))
+
+
 @pytest.fixture
-def race(benchmark: Any, device: str) -> Callable[..., None]:
+def race(benchmark: Any, device: str, quick: bool) -> Callable[..., None]:
     """Runs contenders, the first of which is ours, and stores their times, memory and what else is said."""
 
     def run(
@@ -46,7 +52,8 @@ def race(benchmark: Any, device: str) -> Callable[..., None]:
             peaks = {name: peak_memory(f, device) for name, f in contenders.items() if name != FLOOR}
             memory = {name: peak for name, peak in peaks.items() if peak is not None}
         found = Race(contenders, device)
-        benchmark.pedantic(found.round, rounds=found.affordable(SECONDS), iterations=1)
+        rounds = 1 if quick else found.affordable(SECONDS)
+        benchmark.pedantic(found.round, rounds=rounds, iterations=1)
         times = {name: times.as_dict() for name, times in found.times().items()}
         benchmark.extra_info.update(said, ours=next(iter(contenders)), seconds=times, memory=dict(memory))
 
@@ -54,13 +61,13 @@ def race(benchmark: Any, device: str) -> Callable[..., None]:
 
 
 @pytest.fixture
-def measure(race: Callable[..., None], device: str) -> Callable[..., None]:
+def measure(race: Callable[..., None], device: str, quick: bool) -> Callable[..., None]:
     """Both directions of a case that has them: ``measure(case, "forward")``."""
 
-    def run(case: Case, direction: str, compiled: bool = True) -> None:
+    def run(case: Case, direction: str) -> None:
         prove = {"forward": forward, "backward": backward}[direction]
         said = {"op": case.op, "what": case.what, "direction": direction, "limit": case.limit}
-        race(prove(case, device, compiled=compiled), **said)
+        race(prove(case, device, compiled=not quick), **said)
 
     return run
 

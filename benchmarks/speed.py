@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +60,8 @@ def benchmarks(stored: Stored) -> dict[str, Any]:
 
 
 def median(entry: dict[str, Any], name: str) -> float:
-    """Seconds of one contender."""
-    return float(entry["seconds"][name]["median"])
+    """Seconds of one contender; NaN where it did not run, as torch.compile in a quick run."""
+    return float(entry["seconds"][name]["median"]) if name in entry["seconds"] else math.nan
 
 
 def ours(entry: dict[str, Any]) -> float:
@@ -70,6 +71,8 @@ def ours(entry: dict[str, Any]) -> float:
 
 def milliseconds(seconds: float) -> str:
     """Three digits: "0.123", "12.3", "1,230"."""
+    if math.isnan(seconds):
+        return "–"
     value = 1000 * seconds
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
@@ -83,8 +86,8 @@ def goals(stored: Stored) -> Iterator[tuple[Goal, dict[str, Any], float]]:
     """Each goal that was measured, and how many times as fast as the other ours is."""
     found = benchmarks(stored)
     for goal in GOALS:
-        if goal.name in found:
-            entry = found[goal.name]
+        entry = found.get(goal.name, {"seconds": {}})
+        if goal.against in entry["seconds"]:
             yield goal, entry, median(entry, goal.against) / ours(entry)
 
 

@@ -40,7 +40,7 @@ def test_continuous_integration_runs_the_tests() -> None:
 
 @needs_make
 def test_what_they_do() -> None:
-    assert "solo-attn demo" in dry_run("demo")
+    assert re.search(r"solo-attn demo\n.*solo-attn bench$", dry_run("demo").strip())
     commands = dry_run("test")
     steps = r"ruff check.*mypy.*clang-format.*-m pytest\n.*TRITON_INTERPRET=1 .*-m pytest tests/ops$"
     assert re.search(steps, commands.strip(), flags=re.DOTALL)

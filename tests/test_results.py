@@ -41,21 +41,9 @@ def test_a_changed_number_is_found(readme: ModuleType, monkeypatch: pytest.Monke
     assert readme.filled(text) != text
 
 
-def test_a_changed_time_is_found(readme: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    really = readme.stored
-
-    def changed(name: str) -> dict:
-        found = really(name)
-        if name == "ops":
-            found["benchmarks"]["mask_iou"]["seconds"]["pycocotools"]["median"] *= 2
-        return found
-
-    monkeypatch.setattr(readme, "stored", changed)
-    assert readme.filled(text) != text
-
-
 def test_what_misses_is_explained(readme: ModuleType) -> None:
+    if not readme.measured():
+        pytest.skip("benchmarks/results has no ops.json and mmdet.json yet: make bench bench-peers")
     unexplained = set(readme.speed_tables.missed(readme.stored)) - set(readme.speed_tables.REASONS)
     assert not unexplained, "say why in REASONS of benchmarks/speed.py"
 
