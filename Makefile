@@ -25,9 +25,11 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(CSRC)
 demo: setup  ## train and compare the paper's three systems on synthetic street scenes
 	$(BIN)/solo-attn demo
 
+# A process with one thread on each core, at most four: the tests are small, and tests of threads ask for them.
 # Threads that wait actively starve each other where tests run several processes on few cores.
+WORKERS := --numprocesses auto --maxprocesses 4 --dist worksteal
 test: setup lint  ## lint, then every test
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(WORKERS)
 
 # Fresh memory comes as NaN, so that reading what nothing was written to shows. Python itself leaks at its end.
 SANITIZE := -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined

@@ -41,7 +41,9 @@ def test_continuous_integration_runs_the_tests() -> None:
 def test_what_they_do() -> None:
     assert "solo-attn demo" in dry_run("demo")
     commands = dry_run("test")
-    assert re.search(r"ruff check.*mypy.*clang-format.*-m pytest$", commands.strip(), flags=re.DOTALL)
+    assert re.search(
+        r"ruff check.*mypy.*clang-format.*-m pytest --numprocesses.*$", commands.strip(), flags=re.DOTALL
+    )
 
 
 @needs_make
