@@ -34,10 +34,13 @@ demo: setup  ## train and compare the paper's three systems on synthetic street 
 	$(BIN)/solo-attn demo
 	$(BIN)/solo-attn bench
 
+# A process with one thread on each core, at most four: the tests are small, and tests of threads ask for them.
 # Threads that wait actively starve each other where tests run several processes on few cores.
+WORKERS := --numprocesses auto --maxprocesses 4 --dist worksteal
+TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(WORKERS)
 test: setup lint  ## lint, then every test, those of the ops once more in Triton's interpreter
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
-	OMP_WAIT_POLICY=PASSIVE TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/ops
+	$(TESTS)
+	TRITON_INTERPRET=1 $(TESTS) tests/ops
 
 gpu-test: setup  ## every op on this machine's GPU; DRY_RUN=1: what a CPU allows of it
 	$(BIN)/python tests/gpu/run.py $(if $(DRY_RUN),--dry-run)

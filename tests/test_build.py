@@ -102,6 +102,17 @@ def test_nothing_compiled(checkout, tmp_path):
     assert check(installed(wheel, tmp_path / "site")) == "none True"
 
 
+def test_pip_installs_the_sdist(checkout, tmp_path):
+    """What `pip install --no-build-isolation .` does; with isolation pip fetches torch first."""
+    sdist, _ = build(checkout, "build_sdist('dist')", SOLO_ATTN_BUILD="none")
+    site = tmp_path / "site"
+    command = (sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--target", site)
+    done = run(*map(str, command), str(sdist), cwd=tmp_path, SOLO_ATTN_BUILD="none")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert check(site) == "none True"
+    assert (site / "bin" / "solo-attn").exists()
+
+
 def test_without_a_compiler(checkout, tmp_path):
     """The reference needs none; whoever asks for kernels gets the error."""
     wheel, output = build(checkout, "build_wheel('dist')", CXX="no-such-compiler")

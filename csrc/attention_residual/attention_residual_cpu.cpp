@@ -1,11 +1,13 @@
 // The mask logits, and the attention maps of their cells enlarged, in one pass over the logits.
 //
 // S = 40, C = 256, 168 x 336, float32: 361 MB are read and 361 MB written, in place the same lines; out of
-// place the result is fresh memory besides, whose page faults take longer than everything else. The dot
-// products are 2 C N^2 = 1.31 GFLOP: 8 ms on two cores of 2.5 GHz with AVX-512. The enlarging is 3 flops a
-// pixel from rows in the first cache, 0.27 GFLOP, and the rows along x a quarter of that. So the floor is one
-// read-and-write of the logits plus the product. The S x S maps live in the second cache, 48 cells at a time.
-// Backward: one read of 361 MB, two multiply-adds for each pixel, and the product of grid_attention_bwd.
+// place the result is fresh memory besides, whose page faults take longer than everything else: a copy of the
+// logits takes 5/6 of it. (With large pages by madvise it was 2/3 of it at best, and three times as long
+// where a virtual machine had to fetch them from its host first: so it asks for none.) The dot products are 2
+// C N^2 = 1.31 GFLOP: 8 ms on two cores of 2.5 GHz with AVX-512. The enlarging is 3 flops a pixel from rows
+// in the first cache, 0.27 GFLOP, and the rows along x a quarter of that. So the floor is one read-and-write
+// of the logits plus the product. The S x S maps live in the second cache, 48 cells at a time. Backward: one
+// read of 361 MB, two multiply-adds for each pixel, and the product of grid_attention_bwd.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

@@ -26,6 +26,13 @@ struct Range {
   bool empty() const { return begin >= end; }
 };
 
+struct Box {
+  Range y;
+  Range x;
+
+  bool empty() const { return y.empty() || x.empty(); }
+};
+
 // The outputs that an input in `in` is a tap of.
 template <class T>
 Range reached(const Taps<T>& taps, Range in) {
@@ -149,41 +156,50 @@ class Cells {
         cut_(static_cast<T>(certain_logit(threshold, std::numeric_limits<T>::epsilon()))) {}
 
   int64_t room() const {
-    return maps_room() + columns_.view().in + kSlack + 2 * columns_.view().out + height_ + 2 * width_ +
-           3 * side_ + 2 * kSlack;
+    return std::max(maps_room() + columns_.view().in + kSlack + 2 * columns_.view().out,
+                    height_ + 2 * width_ + 3 * side_ + 2 * kSlack);
   }
 
-  // The map of cell k, in room() elements of scratch memory.
-  Probabilities<S, T> at(int64_t k, T* store) const {
-    const S* logits = coarse_.template const_data_ptr<S>() + k * height_ * width_;
-    const S* added = plain_ ? nullptr : attention_.template const_data_ptr<S>() + k * side_ * side_;
+  // The map of cell k in a box of out_size, in room() elements of scratch memory.
+  Probabilities<S, T> at(int64_t k, Box box, T* store) const {
+    T* second = store + RowPair<S, T>::size(width_, coarse_columns_.view().out);
+    Probabilities<S, T> map{
+        RowPair<S, T>::over(logits(k), coarse_rows_.view(), coarse_columns_.view(), store),
+        RowPair<S, T>::over(added(k), attention_rows_.view(), attention_columns_.view(), second),
+        rows_.view(),
+        columns_.view(),
+        store + maps_room(),
+        {0, 0},
+        {0, 0},
+        {-1, -1}};
+    if (!box.empty()) map.want(box.y, box.x);
+    return map;
+  }
+
+  // The box of cell k outside of which nothing is above the threshold, in room() elements of scratch memory.
+  Box bounds(int64_t k, T* store) const {
     const Taps<T> y = coarse_rows_.view(), x = coarse_columns_.view();
     const Taps<T> other_y = attention_rows_.view(), other_x = attention_columns_.view();
-    T* second = store + RowPair<S, T>::size(width_, x.out);
-    T* third = store + maps_room();
-    Probabilities<S, T> map{RowPair<S, T>::over(logits, y, x, store),
-                            RowPair<S, T>::over(added, other_y, other_x, second),
-                            rows_.view(),
-                            columns_.view(),
-                            third,
-                            {0, 0},
-                            {0, 0},
-                            {-1, -1}};
-    T* most_y = third + columns_.view().in + kSlack + 2 * columns_.view().out;
+    T* most_y = store;
     T* most_x = most_y + height_;
     T* more_y = most_x + width_;
     T* more_x = more_y + side_;
     T* wide = more_x + side_;
-    call<Largest<S, T>>(logits, height_, width_, width_, most_y, most_x, wide);
-    if (!plain_) call<Largest<S, T>>(added, side_, side_, side_, more_y, more_x, wide);
+    call<Largest<S, T>>(logits(k), height_, width_, width_, most_y, most_x, wide);
+    if (!plain_) call<Largest<S, T>>(added(k), side_, side_, side_, more_y, more_x, wide);
     const Range live_y = alive<T>(y, most_y, other_y, plain_ ? nullptr : more_y, cut_);
     const Range live_x = alive<T>(x, most_x, other_x, plain_ ? nullptr : more_x, cut_);
-    if (live_y.empty() || live_x.empty()) return map;
-    map.want(reached(map.rows, live_y), reached(map.columns, live_x));
-    return map;
+    if (live_y.empty() || live_x.empty()) return {{0, 0}, {0, 0}};
+    return {reached(rows_.view(), live_y), reached(columns_.view(), live_x)};
   }
 
  private:
+  const S* logits(int64_t k) const { return coarse_.template const_data_ptr<S>() + k * height_ * width_; }
+
+  const S* added(int64_t k) const {
+    return plain_ ? nullptr : attention_.template const_data_ptr<S>() + k * side_ * side_;
+  }
+
   int64_t maps_room() const {
     return RowPair<S, T>::size(width_, coarse_columns_.view().out) +
            RowPair<S, T>::size(side_, attention_columns_.view().out);

@@ -30,18 +30,23 @@ namespace {
 
 constexpr int64_t kWord = 64;
 
-template <class T>
-struct Found {
+// Rows of out_size that are made at a time: they end where a word does, and parts of a sum are the same
+// whatever the number of threads.
+constexpr int64_t kBlock = 64;
+
+struct Block {
+  int64_t cell;
+  Box box;
   int64_t area;
-  T maskness;
+  double sum;
 };
 
 template <class S, class T>
 struct Threshold {
   // `words` come as zeros. `inside` and `bytes` have room for a row, rounded up to whole words of pixels.
   template <Isa isa>
-  static SOLO_ATTN_INLINE Found<T> run(Probabilities<S, T> map, T threshold, T* __restrict inside,
-                                       uint8_t* __restrict bytes, uint64_t* words) {
+  static SOLO_ATTN_INLINE void run(Probabilities<S, T> map, T threshold, T* __restrict inside,
+                                   uint8_t* __restrict bytes, uint64_t* words, Block* block) {
     const int64_t width = map.columns.out, begin = map.wanted_x.begin;
     const int64_t count = map.wanted_x.end - begin, last = (count + kWord - 1) / kWord * kWord;
     for (int64_t x = count; x < last; ++x) {
@@ -64,7 +69,8 @@ struct Threshold {
       area += here;
       sum += add<isa>(inside, last);
     }
-    return {area, maskness<T>(sum, area)};
+    block->area = area;
+    block->sum = sum;
   }
 
   // Sets the bits of `bytes` from bit `place` on, and counts them.
@@ -120,18 +126,36 @@ std::tuple<Tensor, Tensor, Tensor> mask_bits_cpu(const Tensor& coarse, const std
     int64_t* area = areas.mutable_data_ptr<int64_t>();
     T* mean = means.mutable_data_ptr<T>();
     const int64_t line = (width + kWord - 1) / kWord * kWord;
+    std::vector<Box> boxes(count);
     parallel_for(count, coarse.size(1) * coarse.size(2), [&](int64_t from, int64_t to) {
+      std::unique_ptr<T[]> store(new T[cells.room()]);
+      std::fill(word + from * words, word + to * words, 0);
+      for (int64_t k = from; k < to; ++k) boxes[k] = cells.bounds(k, store.get());
+    });
+    std::vector<Block> blocks;
+    for (int64_t k = 0; k < count; ++k) {
+      for (int64_t y = boxes[k].y.begin; y < boxes[k].y.end; y = (y / kBlock + 1) * kBlock) {
+        const int64_t end = std::min((y / kBlock + 1) * kBlock, boxes[k].y.end);
+        blocks.push_back({k, {{y, end}, boxes[k].x}, 0, 0});
+      }
+    }
+    const auto some = static_cast<int64_t>(blocks.size());
+    parallel_for(some, kBlock * width / 2, [&](int64_t from, int64_t to) {
       std::unique_ptr<T[]> store(new T[line + cells.room()]);
       std::unique_ptr<uint8_t[]> bytes(new uint8_t[line]);
-      for (int64_t k = from; k < to; ++k) {
-        std::fill_n(word + k * words, words, 0);
-        const Probabilities<S, T> map = cells.at(k, store.get() + line);
-        const Found<T> found =
-            call<Threshold<S, T>>(map, static_cast<T>(threshold), store.get(), bytes.get(), word + k * words);
-        area[k] = found.area;
-        mean[k] = found.maskness;
+      for (int64_t b = from; b < to; ++b) {
+        Block& block = blocks[b];
+        call<Threshold<S, T>>(cells.at(block.cell, block.box, store.get() + line), static_cast<T>(threshold),
+                              store.get(), bytes.get(), word + block.cell * words, &block);
       }
     });
+    std::vector<double> sums(count);
+    std::fill_n(area, count, 0);
+    for (const Block& block : blocks) {
+      area[block.cell] += block.area;
+      sums[block.cell] += block.sum;
+    }
+    for (int64_t k = 0; k < count; ++k) mean[k] = maskness<T>(sums[k], area[k]);
   });
   return {bits, areas, means};
 }

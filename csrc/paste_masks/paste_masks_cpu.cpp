@@ -228,7 +228,9 @@ void for_each_cell(const Tensor& coarse, const std::optional<Tensor>& attention,
     T* most_y = line + width + height + kSlack;
     T* most_x = most_y + height;
     for (int64_t k = from; k < to; ++k) {
-      Probabilities<S, T> map = cells.at(k, store.get() + map_room + lines);
+      T* own = store.get() + map_room + lines;
+      const Box box = cells.bounds(k, own);
+      Probabilities<S, T> map = cells.at(k, box, own);
       Range y = forth(padded_y, original_y, image_y, map.wanted_y);
       Range x = forth(padded_x, original_x, image_x, map.wanted_x);
       if (!y.empty() && !x.empty()) {

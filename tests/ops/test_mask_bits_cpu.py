@@ -65,6 +65,9 @@ def test_thread_count_changes_nothing(runner, threads):
         threads(count)
         out = runner(coarse, rows, (50, 62), (100, 124))
         assert all(map(same_bits, out[:3], expected[:3]))
+        # Of one mask the threads share the rows.
+        alone = runner(coarse[:1], rows[:1], (50, 62), (100, 124))
+        assert all(same_bits(a, b[:1]) for a, b in zip(alone[:3], expected[:3], strict=True))
 
 
 def test_bad_input_is_an_error(runner):
