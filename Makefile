@@ -43,8 +43,9 @@ lint: setup  ## ruff, the type checker, clang-format
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CSRC)
 
-results: setup  ## write benchmarks/results into the README
+results: setup  ## write benchmarks/results into the README and docs
 	$(BIN)/python benchmarks/readme.py
+	$(BIN)/python benchmarks/data_page.py
 
 format: setup  ## let ruff and clang-format rewrite what they can
 	$(BIN)/ruff check --fix .

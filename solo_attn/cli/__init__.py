@@ -1,7 +1,7 @@
 """The command ``solo-attn``. Torch and Lightning are imported inside the commands that need them."""
 
 # The commands register themselves when their modules are imported.
-from . import convert, doctor, predict, train
+from . import convert, convert_data, doctor, inspect, predict, train
 from .app import app, main
 
-__all__ = ["app", "convert", "doctor", "main", "predict", "train"]
+__all__ = ["app", "convert", "convert_data", "doctor", "inspect", "main", "predict", "train"]

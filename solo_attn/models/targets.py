@@ -97,7 +97,8 @@ def assign(
         labels, cells, masks = [], [], []
         for image, found in enumerate(objects):
             level = Objects(*(x[(found.side >= low) & (found.side <= high)] for x in found))
-            owner = _owners(level, input_size, side)  # [S * S]: the object's index, or BACKGROUND
+            length = torch.tensor(input_size, dtype=torch.float32, device=level.centre.device)
+            owner = owners(level.centre, level.half, length, side)
             cell = owner.ne(BACKGROUND).nonzero().squeeze(1)
             label = torch.full_like(owner, BACKGROUND)
             label[cell] = level.labels[owner[cell]]
@@ -108,18 +109,40 @@ def assign(
     return levels
 
 
-def _owners(objects: Objects, input_size: tuple[int, int], side: int) -> Tensor:
-    """The object responsible for each cell, [S * S]: the last one of those whose centre region it is in."""
-    owner = torch.full((side * side,), BACKGROUND, dtype=torch.int64, device=objects.labels.device)
-    length = torch.tensor(input_size, dtype=torch.float32, device=owner.device)
-    centre = cell_index(objects.centre, length, side)
-    first = cell_index(objects.centre - objects.half, length, side).clamp(min=0)
-    last = cell_index(objects.centre + objects.half, length, side).clamp(max=side - 1)
-    first, last = first.maximum(centre - 1), last.minimum(centre + 1)
+def owners(
+    centre: Tensor,
+    half: Tensor,
+    length: Tensor,
+    side: int,
+    *,
+    image: Tensor | None = None,
+    images: int = 1,
+) -> Tensor:
+    """The object responsible for each cell of a level: the last one of those whose centre region it is in.
+
+    Args:
+        centre: (y, x) of the objects' centres of mass, float32 [N, 2].
+        half: half the (height, width) of their centre regions, [N, 2].
+        length: (height, width) of the padded input, float32 [2], or of each object's, [N, 2].
+        side: S.
+        image: int64 [N], which image each object lies in, for several at a time.
+        images: how many.
+
+    Returns:
+        int64 [images * S * S], the object's index or `BACKGROUND`.
+    """
+    owner = torch.full((images * side * side,), BACKGROUND, dtype=torch.int64, device=centre.device)
+    middle = cell_index(centre, length, side)
+    first = cell_index(centre - half, length, side).clamp(min=0)
+    last = cell_index(centre + half, length, side).clamp(max=side - 1)
+    first, last = first.maximum(middle - 1), last.minimum(middle + 1)
     # At most 3 x 3 cells: all of them at once, [N, 3, 3].
     reach = torch.arange(3, device=owner.device)
     rows, columns = (first[:, k, None] + reach for k in (0, 1))
     inside = (rows <= last[:, 0, None])[:, :, None] & (columns <= last[:, 1, None])[:, None, :]
-    cells = (rows[:, :, None] * side + columns[:, None, :])[inside]
+    cells = rows[:, :, None] * side + columns[:, None, :]
+    if image is not None:
+        cells = cells + image[:, None, None] * side * side
     index = torch.arange(len(inside), device=owner.device)[:, None, None].expand_as(inside)[inside]
-    return owner.scatter_reduce(0, cells, index, "amax")  # a later object overwrites an earlier one
+    # A later object overwrites an earlier one.
+    return owner.scatter_reduce(0, cells[inside], index, "amax")
