@@ -77,8 +77,9 @@ bench-peers: peers  ## the same for what is compared with mmdetection
 gpu-bench: setup  ## time every op on this machine's GPU and store it; DRY_RUN=1: go through it on the CPU
 	$(BIN)/python benchmarks/gpu.py run $(if $(DRY_RUN),--dry-run)
 
-results: setup  ## write benchmarks/results into the README
+results: setup  ## write benchmarks/results into the README and docs
 	$(BIN)/python benchmarks/readme.py
+	$(BIN)/python benchmarks/data_page.py
 
 format: setup  ## let ruff and clang-format rewrite what they can
 	$(BIN)/ruff check --fix .

@@ -2,6 +2,7 @@
 
 python benchmarks/store.py demo demo
 python benchmarks/store.py nuclei runs/nuclei runs/nuclei/overlays/results.json
+python benchmarks/store.py inspect nuclei=runs/inspect_nuclei photographs=runs/inspect_photographs
 """
 
 from __future__ import annotations
@@ -41,6 +42,16 @@ def nuclei(
     chosen = [names[k * (len(names) - 1) // PICTURES] for k in range(PICTURES)]
     kept = [{**r, "file_name": name} for name in chosen for r in images[name]]
     (RESULTS / "nuclei_found.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+@app.command()
+def inspect(
+    reports: Annotated[list[str], typer.Argument(help="NAME=FOLDER that `solo-attn inspect` wrote.")],
+) -> None:
+    """What was counted on each data set."""
+    named = (report.partition("=") for report in reports)
+    found = {name: json.loads((Path(folder) / "inspect.json").read_text()) for name, _, folder in named}
+    (RESULTS / "inspect.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ def inspect(
     from ..data import CocoInstances
     from ..evaluation.inspection import contact_sheet, inspect_dataset
     from ..training import changes, differences, grid_setting, load_config, with_proposal
+    from ..training.environment import environment
 
     before = load_config(config, overrides or [])
     has_val = bool(val_images and val_annotations)
@@ -74,7 +75,8 @@ def inspect(
     _show(console, found)
     out.mkdir(parents=True, exist_ok=True)
     contact_sheet(dataset, out / "contact_sheet.png")
-    (out / "inspect.json").write_text(json.dumps(found.as_dict(), indent=1) + "\n", encoding="utf-8")
+    report = {"environment": environment(), **found.as_dict()}
+    (out / "inspect.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     console.print(f"  {out / 'contact_sheet.png'}\n  {out / 'inspect.json'}", highlight=False)
     if write is None:
         return

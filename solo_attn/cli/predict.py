@@ -51,10 +51,10 @@ def predict(
     Example: [cyan]solo-attn predict runs/nuclei/best.ckpt photos/ one.jpg --out found[/cyan]
 
     The folder receives one picture for each image, and results.json in COCO's format, with each image's path
-    as file_name; image_id counts the images from 1. [cyan]--format geojson --format ids[/cyan] writes polygons
-    (photo.geojson) and a 16-bit picture of ids (photo.ids.png) for each image instead. A file that cannot be
-    read, or that the model cannot take, is named, the others are processed, and the exit code is 1. Pictures
-    that an earlier run left in the --out folder are not taken for images.
+    as file_name; image_id counts the images from 1. [cyan]--format geojson --format ids[/cyan] writes
+    polygons (photo.geojson) and a 16-bit picture of ids (photo.ids.png) for each image instead. A file that
+    cannot be read, or that the model cannot take, is named, the others are processed, and the exit code is 1.
+    Pictures that an earlier run left in the --out folder are not taken for images.
     """
     import torch
 
@@ -74,6 +74,7 @@ def predict(
     out.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     failed: list[str] = []
+    count = 0
     with progress("predicting", len(files)) as advance:
         for image_id, (file, target) in enumerate(zip(files, targets, strict=True), start=1):
             try:
@@ -86,9 +87,12 @@ def predict(
                 # A strip too narrow to resize, an image too large for the memory: no fault of the others.
                 failed.append(f"{file}: the model cannot take it: {str(error).partition(chr(10))[0]}")
             else:
-                results += [
-                    {**r, "file_name": str(file)} for r in coco_results(image_id, found, info.category_ids)
-                ]
+                count += len(found["scores"])
+                if Format.COCO in formats:
+                    results += [
+                        {**r, "file_name": str(file)}
+                        for r in coco_results(image_id, found, info.category_ids)
+                    ]
                 names = info.class_names
                 if Format.PICTURE in target:
                     picture = draw_instances(image, found, names, score_threshold=score)
@@ -101,7 +105,7 @@ def predict(
     if Format.COCO in formats:
         write_results(out / "results.json", results)
     done = len(files) - len(failed)
-    Console().print(f"{len(results)} instances in {done} images, in {out}", highlight=False, soft_wrap=True)
+    Console().print(f"{count} instances in {done} images, in {out}", highlight=False, soft_wrap=True)
     if failed:
         errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
         for line in failed:
@@ -165,11 +169,11 @@ def output_paths(files: list[Path], out: Path, formats: list[Format]) -> list[di
     written = [path for target in targets for path in target.values()]
     if Format.COCO in formats:
         written.append(out / "results.json")
-    for target in written:
-        if target.exists() and (file := inputs.get(_identity(target))):
+    for path in written:
+        if path.exists() and (image := inputs.get(_identity(path))):
             raise UsageError(
                 f"predict: expected --out to be a folder where nothing is overwritten, got {out}, where "
-                f"{target} is the image {file}"
+                f"{path} is the image {image}"
             )
     return targets
 

@@ -154,6 +154,15 @@ def test_empty_masks_change_nothing_for_the_others() -> None:
         assert torch.equal(decayed[kept], alone[0])
 
 
+def test_a_score_at_the_threshold_stays(theirs) -> None:
+    masks = torch.eye(3, dtype=torch.bool)[:, None, :]
+    arguments = (masks, torch.zeros(3, dtype=torch.int64), torch.tensor([0.25, 0.125, 0.5]))
+    for threshold, kept in ((0.25, [2, 0]), (0.26, [2]), (0.75, [])):
+        found = mask_matrix_nms(*arguments, filter_thr=threshold)
+        assert found[3].tolist() == kept
+        agree(found, theirs(*arguments, filter_thr=threshold))
+
+
 def test_equal_scores_keep_the_order_of_the_input() -> None:
     masks = torch.eye(4, dtype=torch.bool)[:, None, :]
     _, _, _, index = mask_matrix_nms(masks, torch.arange(4), torch.full((4,), 0.5))

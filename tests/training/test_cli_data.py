@@ -115,7 +115,8 @@ def arguments(root: Path, converted: Path) -> list[object]:
 SMALL = """
 model:
   {backbone: resnet18, norm: gn, fpn_channels: 32, head_channels: 32, num_convs: 1,
-  min_size: 128, max_size: 256, num_grids: [8, 6, 4, 3, 2], scale_ranges: [[1, 32], [24, 64], [48, 128], [96, 256], [192, 2048]]}
+  min_size: 128, max_size: 256, num_grids: [8, 6, 4, 3, 2],
+  scale_ranges: [[1, 32], [24, 64], [48, 128], [96, 256], [192, 2048]]}
 train: {epochs: 1, batch_size: 2, warmup_steps: 1, accelerator: cpu}
 data: {workers: 0}
 """
