@@ -25,8 +25,8 @@ def inspected() -> str:
     """Before and after on each data set."""
     found = stored("inspect")
     lines = [
-        "| data | | S of each level | ranges, pixels | input | in no range | no cell | centre taken | < 8 x 8 | "
-        "cells | pixels |",
+        "| data | | S of each level | ranges, pixels | input | in no range | no cell | centre taken | "
+        "< 8 x 8 | cells | pixels |",
         f"| --- | --- | --- | --- | --- |{' ---: |' * 6}",
     ]
     for name, report in found.items():

@@ -62,3 +62,14 @@ def test_readme_links_exist() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!http)([^)]+)\)", text):
         assert (ROOT / target).exists(), target
+
+
+def test_the_data_page_says_what_was_counted(readme: ModuleType) -> None:
+    import data_page  # benchmarks/ is on pytest's path
+
+    text = data_page.PAGE.read_text(encoding="utf-8")
+    assert data_page.filled(text) == text, "docs/data.md and benchmarks/results disagree: make results"
+    assert data_page.filled(text.replace("| as set |", "| before |")) == text
+    for report in readme.stored("inspect").values():
+        assert report["environment"]["commit"]
+        assert "dirty" not in report["environment"]["commit"]
