@@ -50,7 +50,7 @@ def shared_bits(
     BLOCK: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """Bits that ``left`` [I] and ``right`` [J] of ``others`` share in words ``begin`` .. ``end``: int32 [I, J].
+    """Bits that ``left`` [I] and ``right`` [J] of ``others`` share, in words ``begin`` .. ``end``: int32 [I, J].
 
     Negative rows have none. A full adder makes two words of three, as counting bits is a quarter as fast as
     logic: 2 counts for 3 words. ``two`` is 2, as an argument: where LLVM knows it, it takes the doubling into
