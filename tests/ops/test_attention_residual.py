@@ -76,7 +76,7 @@ def test_any_size(runner, batch, channels, side, height, width, seed):
 @pytest.mark.parametrize("size", [(2, 150), (150, 2)], ids=["wide", "high"])
 def test_more_than_a_block(runner, size):
     """A program of a kernel takes a part of the columns, or of the grid's rows, and meets the next one's."""
-    args = inputs(runner, batch=1, side=5, size=size, dtype=torch.float32)
+    args = inputs(runner, batch=1, side=9, size=size, dtype=torch.float32)
     check_rule(runner, plain, args, oracle(*args))
 
 
