@@ -33,9 +33,9 @@ _FWD_CONFIGS = (
     config(8, CELLS=32, ROWS=8, BLOCK_K=16),
 )
 _BWD_CONFIGS = (
-    config(4, TILE=2048, ROWS=8),
+    config(4, TILE=1024, ROWS=8),
     config(4, TILE=1024, ROWS=16),
-    config(8, TILE=4096, ROWS=16),
+    config(8, TILE=2048, ROWS=16),
 )
 
 
