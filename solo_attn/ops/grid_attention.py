@@ -31,7 +31,8 @@ def grid_attention(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype or device, or a cell outside the
-            batch or the grid.
+            batch or the grid. Triton on a GPU says the latter as PyTorch's own indexing does, by an
+            assertion on the device: looking at ``cells`` would have the host wait for them.
         RuntimeError: the named backend cannot run.
     """
     op = "grid_attention"

@@ -1,0 +1,187 @@
+"""Grid attention of chosen cells: their rows alone.
+
+Cells of several images come in any order. A program takes a block of them for one image, leaves out those of
+others, and does nothing where none is left; so each row is written once, and nothing has to be sorted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._launch import config, launch, tuned
+from ._vectors import mode_of, vectors
+
+_CONFIGS = (
+    config(4, BLOCK=16, BLOCK_COLUMNS=64, BLOCK_K=16),
+    config(4, BLOCK=32, BLOCK_COLUMNS=64, BLOCK_K=32),
+)
+
+
+@triton.jit
+def _of_image(chosen, k, count, cells, image):
+    """Of the chosen cells k: their numbers, and whether they are this image's."""
+    at = tl.load(chosen + 2 * k + 1, mask=k < count, other=-1)
+    mine = (tl.load(chosen + 2 * k, mask=k < count, other=-1) == image) & (at >= 0) & (at < cells)
+    return tl.where(mine, at, 0).to(tl.int32), mine
+
+
+@tuned(_CONFIGS, key=("channels", "cells", "PRECISION"))
+@triton.jit
+def _grid_attention_cells_fwd_kernel(
+    features,
+    chosen,
+    out,
+    scale,
+    count,
+    channels,
+    cells,
+    PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    image = tl.program_id(2).to(tl.int64)
+    k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    at, mine = _of_image(chosen, k, count, cells, image)
+    if tl.max(mine.to(tl.int32), 0) > 0:
+        features += image * channels * cells
+        column = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+        total = tl.zeros((BLOCK, BLOCK_COLUMNS), tl.float32)
+        for c in range(0, channels, BLOCK_K):
+            one = vectors(features, channels, cells, at, mine, c, BLOCK_K)
+            other = vectors(features, channels, cells, column, column < cells, c, BLOCK_K)
+            total = tl.dot(tl.trans(one), other, total, input_precision=PRECISION)
+        place = k[:, None].to(tl.int64) * cells + column[None, :]
+        mask = mine[:, None] & (column < cells)[None, :]
+        tl.store(out + place, (total * scale).to(out.dtype.element_ty), mask=mask)
+
+
+@tuned(_CONFIGS, key=("channels", "cells", "PRECISION"))
+@triton.jit
+def _grid_attention_products_bwd_kernel(
+    grad,
+    features,
+    chosen,
+    products,
+    count,
+    channels,
+    cells,
+    PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """products[k, c] = sum over cells m of grad[k, m] V[c, m]: what row k adds to its own cell's gradient."""
+    image = tl.program_id(2).to(tl.int64)
+    k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    _, mine = _of_image(chosen, k, count, cells, image)
+    if tl.max(mine.to(tl.int32), 0) > 0:
+        features += image * channels * cells
+        c = tl.program_id(1) * BLOCK_COLUMNS
+        total = tl.zeros((BLOCK, BLOCK_COLUMNS), tl.float32)
+        for m in range(0, cells, BLOCK_K):
+            column = m + tl.arange(0, BLOCK_K)
+            mask = mine[:, None] & (column < cells)[None, :]
+            g = tl.load(grad + k[:, None].to(tl.int64) * cells + column[None, :], mask=mask, other=0.0)
+            v = vectors(features, channels, cells, column, column < cells, c, BLOCK_COLUMNS)
+            total = tl.dot(g, tl.trans(v), total, input_precision=PRECISION)
+        channel = c + tl.arange(0, BLOCK_COLUMNS)
+        mask = mine[:, None] & (channel < channels)[None, :]
+        tl.store(products + k[:, None].to(tl.int64) * channels + channel[None, :], total, mask=mask)
+
+
+@tuned(_CONFIGS, key=("channels", "cells", "PRECISION"))
+@triton.jit
+def _grid_attention_cells_bwd_kernel(
+    grad,
+    features,
+    chosen,
+    products,
+    out,
+    scale,
+    count,
+    channels,
+    cells,
+    PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """A block of channels and cells of dV gathers from all chosen rows, and a cell from those of its own.
+
+    Which those are is a matrix of zeros and ones. Rows are added in their order, a cell's twins included.
+    """
+    image = tl.program_id(2).to(tl.int64)
+    features += image * channels * cells
+    first, column = tl.program_id(0) * BLOCK, tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    channel = first + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK, BLOCK_COLUMNS), tl.float32)
+    for start in range(0, count, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        at, mine = _of_image(chosen, k, count, cells, image)
+        if tl.max(mine.to(tl.int32), 0) > 0:
+            mask = mine[:, None] & (column < cells)[None, :]
+            g = tl.load(grad + k[:, None].to(tl.int64) * cells + column[None, :], mask=mask, other=0.0)
+            v = vectors(features, channels, cells, at, mine, first, BLOCK)
+            total = tl.dot(v, g, total, input_precision=PRECISION)
+            mask = mine[:, None] & (channel < channels)[None, :]
+            own = products + k[:, None].to(tl.int64) * channels + channel[None, :]
+            own = tl.trans(tl.load(own, mask=mask, other=0.0))
+            belongs = (at[:, None] == column[None, :]) & mine[:, None]
+            total = tl.dot(own, belongs.to(tl.float32), total, input_precision=PRECISION)
+    mask = (channel < channels)[:, None] & (column < cells)[None, :]
+    out += image * channels * cells + channel[:, None] * cells + column[None, :]
+    tl.store(out, (total * scale).to(out.dtype.element_ty), mask=mask)
+
+
+def rows(features: Tensor, scale: float, cells: Tensor) -> Tensor:
+    """[K, S, S] of the cells [K, 2]; one outside the batch or the grid is never read."""
+    batch, channels, side, _ = features.shape
+    check_cells(cells, batch, side * side)
+    chosen, out = cells.contiguous(), features.new_empty(len(cells), side, side)
+    if out.numel() > 0 and batch > 0:
+        sizes, grid = (len(cells), channels, side * side), _blocks(len(cells), side * side, batch)
+        mode = mode_of(features)
+        launch(_grid_attention_cells_fwd_kernel, grid, features, chosen, out, scale, *sizes, **mode)
+    return out
+
+
+def rows_bwd(grad: Tensor, features: Tensor, scale: float, cells: Tensor, out: Tensor) -> None:
+    """What the rows' gradient [K, S, S] is to the features, written to ``out``, which is not empty."""
+    batch, channels, side, _ = features.shape
+    chosen, sizes = cells.contiguous(), (len(cells), channels, side * side)
+    products = features.new_empty(len(cells), channels, dtype=torch.float32)
+    mode = mode_of(features)
+    if len(cells) > 0:
+        grid = _blocks(len(cells), channels, batch)
+        launch(_grid_attention_products_bwd_kernel, grid, grad, features, chosen, products, *sizes, **mode)
+    grid, tensors = _blocks(channels, side * side, batch), (grad, features, chosen, products, out)
+    launch(_grid_attention_cells_bwd_kernel, grid, *tensors, scale, *sizes, **mode)
+
+
+def check_cells(cells: Tensor, batch: int, count: int) -> None:
+    """Refuse cells outside the batch or the grid; on a GPU the device does, while the host goes on."""
+    if cells.shape[0] == 0:
+        return
+    if cells.is_cuda:
+        inside = (cells >= 0).all() & (cells[:, 0] < batch).all() & (cells[:, 1] < count).all()
+        torch._assert_async(inside, f"grid_attention: expected cells of (image < {batch}, cell < {count})")
+        return
+    low, high = cells.amin(0).tolist(), cells.amax(0).tolist()
+    if low[0] < 0 or high[0] >= batch or low[1] < 0 or high[1] >= count:
+        raise ValueError(
+            f"grid_attention: expected cells of (image < {batch}, cell < {count}), "
+            f"got images {low[0]}..{high[0]} and cells {low[1]}..{high[1]}"
+        )
+
+
+def _blocks(rows: int, columns: int, batch: int) -> Any:
+    def grid(meta: dict[str, Any]) -> tuple[int, int, int]:
+        return triton.cdiv(rows, meta["BLOCK"]), triton.cdiv(columns, meta["BLOCK_COLUMNS"]), batch
+
+    return grid
