@@ -1,10 +1,12 @@
 """Bilinear enlarging along one axis, as ``csrc/common/bilinear.h`` does it: the same taps on every backend.
 
 Output d samples the input at ((2 d + 1) in - out) / (2 out), held to its ends, in integers, so that no device
-is off where a sample falls on an input. Sizes up to 32,767: (2 d + 1) in stays below 2^31.
+is off where a sample falls on an input. In 32 bits, which `check_sizes` sees to.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import triton
 import triton.language as tl
@@ -14,9 +16,10 @@ import triton.language as tl
 def bilinear_tap(d, size_in, size_out):
     """(low, high, weight) with out[d] = (1 - weight) in[low] + weight in[high]; ``d`` a number or a block."""
     place = tl.maximum((2 * d + 1) * size_in - size_out, 0)  # in units of 1 / (2 out)
-    low = place // (2 * size_out)
+    # Unsigned: half the instructions. By `cast`, as Triton makes constants of arguments that are 1.
+    low = (place.to(tl.uint32) // tl.cast(2 * size_out, tl.uint32)).to(tl.int32)
     # Tensor / tensor in float32 is an approximation in Triton; div_rn is not.
-    part = (place % (2 * size_out)).to(tl.float32)
+    part = (place - low * (2 * size_out)).to(tl.float32)
     weight = tl.where(low < size_in - 1, tl.div_rn(part, part * 0 + 2 * size_out), 0.0)
     low = tl.minimum(low, size_in - 1)
     return low, tl.minimum(low + 1, size_in - 1), weight
@@ -42,6 +45,31 @@ def bilinear_part(i, low, high, weight):
     return tl.where(low == i, 1 - weight, tl.where(high == i, weight, 0.0))
 
 
+@triton.jit
+def bilinear_share(i, d, size_in, size_out):
+    """The part of input ``i`` in output ``d``, without its taps: 1 at i, falling to 0 at its neighbours."""
+    place = tl.minimum(tl.maximum((2 * d + 1) * size_in - size_out, 0), 2 * size_out * (size_in - 1))
+    near = tl.maximum(2 * size_out - tl.abs(place - i * (2 * size_out)), 0).to(tl.float32)
+    return near * (0.5 / size_out)
+
+
+@triton.jit
+def lerp(a, b, weight):
+    """Between equal ends that end itself, to the bit: 1/2 stays 1/2."""
+    return a + weight * (b - a)
+
+
 def window(size_in: int, size_out: int) -> int:
     """No input has a part in more outputs than this: two steps, and half a step before the first input."""
     return min(size_out, 5 * size_out // (2 * size_in) + 1)
+
+
+def check_sizes(op: str, *steps: tuple[Sequence[int], Sequence[int]]) -> None:
+    """Refuse (from, to), each (height, width), that 32 bits do not hold up to a block past the end."""
+    for small, large in steps:
+        for size_in, size_out in zip(small, large, strict=True):
+            if 2 * size_in * (size_out + 256) >= 1 << 31:
+                raise ValueError(
+                    f"{op}: expected sizes with a product below 2^30 along an axis for backend 'triton', "
+                    f"got {size_in} and {size_out}"
+                )

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import triton
+import triton.language as tl
 from torch.library import wrap_triton
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -21,16 +23,23 @@ _state = threading.local()
 
 
 def _mend_interpreter() -> None:
-    """Triton 3.6's interpreter makes integers of arrays in a way that NumPy 2.4 refuses."""
+    """Triton 3.6's makes integers of arrays in a way that NumPy 2.4 refuses, and cuts bfloat16 off."""
     from triton.runtime import interpreter
 
-    original = interpreter._patch_lang_tensor
+    original, cast = interpreter._patch_lang_tensor, interpreter.InterpreterBuilder.cast_impl
 
     def patch(tensor: Any, scope: Any) -> None:
         original(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 
+    def rounded(self: Any, source: Any, kind: Any) -> Any:
+        if source.dtype.scalar != tl.float32 or kind.scalar != tl.bfloat16:
+            return cast(self, source, kind)
+        narrow = torch.from_numpy(np.ascontiguousarray(source.data)).bfloat16().view(torch.int16).numpy()
+        return interpreter.TensorHandle(narrow.view(np.uint16), kind.scalar)
+
     interpreter._patch_lang_tensor = patch
+    interpreter.InterpreterBuilder.cast_impl = rounded
 
 
 if INTERPRETED:

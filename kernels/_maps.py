@@ -1,0 +1,87 @@
+"""Tiles of enlarged maps, made straight from coarse logits and attention rows.
+
+Tiles are [columns, rows]: where loads have no order of their own, Triton lays the first dim along the lanes.
+"""
+
+import triton
+import triton.language as tl
+
+from ._bilinear import bilinear_first, bilinear_share, bilinear_tap, lerp
+
+
+@triton.jit
+def enlarged(image, columns, rows, width, height, out_width, out_height):
+    """Pixels ``columns`` x ``rows`` of the image, enlarged to [out_height, out_width], as float32.
+
+    Pixels past the end repeat the last one: no load is out of bounds.
+    """
+    left, right, across = bilinear_tap(columns, width, out_width)
+    top, bottom, down = bilinear_tap(rows, height, out_height)
+    above, below = (top * width)[None, :], (bottom * width)[None, :]
+    left, right = left[:, None], right[:, None]
+    across = across[:, None]
+    upper = lerp(
+        tl.load(image + (above + left)).to(tl.float32),
+        tl.load(image + (above + right)).to(tl.float32),
+        across,
+    )
+    lower = lerp(
+        tl.load(image + (below + left)).to(tl.float32),
+        tl.load(image + (below + right)).to(tl.float32),
+        across,
+    )
+    return lerp(upper, lower, down[None, :])
+
+
+@triton.jit
+def logits(
+    coarse,
+    attention,
+    k,
+    columns,
+    rows,
+    coarse_width,
+    coarse_height,
+    side,
+    width,
+    height,
+    HAS_ATTENTION: tl.constexpr,
+):
+    """up(coarse_k) + up(attention_k) at pixels ``columns`` x ``rows`` of [height, width]; ``k`` is int64."""
+    image = coarse + k * coarse_height * coarse_width
+    out = enlarged(image, columns, rows, coarse_width, coarse_height, width, height)
+    if HAS_ATTENTION:
+        out += enlarged(attention + k * side * side, columns, rows, side, side, width, height)
+    return out
+
+
+@triton.jit
+def sigmoid(x):
+    """Exactly 1/2 at 0 and 0 far below it, where masks are decided: hence no approximate division."""
+    return tl.div_rn(1.0, 1.0 + tl.exp(-x))
+
+
+@triton.jit
+def add_rows(tile, g, rows, ys, height_in, height):
+    """The transpose of enlarging along y: ``tile`` [I, X] plus the shares in rows ``ys`` of ``g`` [Y, X]."""
+    weight = bilinear_share(rows[:, None], ys[None, :], height_in, height)
+    return tile + tl.sum(weight[:, :, None] * g[None, :, :], 1)
+
+
+@triton.jit
+def gather_columns(tile, result, chunk, columns, width_in, width, most, BLOCK_X: tl.constexpr):
+    """The transpose of enlarging along x, added to ``result`` [I, J].
+
+    ``tile`` [I, BLOCK_X] holds outputs from ``chunk`` on, in rows of the input. Each of the inputs
+    ``columns`` [J] takes its share of the outputs that it has a part in, of which there are ``most`` at most.
+    """
+    begin = tl.maximum(bilinear_first(columns - 1, width_in, width), chunk)
+    for step in range(most):
+        x = begin + step
+        weight = tl.where(
+            x < tl.minimum(chunk + BLOCK_X, width), bilinear_share(columns, x, width_in, width), 0.0
+        )
+        index = tl.broadcast_to(tl.minimum(x - chunk, BLOCK_X - 1)[None, :], result.shape)
+        # An index before the chunk is another input's: its weight is 0.
+        result += weight[None, :] * tl.gather(tile, tl.maximum(index, 0), 1)
+    return result

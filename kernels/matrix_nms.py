@@ -1,0 +1,312 @@
+"""Matrix NMS (spec 3) from pixels or bits, in launches of fixed shape and without a word with the host.
+
+1. Each mask is packed into bits (where it is not already), counted, and finds its place: by label, best
+   first.
+2. Of each tile of pairs with two masks of one label, the bits that they share. That is n^2 / 2 pairs of P /
+   32 words; the floor is the counting of bits, 16 words a cycle on each multiprocessor, of which two thirds
+   are left (see `_bits.py`): 0.18 G counts for 500 masks of 200 x 336 of one label.
+3. The worst overlap of each mask with a better one.
+4. The decay of each mask.
+
+Bytes: the masks once, n P as pixels, of which n P / 8 are written and held by the second cache, and 4 for
+each pair. Of these `_STRIP` columns are stored at a time: what a strip needs of better masks before it steps
+2 to 4 have left in 4 bytes a mask. So memory grows with n and not with its square, and no pair is counted
+twice.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._bits import popcount, shared_bits
+from ._launch import Aot, config, launch, tuned
+
+_BLOCK, _BLOCK_W = 16, 32  # masks and words of a tile of pairs
+_PAIRS = (config(8, 1, BLOCK=_BLOCK, BLOCK_W=_BLOCK_W),)
+_STRIP = 1024  # columns of pairs that are stored at a time
+_PROGRAMS, _MOST_PARTS = 1536, 8  # few masks are divided into parts, so that they fill a GPU
+_WORDS, _SCORES = 256, 1024  # that a program packs, and looks through, at a time
+_I, _J = 64, 16  # a tile of pairs once they are counted
+_LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
+
+
+@triton.jit
+def _rankable(score):
+    """NaN last; an infinitely low score shares its place with the lowest, as in the reference."""
+    score = score.to(tl.float32)
+    return tl.where(score != score, float("-inf"), tl.maximum(score, _LOWEST))
+
+
+@triton.jit
+def _matrix_nms_sort_kernel(
+    masks,
+    words,
+    labels,
+    scores,
+    order,
+    areas,
+    sorted_labels,
+    count,
+    pixels,
+    width,
+    PACK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SCORES: tl.constexpr,
+):
+    i = tl.program_id(0)
+    row = i.to(tl.int64)
+    area = tl.zeros([BLOCK], tl.int32)
+    for start in range(0, width, BLOCK):
+        word = start + tl.arange(0, BLOCK)
+        if PACK:
+            pixel = 32 * word[:, None] + tl.arange(0, 32)[None, :]
+            value = tl.load(masks + row * pixels + pixel, mask=pixel < pixels, other=0)
+            bits = tl.sum((value != 0).to(tl.int32) << tl.arange(0, 32)[None, :], 1)
+            tl.store(words + row * width + word, bits, mask=word < width)
+        else:
+            bits = tl.load(words + row * width + word, mask=word < width, other=0)
+        area += popcount(bits.to(tl.uint32, bitcast=True))
+    label, score = tl.load(labels + i), _rankable(tl.load(scores + i))
+    before = tl.zeros([SCORES], tl.int32)
+    for start in range(0, count, SCORES):
+        j = start + tl.arange(0, SCORES)
+        other_label = tl.load(labels + j, mask=j < count, other=0)
+        other = _rankable(tl.load(scores + j, mask=j < count, other=0.0))
+        better = (other > score) | ((other == score) & (j < i))
+        first = (other_label < label) | ((other_label == label) & better)
+        before += (first & (j < count)).to(tl.int32)
+    place = tl.sum(before)
+    tl.store(order + place, i)
+    tl.store(areas + place, tl.sum(area))
+    tl.store(sorted_labels + place, label)
+
+
+@tuned(_PAIRS, key=("width",))
+@triton.jit
+def _matrix_nms_pairs_kernel(
+    words,
+    order,
+    labels,
+    pairs,
+    count,
+    width,
+    strip,
+    columns,
+    words_of_part,
+    two,
+    BLOCK: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    tile, part = tl.program_id(0), tl.program_id(1)
+    tiles_x = tl.cdiv(columns, BLOCK)
+    first_i, first_j = tile // tiles_x * BLOCK, strip + tile % tiles_x * BLOCK
+    # Labels are sorted: two tiles have one in common if the last of the first is the first of the last.
+    last = tl.load(labels + tl.minimum(first_i + BLOCK, count) - 1)
+    if (first_i <= first_j) & (last >= tl.load(labels + first_j)):
+        i, j = first_i + tl.arange(0, BLOCK), first_j + tl.arange(0, BLOCK)
+        left = tl.load(order + i, mask=i < count, other=-1)
+        right = tl.load(order + j, mask=j < count, other=-1)
+        begin = part * words_of_part
+        end = tl.minimum(begin + words_of_part, width)
+        both = shared_bits(words, left, right, width, begin, end, two, BLOCK, BLOCK_W)
+        row = pairs + (part * count + i.to(tl.int64))[:, None] * columns
+        tl.store(row + (j - strip)[None, :], both, mask=(i < count)[:, None] & (j < strip + columns)[None, :])
+
+
+@triton.jit
+def _overlaps(pairs, labels, areas, i, j, label_j, area_j, count, strip, columns, parts):
+    """d_ij [I, J]: the IoU of masks of one label, the better one first; else 0."""
+    binds = (i[:, None] < j[None, :]) & (j < strip + columns)[None, :]
+    binds = binds & (tl.load(labels + i, mask=i < count, other=0)[:, None] == label_j[None, :])
+    both = tl.zeros([i.shape[0], j.shape[0]], tl.int64)
+    for part in range(parts):
+        row = pairs + (part * count + i.to(tl.int64))[:, None] * columns
+        both += tl.load(row + (j - strip)[None, :], mask=binds, other=0)
+    union = tl.load(areas + i, mask=i < count, other=0)[:, None].to(tl.int64) + area_j[None, :] - both
+    # Rounded once, so that twins overlap by exactly 1; of two empty masks the union is 0, and the IoU.
+    return tl.div_rn(both.to(tl.float32), tl.maximum(union, 1).to(tl.float32))
+
+
+@triton.jit
+def _matrix_nms_worst_kernel(
+    pairs, labels, areas, worst, count, strip, columns, parts, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr
+):
+    """c_j: the largest overlap with a better mask."""
+    first = strip + tl.program_id(0) * BLOCK_J
+    j = first + tl.arange(0, BLOCK_J)
+    inside = j < strip + columns
+    label, area = tl.load(labels + j, mask=inside, other=0), tl.load(areas + j, mask=inside, other=0)
+    lowest = tl.load(labels + first)
+    most = tl.zeros([BLOCK_J], tl.float32)
+    for start in range(0, tl.minimum(first + BLOCK_J, count), BLOCK_I):
+        if tl.load(labels + tl.minimum(start + BLOCK_I, count) - 1) >= lowest:
+            i = start + tl.arange(0, BLOCK_I)
+            overlap = _overlaps(pairs, labels, areas, i, j, label, area, count, strip, columns, parts)
+            most = tl.maximum(most, tl.max(overlap, 0))
+    tl.store(worst + j, most, mask=inside)
+
+
+@triton.jit
+def _matrix_nms_decay_kernel(
+    pairs,
+    labels,
+    areas,
+    worst,
+    order,
+    scores,
+    decayed,
+    decay,
+    sigma,
+    count,
+    strip,
+    columns,
+    parts,
+    GAUSSIAN: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+):
+    first = strip + tl.program_id(0) * BLOCK_J
+    j = first + tl.arange(0, BLOCK_J)
+    inside = j < strip + columns
+    label, area = tl.load(labels + j, mask=inside, other=0), tl.load(areas + j, mask=inside, other=0)
+    lowest = tl.load(labels + first)
+    # An overlap of 0 binds nobody, in neither kernel: pairs that do not count need no mask.
+    least = tl.full([BLOCK_J], 0.0 if GAUSSIAN else 1.0, tl.float32)
+    for start in range(0, tl.minimum(first + BLOCK_J, count), BLOCK_I):
+        if tl.load(labels + tl.minimum(start + BLOCK_I, count) - 1) >= lowest:
+            i = start + tl.arange(0, BLOCK_I)
+            d = _overlaps(pairs, labels, areas, i, j, label, area, count, strip, columns, parts)
+            # Of masks that this strip has no use for, nothing may have been written.
+            c = tl.load(worst + i, mask=i < strip + columns, other=0.0)[:, None]
+            if GAUSSIAN:
+                bound = c * c - d * d
+            else:
+                # A mask with a twin before it binds nobody: its twin does.
+                bound = tl.where(c < 1.0, tl.div_rn(1.0 - d, tl.where(c < 1.0, 1.0 - c, 1.0)), 1.0)
+            least = tl.minimum(least, tl.min(bound, 0))
+    if GAUSSIAN:  # one exponential for each mask; a sigma that is infinite in float32 meets no 0
+        least = tl.where(least < 0, tl.exp(sigma * tl.where(least < 0, least, -1.0)), 1.0)
+    place = tl.load(order + j, mask=inside, other=0)
+    score = tl.load(scores + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(decay + place, least, mask=inside)
+    tl.store(decayed + place, (score * least).to(decayed.dtype.element_ty), mask=inside)
+
+
+def matrix_nms(
+    masks: Tensor, labels: Tensor, scores: Tensor, kernel: str, sigma: float
+) -> tuple[Tensor, Tensor]:
+    """Decayed scores [n] and the decay [n] itself, in input order.
+
+    ``masks`` are bool or uint8 [n, P], or int64 words [n, W] whose spare bits are zero.
+    """
+    count = len(scores)
+    decayed = scores.new_empty(count)
+    decay = scores.new_empty(count, dtype=torch.float32)
+    if count == 0:
+        return decayed, decay
+    scores, labels, masks = scores.contiguous(), labels.contiguous(), masks.contiguous()
+    pack = masks.dtype != torch.int64
+    pixels = masks.shape[1] * (1 if pack else 64)
+    width = (pixels + 31) // 32
+    if pack:
+        masks, words = masks.view(torch.uint8), masks.new_empty(count, width, dtype=torch.int32)
+    else:
+        masks, words = masks.view(torch.uint8), masks.view(torch.int32)
+    order, areas = words.new_empty(count), words.new_empty(count)
+    in_order = torch.empty_like(labels)
+    launch(
+        _matrix_nms_sort_kernel,
+        (count,),
+        masks,
+        words,
+        labels,
+        scores,
+        order,
+        areas,
+        in_order,
+        count,
+        pixels,
+        width,
+        PACK=pack,
+        BLOCK=_WORDS,
+        SCORES=_SCORES,
+    )
+    worst = torch.empty_like(decay)
+    largest = torch.finfo(torch.float32).max
+    for strip in range(0, count, _STRIP):
+        columns = min(_STRIP, count - strip)
+        pairs, parts = _pairs(words, order, in_order, strip, columns)
+        blocks = (triton.cdiv(columns, _J),)
+        given = (count, strip, columns, parts)
+        tile = {"BLOCK_I": _I, "BLOCK_J": _J}
+        launch(_matrix_nms_worst_kernel, blocks, pairs, in_order, areas, worst, *given, **tile)
+        launch(
+            _matrix_nms_decay_kernel,
+            blocks,
+            pairs,
+            in_order,
+            areas,
+            worst,
+            order,
+            scores,
+            decayed,
+            decay,
+            min(sigma, largest),
+            *given,
+            GAUSSIAN=kernel == "gaussian",
+            **tile,
+        )
+    return decayed, decay
+
+
+def _pairs(words: Tensor, order: Tensor, labels: Tensor, strip: int, columns: int) -> tuple[Tensor, int]:
+    """Shared bits [parts, n, columns] of a strip of columns with all masks before its end."""
+    count, width = words.shape
+    rows, across = triton.cdiv(strip + columns, _BLOCK), triton.cdiv(columns, _BLOCK)
+    step = 3 * _BLOCK_W
+    parts = max(1, min(_MOST_PARTS, triton.cdiv(width, step), 2 * _PROGRAMS // (rows * across)))
+    pairs = words.new_empty(parts, count, columns)
+    launch(
+        _matrix_nms_pairs_kernel,
+        (rows * across, parts),
+        words,
+        order,
+        labels,
+        pairs,
+        count,
+        width,
+        strip,
+        columns,
+        triton.cdiv(triton.cdiv(width, parts), step) * step,
+        2,
+    )
+    return pairs, parts
+
+
+_TYPES = {
+    "masks": "*u8",
+    "words": "*i32",
+    "labels": "*i64",
+    "sorted_labels": "*i64",
+    "scores": "*T",
+    "decayed": "*T",
+    "decay": "*fp32",
+    "worst": "*fp32",
+    "order": "*i32",
+    "areas": "*i32",
+    "pairs": "*i32",
+    "sigma": "fp32",
+}
+_TILE = {"BLOCK_I": _I, "BLOCK_J": _J}
+AOT = (
+    *(
+        Aot(_matrix_nms_sort_kernel, _TYPES, {"PACK": pack, "BLOCK": _WORDS, "SCORES": _SCORES})
+        for pack in (True, False)
+    ),
+    Aot(_matrix_nms_pairs_kernel, _TYPES, {}, ("fp32",)),
+    Aot(_matrix_nms_worst_kernel, _TYPES, _TILE, ("fp32",)),
+    *(Aot(_matrix_nms_decay_kernel, _TYPES, {"GAUSSIAN": given, **_TILE}) for given in (True, False)),
+)
