@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._bilinear import bilinear_first, bilinear_part, bilinear_tap, window
+from ._bilinear import bilinear_first, bilinear_part, bilinear_tap, check_sizes, window
 from ._launch import Aot, config, launch, precision, tuned
 from .grid_attention import grid_attention_bwd
 
@@ -180,6 +180,7 @@ def _add(kernel: Any, logits: Tensor, grid_features: Tensor, scale: float, out: 
     height, width = logits.shape[2:]
     if logits.numel() == 0:
         return
+    check_sizes("attention_residual", ((side, side), (height, width)))
     # The grid columns beneath the output columns of a program. A dot product has at least 16 columns.
     span = max(2, triton.next_power_of_2(min(side, triton.cdiv((_WIDTH - 1) * side, width) + 2)))
 
@@ -200,6 +201,7 @@ def attention_residual_bwd(grad: Tensor, grid_features: Tensor, scale: float) ->
     side = grid_features.shape[-1]
     maps = upstream.new_empty(batch, cells, side, side, dtype=torch.float32)
     if maps.numel() > 0:
+        check_sizes("attention_residual", ((side, side), (height, width)))
         columns = min(_COLUMNS, triton.next_power_of_2(side))
         taps = triton.next_power_of_2(window(side, width))
 
