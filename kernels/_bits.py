@@ -1,7 +1,13 @@
-"""Bit masks in rows of 32-bit words, and how many bits two rows share."""
+"""Bit masks in rows of 32-bit words: packing, counting, and how many bits two rows share."""
 
+from __future__ import annotations
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+ROW = 256  # words of a row that a program packs or counts at a time
 
 
 @triton.jit
@@ -14,15 +20,44 @@ def popcount(x):
 
 
 @triton.jit
-def shared_bits(words, left, right, width, begin, end, two, BLOCK: tl.constexpr, BLOCK_W: tl.constexpr):
-    """Bits that rows ``left`` [I] and rows ``right`` [J] share in words ``begin`` .. ``end``: int32 [I, J].
+def pack_row(masks, words, row, pixels, width, PACK: tl.constexpr, ROW: tl.constexpr):
+    """The pixels of mask ``row``, counted; with PACK its words are made first, else they are there."""
+    area = tl.zeros([ROW], tl.int32)
+    for start in range(0, width, ROW):
+        word = start + tl.arange(0, ROW)
+        if PACK:
+            pixel = 32 * word[:, None] + tl.arange(0, 32)[None, :]
+            value = tl.load(masks + row * pixels + pixel, mask=pixel < pixels, other=0)
+            bits = tl.sum((value != 0).to(tl.int32) << tl.arange(0, 32)[None, :], 1)
+            tl.store(words + row * width + word, bits, mask=word < width)
+        else:
+            bits = tl.load(words + row * width + word, mask=word < width, other=0)
+        area += popcount(bits.to(tl.uint32, bitcast=True))
+    return tl.sum(area)
+
+
+@triton.jit
+def shared_bits(
+    words,
+    others,
+    left,
+    right,
+    width,
+    other_width,
+    begin,
+    end,
+    two,
+    BLOCK: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """Bits that ``left`` [I] and ``right`` [J] of ``others`` share, in words ``begin`` .. ``end``: int32 [I, J].
 
     Negative rows have none. A full adder makes two words of three, as counting bits is a quarter as fast as
     logic: 2 counts for 3 words. ``two`` is 2, as an argument: where LLVM knows it, it takes the doubling into
     the sum that is a count, and then knows that one no more.
     """
     a_row = words + tl.maximum(left, 0).to(tl.int64)[:, None, None] * width
-    b_row = words + tl.maximum(right, 0).to(tl.int64)[None, :, None] * width
+    b_row = others + tl.maximum(right, 0).to(tl.int64)[None, :, None] * other_width
     word = tl.arange(0, BLOCK_W)[None, None, :]
     total = tl.zeros([BLOCK, BLOCK, BLOCK_W], tl.int32)
     for start in range(begin, end, 3 * BLOCK_W):
@@ -41,3 +76,17 @@ def _both(a_row, b_row, left, right, word, end):
     a = tl.load(a_row + word, mask=(word < end) & (left >= 0)[:, None, None], other=0)
     b = tl.load(b_row + word, mask=(word < end) & (right >= 0)[None, :, None], other=0)
     return (a & b).to(tl.uint32, bitcast=True)
+
+
+def rows_of_words(masks: Tensor) -> tuple[Tensor, Tensor, int, bool]:
+    """For `pack_row`: masks as bytes, their words as int32 [n, W], pixels of a row, and whether to pack.
+
+    ``masks`` are bool or uint8 [n, P], or int64 [n, W] whose spare bits are zero.
+    """
+    masks = masks.contiguous()
+    if masks.dtype == torch.int64:
+        words = masks.view(torch.int32)
+        return masks.view(torch.uint8), words, 32 * words.shape[1], False
+    count, pixels = masks.shape
+    words = masks.new_empty(count, (pixels + 31) // 32, dtype=torch.int32)
+    return masks.view(torch.uint8), words, pixels, True

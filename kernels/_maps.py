@@ -10,6 +10,13 @@ from ._bilinear import bilinear_first, bilinear_share, bilinear_tap, lerp
 
 
 @triton.jit
+def cell_and_tile(tiles):
+    """Which cell (int64), and which of its ``tiles``: one axis of programs, as the others end at 65,535."""
+    program = tl.program_id(0)
+    return (program // tiles).to(tl.int64), program % tiles
+
+
+@triton.jit
 def enlarged(image, columns, rows, width, height, out_width, out_height):
     """Pixels ``columns`` x ``rows`` of the image, enlarged to [out_height, out_width], as float32.
 

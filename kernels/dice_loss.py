@@ -18,7 +18,7 @@ from ._adjoint import CONFIGS as ADJOINT
 from ._adjoint import most_outputs, owned_columns
 from ._bilinear import bilinear_first, check_sizes
 from ._launch import Aot, launch, tuned
-from ._maps import add_rows, gather_columns, logits
+from ._maps import add_rows, cell_and_tile, gather_columns, logits
 
 _X, _Y, _MOST_PARTS = 128, 8, 64
 _PROGRAMS = 2048  # that fill a GPU: few cells are divided into parts
@@ -40,7 +40,7 @@ def _dice_loss_fwd_kernel(
     BLOCK_X: tl.constexpr,
     BLOCK_Y: tl.constexpr,
 ):
-    k, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    k, part = cell_and_tile(parts)
     tiles_x, tiles_y = tl.cdiv(width, BLOCK_X), tl.cdiv(height, BLOCK_Y)
     overlap = tl.zeros([BLOCK_X, BLOCK_Y], tl.float32)
     squares = tl.zeros([BLOCK_X, BLOCK_Y], tl.float32)
@@ -112,8 +112,8 @@ def _dice_loss_bwd_kernel(
     BLOCK_J: tl.constexpr,
     BLOCK_X: tl.constexpr,
 ):
-    k, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     blocks_x = tl.cdiv(width_in, own)
+    k, block = cell_and_tile(blocks_x * tl.cdiv(height_in, BLOCK_I))
     i, j = block // blocks_x * BLOCK_I, block % blocks_x * own
     rows, columns = i + tl.arange(0, BLOCK_I), j + tl.arange(0, BLOCK_J)
     end = tl.minimum(j + own, width_in)
@@ -160,7 +160,7 @@ def dice_loss(
     partial = loss.new_empty(count, parts, 3)
     launch(
         _dice_loss_fwd_kernel,
-        (count, parts),
+        (count * parts,),
         coarse,
         rows,
         targets.contiguous().view(torch.uint8),
@@ -201,7 +201,7 @@ def _adjoint(given: tuple[Tensor, ...], out: Tensor, has_attention: bool) -> Non
     own = owned_columns(width_in, width)
 
     def grid(meta):
-        return len(out), triton.cdiv(height_in, meta["BLOCK_I"]) * triton.cdiv(width_in, own)
+        return (len(out) * triton.cdiv(height_in, meta["BLOCK_I"]) * triton.cdiv(width_in, own),)
 
     launch(
         _dice_loss_bwd_kernel,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ._bilinear import check_sizes
 from ._launch import Aot, launch
+from ._maps import cell_and_tile
 from ._probability import BLOCK_X, BLOCK_Y, SOURCE_X, SOURCE_Y, owned, probabilities
 
 _BLOCKS = {"BLOCK_X": BLOCK_X, "BLOCK_Y": BLOCK_Y, "SOURCE_X": SOURCE_X, "SOURCE_Y": SOURCE_Y}
@@ -49,8 +50,9 @@ def _mask_bits_fwd_kernel(
     SOURCE_X: tl.constexpr,
     SOURCE_Y: tl.constexpr,
 ):
-    k, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     tiles_x = tl.cdiv(out_width, own_x)
+    tiles = tiles_x * tl.cdiv(out_height, own_y)
+    k, tile = cell_and_tile(tiles)
     x, y = tile % tiles_x * own_x, tile // tiles_x * own_y
     p = probabilities(
         coarse,
@@ -77,7 +79,7 @@ def _mask_bits_fwd_kernel(
         None, :
     ]
     inside = own & (p > threshold)
-    place = k * tl.num_programs(1) + tile
+    place = k * tiles + tile
     tl.store(tile_areas + place, tl.sum(inside.to(tl.int32)))
     tl.store(tile_sums + place, tl.sum(tl.where(inside, p, 0.0)))
     # 32 pixels of a row, from any bit of one word to the next.
@@ -117,11 +119,11 @@ def mask_bits(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Words [K, ceil(H*W/64)], areas [K] and maskness [K] of m = p > threshold."""
     count, pixels = len(coarse_logits), out_size[0] * out_size[1]
-    words = coarse_logits.new_zeros(count, (pixels + 63) // 64, dtype=torch.int64)
+    words = coarse_logits.new_zeros(count, (pixels + 63) // 64 * 2, dtype=torch.int32)
     areas = coarse_logits.new_empty(count, dtype=torch.int64)
     maskness = coarse_logits.new_empty(count, dtype=torch.float32)
     if count == 0:
-        return words, areas, maskness
+        return words.view(torch.int64), areas, maskness
     coarse = coarse_logits.contiguous()
     rows = coarse if attention is None else attention.contiguous()
     check_sizes("mask_bits", (coarse.shape[1:], size), (rows.shape[1:], size), (size, out_size))
@@ -131,10 +133,10 @@ def mask_bits(
     tile_sums = maskness.new_empty(count, tiles)
     launch(
         _mask_bits_fwd_kernel,
-        (count, tiles),
+        (count * tiles,),
         coarse,
         rows,
-        words.view(torch.int32),
+        words,
         tile_areas,
         tile_sums,
         coarse.shape[1],
@@ -150,7 +152,7 @@ def mask_bits(
         **_BLOCKS,
     )
     launch(_mask_bits_sum_kernel, (count,), tile_areas, tile_sums, areas, maskness, tiles, BLOCK=_SUMS)
-    return words, areas, maskness
+    return words.view(torch.int64), areas, maskness
 
 
 _TYPES = {

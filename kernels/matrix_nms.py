@@ -21,14 +21,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._bits import popcount, shared_bits
+from ._bits import ROW, pack_row, rows_of_words, shared_bits
 from ._launch import Aot, config, launch, tuned
 
 _BLOCK, _BLOCK_W = 16, 32  # masks and words of a tile of pairs
 _PAIRS = (config(8, 1, BLOCK=_BLOCK, BLOCK_W=_BLOCK_W),)
 _STRIP = 1024  # columns of pairs that are stored at a time
 _PROGRAMS, _MOST_PARTS = 1536, 8  # few masks are divided into parts, so that they fill a GPU
-_WORDS, _SCORES = 256, 1024  # that a program packs, and looks through, at a time
+_SCORES = 1024  # that a program looks through at a time
 _I, _J = 64, 16  # a tile of pairs once they are counted
 _LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
 
@@ -53,22 +53,11 @@ def _matrix_nms_sort_kernel(
     pixels,
     width,
     PACK: tl.constexpr,
-    BLOCK: tl.constexpr,
+    ROW: tl.constexpr,
     SCORES: tl.constexpr,
 ):
     i = tl.program_id(0)
-    row = i.to(tl.int64)
-    area = tl.zeros([BLOCK], tl.int32)
-    for start in range(0, width, BLOCK):
-        word = start + tl.arange(0, BLOCK)
-        if PACK:
-            pixel = 32 * word[:, None] + tl.arange(0, 32)[None, :]
-            value = tl.load(masks + row * pixels + pixel, mask=pixel < pixels, other=0)
-            bits = tl.sum((value != 0).to(tl.int32) << tl.arange(0, 32)[None, :], 1)
-            tl.store(words + row * width + word, bits, mask=word < width)
-        else:
-            bits = tl.load(words + row * width + word, mask=word < width, other=0)
-        area += popcount(bits.to(tl.uint32, bitcast=True))
+    area = pack_row(masks, words, i.to(tl.int64), pixels, width, PACK, ROW)
     label, score = tl.load(labels + i), _rankable(tl.load(scores + i))
     before = tl.zeros([SCORES], tl.int32)
     for start in range(0, count, SCORES):
@@ -80,7 +69,7 @@ def _matrix_nms_sort_kernel(
         before += (first & (j < count)).to(tl.int32)
     place = tl.sum(before)
     tl.store(order + place, i)
-    tl.store(areas + place, tl.sum(area))
+    tl.store(areas + place, area)
     tl.store(sorted_labels + place, label)
 
 
@@ -111,7 +100,7 @@ def _matrix_nms_pairs_kernel(
         right = tl.load(order + j, mask=j < count, other=-1)
         begin = part * words_of_part
         end = tl.minimum(begin + words_of_part, width)
-        both = shared_bits(words, left, right, width, begin, end, two, BLOCK, BLOCK_W)
+        both = shared_bits(words, words, left, right, width, width, begin, end, two, BLOCK, BLOCK_W)
         row = pairs + (part * count + i.to(tl.int64))[:, None] * columns
         tl.store(row + (j - strip)[None, :], both, mask=(i < count)[:, None] & (j < strip + columns)[None, :])
 
@@ -207,14 +196,8 @@ def matrix_nms(
     decay = scores.new_empty(count, dtype=torch.float32)
     if count == 0:
         return decayed, decay
-    scores, labels, masks = scores.contiguous(), labels.contiguous(), masks.contiguous()
-    pack = masks.dtype != torch.int64
-    pixels = masks.shape[1] * (1 if pack else 64)
-    width = (pixels + 31) // 32
-    if pack:
-        masks, words = masks.view(torch.uint8), masks.new_empty(count, width, dtype=torch.int32)
-    else:
-        masks, words = masks.view(torch.uint8), masks.view(torch.int32)
+    scores, labels = scores.contiguous(), labels.contiguous()
+    masks, words, pixels, pack = rows_of_words(masks)
     order, areas = words.new_empty(count), words.new_empty(count)
     in_order = torch.empty_like(labels)
     launch(
@@ -229,9 +212,9 @@ def matrix_nms(
         in_order,
         count,
         pixels,
-        width,
+        words.shape[1],
         PACK=pack,
-        BLOCK=_WORDS,
+        ROW=ROW,
         SCORES=_SCORES,
     )
     worst = torch.empty_like(decay)
@@ -303,7 +286,7 @@ _TYPES = {
 _TILE = {"BLOCK_I": _I, "BLOCK_J": _J}
 AOT = (
     *(
-        Aot(_matrix_nms_sort_kernel, _TYPES, {"PACK": pack, "BLOCK": _WORDS, "SCORES": _SCORES})
+        Aot(_matrix_nms_sort_kernel, _TYPES, {"PACK": pack, "ROW": ROW, "SCORES": _SCORES})
         for pack in (True, False)
     ),
     Aot(_matrix_nms_pairs_kernel, _TYPES, {}, ("fp32",)),

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ._bilinear import bilinear_tap, check_sizes, lerp
 from ._launch import Aot, launch
+from ._maps import cell_and_tile
 from ._probability import BLOCK_X, BLOCK_Y, SOURCE_X, SOURCE_Y, owned, probabilities, spread_x
 
 _MAPS = 1 << 23  # pixels of stride-4 maps that are stored at a time
@@ -52,8 +53,8 @@ def _paste_masks_maps_kernel(
     SOURCE_X: tl.constexpr,
     SOURCE_Y: tl.constexpr,
 ):
-    k, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     tiles_x = tl.cdiv(out_width, own_x)
+    k, tile = cell_and_tile(tiles_x * tl.cdiv(out_height, own_y))
     x, y = tile % tiles_x * own_x, tile // tiles_x * own_y
     p = probabilities(
         coarse,
@@ -115,8 +116,8 @@ def _paste_masks_fwd_kernel(
     BLOCK_Y: tl.constexpr,
     MAP_X: tl.constexpr,
 ):
-    k, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     tiles_x = tl.cdiv(original_width, own_x)
+    k, tile = cell_and_tile(tiles_x * tl.cdiv(original_height, BLOCK_Y))
     x, y = tile % tiles_x * own_x, tile // tiles_x * BLOCK_Y
     columns, rows = x + tl.arange(0, BLOCK_X), y + tl.arange(0, BLOCK_Y)
     left, _, _ = bilinear_tap(x, image_width, original_width)
@@ -151,7 +152,7 @@ def _paste_masks_changes_kernel(
 
     A mask begins after a pixel that is not set. Where it ends stands after its last change.
     """
-    k, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    k, block = cell_and_tile(blocks)
     place = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = masks + k * pixels + place
     now = tl.load(mask, mask=place < pixels, other=0)
@@ -178,14 +179,14 @@ def paste_masks(
     threshold: float,
 ) -> Tensor:
     """Stride 4 -> padded input (4 x out_size) -> crop to image_size -> original_size -> > threshold."""
-    masks = coarse_logits.new_empty(len(coarse_logits), *original_size, dtype=torch.bool)
+    masks = coarse_logits.new_empty(len(coarse_logits), *original_size, dtype=torch.uint8)
     step = max(1, _MAPS // (out_size[0] * out_size[1]))
     for start in range(0, len(coarse_logits), step):
         part = slice(start, start + step)
         rows = None if attention is None else attention[part]
         maps = _maps(coarse_logits[part], rows, size, out_size)
-        _paste(maps, masks[part].view(torch.uint8), image_size, original_size, threshold, by_columns=False)
-    return masks
+        _paste(maps, masks[part], image_size, original_size, threshold, by_columns=False)
+    return masks.view(torch.bool)
 
 
 def paste_masks_rle(
@@ -224,7 +225,7 @@ def _maps(
     maps = coarse.new_empty(len(coarse), *out_size, dtype=torch.float32)
     launch(
         _paste_masks_maps_kernel,
-        (len(coarse), triton.cdiv(out_size[0], own_y) * triton.cdiv(out_size[1], own_x)),
+        (len(coarse) * triton.cdiv(out_size[0], own_y) * triton.cdiv(out_size[1], own_x),),
         coarse,
         rows,
         maps,
@@ -258,7 +259,7 @@ def _paste(
     own_x = min(_X, (_MAP_X - 4) * 4 * original_size[1] // image_size[1]) or 1
     launch(
         _paste_masks_fwd_kernel,
-        (count, triton.cdiv(original_size[1], own_x) * triton.cdiv(original_size[0], _Y)),
+        (count * triton.cdiv(original_size[1], own_x) * triton.cdiv(original_size[0], _Y),),
         maps,
         masks,
         height,
@@ -282,7 +283,7 @@ def _changes(masks: Tensor) -> tuple[Tensor, Tensor]:
 
     def run(begins: Tensor, places: Tensor, write: bool) -> None:
         given = (masks, begins, places, counts, pixels, blocks)
-        launch(_paste_masks_changes_kernel, (count, blocks), *given, WRITE=write, BLOCK=_RUN)
+        launch(_paste_masks_changes_kernel, (count * blocks,), *given, WRITE=write, BLOCK=_RUN)
 
     nothing = counts.new_empty(1, dtype=torch.int64)
     run(nothing, nothing, False)

@@ -18,7 +18,7 @@ from ._adjoint import CONFIGS as ADJOINT
 from ._adjoint import most_outputs, owned_columns
 from ._bilinear import bilinear_first, check_sizes
 from ._launch import Aot, config, launch, tuned
-from ._maps import add_rows, gather_columns, logits
+from ._maps import add_rows, cell_and_tile, gather_columns, logits
 
 _CONFIGS = (config(4, BLOCK_X=128, BLOCK_Y=8), config(4, BLOCK_X=64, BLOCK_Y=32))
 
@@ -38,8 +38,8 @@ def _upsample_add_fwd_kernel(
     BLOCK_X: tl.constexpr,
     BLOCK_Y: tl.constexpr,
 ):
-    k, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     tiles_x = tl.cdiv(width, BLOCK_X)
+    k, tile = cell_and_tile(tiles_x * tl.cdiv(height, BLOCK_Y))
     columns = tile % tiles_x * BLOCK_X + tl.arange(0, BLOCK_X)
     rows = tile // tiles_x * BLOCK_Y + tl.arange(0, BLOCK_Y)
     value = logits(
@@ -66,8 +66,8 @@ def _upsample_add_bwd_kernel(
     BLOCK_J: tl.constexpr,
     BLOCK_X: tl.constexpr,
 ):
-    k, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     blocks_x = tl.cdiv(width_in, own)
+    k, block = cell_and_tile(blocks_x * tl.cdiv(height_in, BLOCK_I))
     i, j = block // blocks_x * BLOCK_I, block % blocks_x * own
     rows, columns = i + tl.arange(0, BLOCK_I), j + tl.arange(0, BLOCK_J)
     end = tl.minimum(j + own, width_in)
@@ -100,7 +100,7 @@ def upsample_add(coarse_logits: Tensor, attention: Tensor | None, size: Sequence
     check_sizes("upsample_add", (coarse.shape[1:], size), (rows.shape[1:], size))
 
     def grid(meta):
-        return count, triton.cdiv(height, meta["BLOCK_Y"]) * triton.cdiv(width, meta["BLOCK_X"])
+        return (count * triton.cdiv(height, meta["BLOCK_Y"]) * triton.cdiv(width, meta["BLOCK_X"]),)
 
     launch(
         _upsample_add_fwd_kernel,
@@ -135,7 +135,7 @@ def _adjoint(grad: Tensor, size: Sequence[int]) -> Tensor:
     own = owned_columns(width_in, width)
 
     def grid(meta):
-        return count, triton.cdiv(height_in, meta["BLOCK_I"]) * triton.cdiv(width_in, own)
+        return (count * triton.cdiv(height_in, meta["BLOCK_I"]) * triton.cdiv(width_in, own),)
 
     launch(
         _upsample_add_bwd_kernel,
