@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._bilinear import bilinear_first, bilinear_part, bilinear_tap, window
+from ._bilinear import bilinear_first, bilinear_part, bilinear_tap, check_sizes, window
 from ._launch import Aot, config, launch, precision, tuned
 from .grid_attention import grid_attention_bwd
 
@@ -29,7 +29,7 @@ _COLUMNS = 8  # grid columns of a program that gathers
 _FWD_CONFIGS = (
     config(4, CELLS=16, ROWS=4, BLOCK_K=16),
     config(4, CELLS=32, ROWS=4, BLOCK_K=16),
-    config(8, CELLS=64, ROWS=4, BLOCK_K=16),
+    config(8, CELLS=32, ROWS=4, BLOCK_K=16),
     config(8, CELLS=32, ROWS=8, BLOCK_K=16),
 )
 _BWD_CONFIGS = (
@@ -93,16 +93,22 @@ def _attention_residual_fwd_kernel(
     mask = (cell < cells)[:, None] & (x < width)[None, :]
     place = (image * cells + cell[:, None]) * height * width + x[None, :]
     above = _enlarged(products, 0, low, high, weight, SPAN)
+    # The next line of logits is on its way while this one is written.
+    last = bilinear_first(top + ROWS - 1, side, height)
+    begin = bilinear_first(top, side, height)
+    line = mask & (begin < last)
+    following = tl.load(logits + place + begin * width, mask=line, eviction_policy="evict_first")
     for row in range(ROWS - 1):
         below = _enlarged(products, row + 1, low, high, weight, SPAN)
         end = bilinear_first(top + row + 1, side, height)
-        for y in range(bilinear_first(top + row, side, height), end):
+        for y in range(begin, end):
+            value = following.to(tl.float32)
+            line = mask & (y + 1 < last)
+            following = tl.load(logits + place + (y + 1) * width, mask=line, eviction_policy="evict_first")
             v = bilinear_tap(y, side, height)[2]
-            value = tl.load(logits + place + y * width, mask=mask, eviction_policy="evict_first").to(
-                tl.float32
-            )
             value += above + v * (below - above)
             tl.store(out + place + y * width, value.to(out.dtype.element_ty), mask=mask)
+        begin = end
         above = below
 
 
@@ -180,6 +186,7 @@ def _add(kernel: Any, logits: Tensor, grid_features: Tensor, scale: float, out: 
     height, width = logits.shape[2:]
     if logits.numel() == 0:
         return
+    check_sizes("attention_residual", ((side, side), (height, width)))
     # The grid columns beneath the output columns of a program. A dot product has at least 16 columns.
     span = max(2, triton.next_power_of_2(min(side, triton.cdiv((_WIDTH - 1) * side, width) + 2)))
 
@@ -200,6 +207,7 @@ def attention_residual_bwd(grad: Tensor, grid_features: Tensor, scale: float) ->
     side = grid_features.shape[-1]
     maps = upstream.new_empty(batch, cells, side, side, dtype=torch.float32)
     if maps.numel() > 0:
+        check_sizes("attention_residual", ((side, side), (height, width)))
         columns = min(_COLUMNS, triton.next_power_of_2(side))
         taps = triton.next_power_of_2(window(side, width))
 

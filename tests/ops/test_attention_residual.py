@@ -73,6 +73,13 @@ def test_any_size(runner, batch, channels, side, height, width, seed):
     assert [grad.shape for grad in grads] == [x.shape for x in args]
 
 
+@pytest.mark.parametrize("size", [(2, 150), (150, 2)], ids=["wide", "high"])
+def test_more_than_a_block(runner, size):
+    """A program of a kernel takes a part of the columns, or of the grid's rows, and meets the next one's."""
+    args = inputs(runner, batch=1, side=5, size=size, dtype=torch.float32)
+    check_rule(runner, plain, args, oracle(*args))
+
+
 def test_no_grid(runner):
     out, grads = gradients(runner, inputs(runner, side=0))
     assert out.shape == (2, 0, 7, 10)
