@@ -15,10 +15,10 @@ using grid_attention::kBlocksAnSm;
 using grid_attention::kThreads;
 using grid_attention::Vectors;
 
-constexpr int kGroup = 32;        // cells of a block
-constexpr int kTileWidth = 1024;  // columns of pixels of a block
-constexpr int kTapRows = 64;      // rows of pixels whose taps are in shared memory at a time
-constexpr int kAhead = 8;         // rows that a thread has on their way
+constexpr int kGroup = 32;                 // cells of a block
+constexpr int kTileWidth = 1024;           // columns of pixels of a block
+constexpr int kTapRows = 64;               // rows of pixels whose taps are in shared memory at a time
+constexpr int kAhead = 8;                  // rows that a thread has on their way
 constexpr size_t kSharedLimit = 96 << 10;  // what every GPU from sm_80 on has for a block
 
 // How the work is cut: a block takes a group of cells, a band of the grid's rows and a tile of columns.
@@ -84,8 +84,8 @@ __device__ __forceinline__ void enlarge(const AddShared<S, kWidth>& shared, int 
 }
 
 // Adds to `count` rows of pixels, whose taps are in `shared`; logits and out begin at the first row's first
-// pixel of the block's first cell. A thread walks down kWidth columns of a cell: a row of the grid is enlarged
-// along x when the pixels reach it, not for each pixel.
+// pixel of the block's first cell. A thread walks down kWidth columns of a cell: a row of the grid is
+// enlarged along x when the pixels reach it, not for each pixel.
 template <class S, int kWidth, class T>
 __device__ __forceinline__ void add_rows(const S* logits, S* out, const Sizes& size, const AddPlan& plan,
                                          AddShared<S, kWidth>& shared, const T* ring, int some_cells,
@@ -134,7 +134,7 @@ __device__ __forceinline__ void add_rows(const S* logits, S* out, const Sizes& s
 
 // Narrow or unaligned, a thread needs some registers more; such maps are small.
 template <class S, int kWidth, bool kAligned>
-constexpr int kAddBlocks = std::min(kBlocksAnSm<S>, kAligned && kWidth == kPer16Bytes<S> ? 4 : 3);
+constexpr int kAddBlocks = std::min(kBlocksAnSm<S>, kAligned&& kWidth == kPer16Bytes<S> ? 4 : 3);
 
 // out = logits + the enlarged map; they may be one tensor. kWidth pixels by one instruction.
 template <class S, int kWidth, bool kAligned>

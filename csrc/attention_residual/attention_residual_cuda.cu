@@ -2,11 +2,11 @@
 //
 // S = 40, C = 256, 168 x 336, one image: 361 MB (float32; half of it in half precision) are read and written,
 // 168 us at an H200's 4.3 TB/s, or 84. The dot products, 2 C N^2 = 1.31 GFLOP and a fifth more where bands
-// meet, take 24 us of its 67 TFLOP/s of float32 and hide behind the logits of the other blocks, as long as one
-// of an SM's four streams while another multiplies; on the tensor cores 3 us. V comes from the second cache:
-// 82 MB of float32 for 50 groups of 32 cells. Four blocks of 128 threads with eight reads of 16 bytes each are
-// 64 KB on their way per SM, of which the bandwidth at 1 us of latency needs 33. Enlarging costs three flops a
-// pixel, and a quarter as many reads of shared memory. The S x S maps never reach memory.
+// meet, take 24 us of its 67 TFLOP/s of float32 and hide behind the logits of the other blocks, as long as
+// one of an SM's four streams while another multiplies; on the tensor cores 3 us. V comes from the second
+// cache: 82 MB of float32 for 50 groups of 32 cells. Four blocks of 128 threads with eight reads of 16 bytes
+// each are 64 KB on their way per SM, of which the bandwidth at 1 us of latency needs 33. Enlarging costs
+// three flops a pixel, and a quarter as many reads of shared memory. The S x S maps never reach memory.
 //
 // Backward: 361 MB are read, 84 us. The gradient of the maps is stored, [B, N, N] in float32: 10 MB an image,
 // which stay in the second cache for the product (grid_attention/gradient.cuh).
@@ -15,6 +15,7 @@
 #include "../grid_attention/gradient.cuh"
 #include "add.cuh"
 #include "attention_residual.h"
+#include "attention_residual_arguments.h"
 #include "gather.cuh"
 
 namespace solo_attn::attention_residual {
@@ -26,20 +27,11 @@ using grid_attention::Prepared;
 using grid_attention::symmetric_gradient;
 
 void check_arguments(const char* what, const Tensor& logits, const Tensor& features) {
-  check(features.dim() == 4 && features.size(2) == features.size(3), "attention_residual",
-        ": expected grid_features of shape [B, C, S, S]");
-  check(logits.dim() == 4 && logits.size(0) == features.size(0) &&
-            logits.size(1) == features.size(2) * features.size(2) && logits.size(2) > 0 &&
-            logits.size(3) > 0 && logits.scalar_type() == features.scalar_type() && Device::holds(features) &&
-            Device::holds(logits) && logits.get_device_index() == features.get_device_index(),
-        "attention_residual: expected ", what,
-        " of shape [B, S*S, H, W] with H, W >= 1, dtype and device of grid_features");
-}
-
-Sizes sizes(const Tensor& logits, const Tensor& features) {
+  attention_residual::check_arguments(what, logits, features,
+                                      Device::holds(features) && Device::holds(logits) &&
+                                          logits.get_device_index() == features.get_device_index());
   check(logits.size(3) < 1 << 27, "attention_residual: expected rows of fewer than 2^27 pixels, got ",
         logits.size(3));
-  return {features.size(0), features.size(1), features.size(2), logits.size(2), logits.size(3)};
 }
 
 // Rows of pixels begin at multiples of 16 bytes: f(the pixels of 16 bytes), else f(1).
@@ -63,8 +55,9 @@ void add(const Tensor& logits, const Tensor& grid_features, double scale, Tensor
     using S = typename decltype(tag)::type;
     const Prepared<S> prepared = prepare<S>(device, op, features);
     const AddPlan plan(size, Dots<S, kGroup, false>::kColumns);
-    check(add_shared_bytes<S, kPer16Bytes<S>>(plan) <= kSharedLimit, op, ": expected grid_features of fewer cells a side, whose rows fit into ",
-          kSharedLimit, " bytes of shared memory, got ", size.side);
+    check(add_shared_bytes<S, kPer16Bytes<S>>(plan) <= kSharedLimit, op,
+          ": expected grid_features of fewer cells a side, whose rows fit into ", kSharedLimit,
+          " bytes of shared memory, got ", size.side);
     const S* from = logits.const_data_ptr<S>();
     S* to = out.mutable_data_ptr<S>();
     with_width(size, from, static_cast<const S*>(to), [&](auto width) {
@@ -91,22 +84,7 @@ Tensor attention_residual_cuda(const Tensor& mask_logits, const Tensor& grid_fea
 
 void attention_residual_inplace_cuda(Tensor mask_logits, const Tensor& grid_features, double scale) {
   check_arguments("mask_logits", mask_logits, grid_features);
-  for (int64_t d = 0; d < 4; ++d) {
-    check(mask_logits.size(d) <= 1 || mask_logits.stride(d) != 0,
-          "attention_residual: expected mask_logits whose elements lie apart, to be written over, got a dim "
-          "of size ",
-          mask_logits.size(d), " that repeats a single memory location");
-  }
-  if (mask_logits.is_contiguous()) {
-    add(mask_logits, grid_features, scale, mask_logits);
-    // Autograd counts writes to a tensor and its views; what is written here through a pointer it would miss.
-    Tensor nothing = torch::stable::narrow(mask_logits, 0, 0, 0);
-    torch::stable::zero_(nothing);
-  } else {
-    Tensor whole = torch::stable::contiguous(mask_logits);
-    add(whole, grid_features, scale, whole);
-    torch::stable::copy_(mask_logits, whole);
-  }
+  write_over(mask_logits, [&](const Tensor& in, Tensor& out) { add(in, grid_features, scale, out); });
 }
 
 Tensor attention_residual_bwd_cuda(const Tensor& grad, const Tensor& grid_features, double scale) {

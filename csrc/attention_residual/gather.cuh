@@ -56,14 +56,15 @@ struct GatherTap {
   T weight;
 };
 
-// Adds `count` rows of pixels to the lines. A thread walks down kWidth columns of one cell and adds each pixel
-// to the row of the grid above it and to the one below; a row that no more pixels reach becomes a line.
+// Adds `count` rows of pixels to the lines. A thread walks down kWidth columns of one cell and adds each
+// pixel to the row of the grid above it and to the one below; a row that no more pixels reach becomes a line.
 // `begun` is the line that the rows before stopped at, -1 if these are the first; after the last (`ends`) all
 // lines are there.
 template <class S, int kWidth, class Rows, class T>
 __device__ __forceinline__ void gather_down(const S* grad, const Sizes& size, const GatherPlan& plan,
-                                            typename Rows::Places& places, const GatherTap<T>* taps, int count, int some_cells, int columns,
-                                            int row, int begun, bool ends, T* lines) {
+                                            typename Rows::Places& places, const GatherTap<T>* taps,
+                                            int count, int some_cells, int columns, int row, int begun,
+                                            bool ends, T* lines) {
   const int width = static_cast<int>(size.width), runs = columns / kWidth;
   for (int item = threadIdx.x; item < some_cells * runs; item += kThreads) {
     const int cell = item / runs, x = item % runs * kWidth;

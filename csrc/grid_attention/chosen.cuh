@@ -1,7 +1,8 @@
 // The rows of chosen cells of the attention map, and their gradient.
 //
 // The list of (image, cell) is on the GPU and stays there: to look at it from here would mean to wait. What
-// points outside of the batch or the grid is never followed: its row is NaN, and it has no part in a gradient.
+// points outside of the batch or the grid is never followed: its row is NaN, and it has no part in a
+// gradient.
 #pragma once
 
 #include "dots.cuh"
@@ -35,7 +36,8 @@ __device__ __forceinline__ void each_image(const int64_t* images, int count, con
 
 // A block takes 32 of the list and 128 columns, once for each image among the 32: mostly one.
 //
-// 2 C N flops a cell; V is read once for 32 cells, 1.6 MB at S = 40, C = 256, float32, and 6.4 KB a cell written.
+// 2 C N flops a cell; V is read once for 32 cells, 1.6 MB at S = 40, C = 256, float32, and 6.4 KB a cell
+// written.
 template <class S, bool kAligned>
 __global__ void __launch_bounds__(kThreads, kBlocksAnSm<S>)
     chosen_fwd_kernel(Vectors<S> vectors, Chosen chosen, accumulator_t<S> scale, S* out) {
@@ -111,8 +113,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 // dV = scale * (V_chosen D + picked at the chosen cells), added in the order of the list, in which a cell may
 // stand more than once.
 //
-// 4 C N flops a cell with picked_kernel's, and two reads of D and V. A block looks at the part of the list that
-// its image spans: all of it is its own where the list is sorted by image.
+// 4 C N flops a cell with picked_kernel's, and two reads of D and V. A block looks at the part of the list
+// that its image spans: all of it is its own where the list is sorted by image.
 template <class S>
 __global__ void __launch_bounds__(kThreads, kBlocksAnSm<S>)
     chosen_gradient_kernel(const S* grad, const S* features, const accumulator_t<S>* picked, Chosen chosen,

@@ -87,9 +87,9 @@ Prepared<S> prepare(const Device& device, const char* op, const Tensor& features
 // or of each warp 16 x 64 in eight tiles of mma. Each is summed over the channels in one order.
 //
 // FMA: a channel costs a thread 32 multiply-adds, one 16-byte load of columns, coalesced, from the first or
-// second cache, and two of rows from shared memory, the same for a whole warp. mma: 32 channels cost a warp 16
-// instructions and ten 16-byte loads; which channels stand in which place of A and B does not matter so long
-// as they agree, so a lane takes eight that follow each other.
+// second cache, and two of rows from shared memory, the same for a whole warp. mma: 32 channels cost a warp
+// 16 instructions and ten 16-byte loads; which channels stand in which place of A and B does not matter so
+// long as they agree, so a lane takes eight that follow each other.
 template <class S, int kRows, bool kAligned>
 struct Dots {
   using T = accumulator_t<S>;

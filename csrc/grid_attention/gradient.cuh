@@ -6,9 +6,9 @@
 
 namespace solo_attn::grid_attention {
 
-// sum [64, 32] of a block of 128 threads. Float types multiply and add; half precision goes through the tensor
-// cores as tf32, which holds each of its values exactly. The right factor may be a float32 that it does not
-// hold (a sum of gradients): then it is split in two, and 22 bits of it count.
+// sum [64, 32] of a block of 128 threads. Float types multiply and add; half precision goes through the
+// tensor cores as tf32, which holds each of its values exactly. The right factor may be a float32 that it
+// does not hold (a sum of gradients): then it is split in two, and 22 bits of it count.
 template <class S, bool kSplit>
 struct Product {
   using T = accumulator_t<S>;
@@ -121,7 +121,8 @@ struct Product {
       uint32_t a[2][4];
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        a[i / 4][i % 4] = to_tf32(shared.left[warp_row() + i / 4 * 16 + g + i % 2 * 8][k + t + i % 4 / 2 * 4]);
+        a[i / 4][i % 4] =
+            to_tf32(shared.left[warp_row() + i / 4 * 16 + g + i % 2 * 8][k + t + i % 4 / 2 * 4]);
       }
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
@@ -135,7 +136,7 @@ struct Product {
         }
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
-          float(&to)[4] = reinterpret_cast<float(&)[4]>(sum[8 * m + 4 * n]);
+          float (&to)[4] = reinterpret_cast<float (&)[4]>(sum[8 * m + 4 * n]);
           mma(Type<Tf32>{}, to, a[m], high);
           if constexpr (kSplit) mma(Type<Tf32>{}, to, a[m], low);
         }
@@ -191,8 +192,8 @@ void symmetric_gradient(const Device& device, const char* op, const G* grad, con
                 cells = features.size(2) * features.size(2);
   const int64_t blocks =
       batch * ceil_div<int64_t>(cells, Sum::kColumns) * ceil_div<int64_t>(channels, Sum::kRows);
-  launch(device, op, symmetric_gradient_kernel<S, G>, grid(op, blocks), dim3(kThreads), 0,
-         grad, features.const_data_ptr<S>(), channels, cells, scale, out.mutable_data_ptr<S>());
+  launch(device, op, symmetric_gradient_kernel<S, G>, grid(op, blocks), dim3(kThreads), 0, grad,
+         features.const_data_ptr<S>(), channels, cells, scale, out.mutable_data_ptr<S>());
 }
 
 }  // namespace solo_attn::grid_attention
