@@ -14,7 +14,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
@@ -28,6 +28,9 @@ NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler=-fvisibility=hidden", "-DUSE_CUDA
 # Ampere, Hopper, Blackwell. Code for 8.0 runs on 8.6 and 8.9 too, the PTX of the newest on what comes after.
 CUDA_ARCHS = ("8.0", "9.0", "10.0")
 BYTES_PER_COMPILER = 2 << 30
+# kernels/ is installed inside the package: a top-level `kernels` is another project's.
+PACKAGES = [*find_packages(include=["solo_attn*"]), "solo_attn.kernels"]
+PACKAGE_DIR = {"solo_attn.kernels": "kernels"}
 
 
 def requested() -> tuple[str, str]:
@@ -158,6 +161,8 @@ def compiled() -> tuple[Extension, type[build_ext]]:
         # The runtime linked in: the wheel then needs no CUDA libraries to serve CPU tensors.
         linked["libraries"] = ["cudart_static", "rt", "dl", "pthread"]
         linked["library_dirs"] = [str(home / "lib64"), str(home / "lib")]
+        # What it asks torch for is in libtorch_cuda, where there is one; libtorch always is, and depends on it.
+        linked["extra_link_args"] = ["-Wl,--no-as-needed", "-ltorch"]
     extension = CppExtension(
         "solo_attn._C",
         sources("**/*.cpp") + (sources("**/*.cu") if linked else []),
@@ -208,10 +213,12 @@ def said(*command: str | Path) -> str:
 
 
 if requested()[0] == "none":
-    setup(cmdclass={"build_py": BuildPython})
+    setup(packages=PACKAGES, package_dir=PACKAGE_DIR, cmdclass={"build_py": BuildPython})
 else:
     extension, command = compiled()
     setup(
+        packages=PACKAGES,
+        package_dir=PACKAGE_DIR,
         ext_modules=[extension],
         cmdclass={"build_py": BuildPython, "build_ext": command},
         options={"bdist_wheel": {"py_limited_api": "cp310"}},

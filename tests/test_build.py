@@ -39,7 +39,7 @@ def checkout(tmp_path):
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     built = shutil.ignore_patterns("__pycache__", "_C.*", "_build.json")
-    for name in ("solo_attn", "csrc"):
+    for name in ("solo_attn", "csrc", "kernels"):
         shutil.copytree(ROOT / name, folder / name, ignore=built)
     return folder
 

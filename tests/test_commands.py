@@ -41,7 +41,8 @@ def test_continuous_integration_runs_the_tests() -> None:
 def test_what_they_do() -> None:
     assert "solo-attn demo" in dry_run("demo")
     commands = dry_run("test")
-    assert re.search(r"ruff check.*mypy.*clang-format.*-m pytest$", commands.strip(), flags=re.DOTALL)
+    steps = r"ruff check.*mypy.*clang-format.*-m pytest\n.*TRITON_INTERPRET=1 .*-m pytest tests/ops$"
+    assert re.search(steps, commands.strip(), flags=re.DOTALL)
 
 
 @needs_make

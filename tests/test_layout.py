@@ -14,11 +14,12 @@ from solo_attn.backends import OPS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "solo_attn"
-SOURCES = sorted(PACKAGE.rglob("*.py"))
+KERNELS = ROOT / "kernels"  # installed as solo_attn.kernels
+SOURCES = sorted([*PACKAGE.rglob("*.py"), *KERNELS.rglob("*.py")])
 COMPILED = sorted(path.name for path in (ROOT / "csrc").glob("*") if path.name != "common")
 
 # A folder may import those of a lower rank. "" is solo_attn/__init__.py, which gathers the ops for everybody
-# above them; training counts what evaluation measures.
+# above them; training counts what evaluation measures; interop writes checkpoints.
 RANK = {
     "reference": 0,
     "kernels": 0,
@@ -27,10 +28,11 @@ RANK = {
     "": 3,
     "models": 4,
     "data": 4,
-    "interop": 5,
+    "bench": 5,
     "evaluation": 5,
     "training": 6,
-    "cli": 7,
+    "interop": 7,
+    "cli": 8,
 }
 
 
@@ -56,7 +58,8 @@ def imports(tree: ast.AST, package: str) -> set[str]:
 
 
 def package_of(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).parent.parts)
+    parts = path.relative_to(ROOT).parent.parts
+    return ".".join(("solo_attn", *parts) if parts[0] == "kernels" else parts)
 
 
 def upward(source: str, package: str) -> list[str]:
@@ -65,7 +68,7 @@ def upward(source: str, package: str) -> list[str]:
     return sorted(t for t in targets if folder(t) != mine and RANK[folder(t)] >= RANK[mine])
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_arrows_run_one_way(path):
     assert folder(package_of(path)) in RANK, "a new folder needs a rank above"
     assert upward(path.read_text(), package_of(path)) == []
@@ -79,6 +82,7 @@ def test_arrows_run_one_way(path):
         ("solo_attn.backends", "def f():\n    from ..ops import dice_loss", ["solo_attn.ops"]),
         ("solo_attn.data", "import solo_attn.models.head", ["solo_attn.models.head"]),
         ("solo_attn.reference", "from .. import backends", ["solo_attn.backends"]),
+        ("solo_attn.kernels", "from ..reference import dice_loss", ["solo_attn.reference"]),
         ("solo_attn.reference", "from .. import __version__", ["solo_attn"]),
         ("solo_attn.ops", "from ..reference import dice_loss\nfrom ._checks import fail", []),
         ("solo_attn.training", "from .. import __version__\nfrom ..evaluation import evaluate", []),
@@ -149,6 +153,7 @@ def test_the_core_stands_alone():
     came = ast.literal_eval(done.stdout)
     assert "solo_attn" in came
     extras = {
+        "triton",
         "lightning",
         "pytorch_lightning",
         "pycocotools",

@@ -50,4 +50,9 @@ inline ScalarType accumulator_dtype(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+inline bool mask_dtype(const Tensor& masks) {
+  const ScalarType dtype = masks.scalar_type();
+  return dtype == ScalarType::Bool || dtype == ScalarType::Byte || dtype == ScalarType::Long;
+}
+
 }  // namespace solo_attn

@@ -68,6 +68,7 @@ class Device {
   static bool holds(const Tensor& x) { return x.is_cpu(); }
 #else
   explicit Device(const Tensor& x) : guard_(x.get_device_index()) {
+    check(aoti_torch_get_current_cuda_stream != nullptr, "solo_attn: this torch is built without CUDA");
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);

@@ -2,11 +2,13 @@
 #pragma once
 
 #include <cmath>
-#include <cstdint>
 
 #include "../common/host_device.h"
+#include "../mask_iou/mask_iou.h"
 
 namespace solo_attn::matrix_nms {
+
+using mask_iou::iou;
 
 // Whether mask i, with this score, stands before mask j: the higher score, then the lower index. NaN stands
 // last, so that it suppresses nothing.
@@ -16,12 +18,6 @@ SOLO_ATTN_HOST_DEVICE inline bool better(T score, int64_t i, T other, int64_t j)
   if (nan != other_nan) return other_nan;
   if (!nan && score != other) return score > other;
   return i < j;
-}
-
-// Rounded from double, as the reference does. Only for masks that meet: their union is not 0.
-template <class T>
-SOLO_ATTN_HOST_DEVICE inline T iou(int64_t both, int64_t area, int64_t other) {
-  return static_cast<T>(static_cast<double>(both) / static_cast<double>(area + other - both));
 }
 
 // decay_j = finish(min over i of bind(d_ij, c_i)), the min starting at neutral().

@@ -18,9 +18,8 @@ inline void check_arguments(const Tensor& masks, const Tensor& labels, const Ten
         "matrix_nms: expected labels of shape [n] and dtype int64, n = ", count, " as scores has");
   check(masks.dim() == 2 && masks.size(0) == count,
         "matrix_nms: expected masks of shape [n, pixels] or [n, words], n = ", count, " as scores has");
-  const ScalarType dtype = masks.scalar_type();
-  check(dtype == ScalarType::Bool || dtype == ScalarType::Byte || dtype == ScalarType::Long,
-        "matrix_nms: expected masks of dtype bool, uint8 or int64, got ", torch::headeronly::toString(dtype));
+  check(mask_dtype(masks), "matrix_nms: expected masks of dtype bool, uint8 or int64, got ",
+        torch::headeronly::toString(masks.scalar_type()));
   check(kernel == "gaussian" || kernel == "linear",
         "matrix_nms: expected kernel to be one of gaussian, linear, got '", kernel, "'");
 }

@@ -9,7 +9,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../common/bits.h"
+#include "../common/bit_rows.h"
 #include "../common/check.h"
 #include "../common/dtypes.h"
 #include "../common/parallel.h"
@@ -25,45 +25,14 @@ constexpr int64_t kHeld = 1 << 20;
 // Masks that are compared with one earlier mask while that is in the cache.
 constexpr int64_t kTile = 8;
 
-// A mask's bits; none is set outside the words [first, last).
-struct Row {
-  const uint64_t* words;
-  int64_t first;
-  int64_t last;
-  int64_t area;
-};
-
 // Masks stand by label, then best first; a mask's group is the index of the first of its label.
 template <class T>
 struct Pairs {
-  const Row* rows;
+  const BitRow* rows;
   const int64_t* group;
   const int64_t* place;  // of d_ij with i = group: d_ij is overlap[place[j] + i - group[j]]
   T* overlap;
   T* worst;  // c_j
-};
-
-struct PackRow {
-  template <Isa isa>
-  static SOLO_ATTN_INLINE void run(const uint8_t* bytes, int64_t pixels, uint64_t* words) {
-    pack_row<isa>(bytes, pixels, words);
-  }
-};
-
-struct Measure {
-  template <Isa isa>
-  static SOLO_ATTN_INLINE Row run(const uint64_t* words, int64_t count) {
-    Row row{words, 0, count, 0};
-    // Eight words at a time: most of most masks is empty, and so is most of the time spent here.
-    while (row.last - row.first >= 8 && none(words + row.first)) row.first += 8;
-    while (row.last - row.first >= 8 && none(words + row.last - 8)) row.last -= 8;
-    for (int64_t w = row.first; w < row.last; ++w) row.area += popcount<isa>(words[w]);
-    return row;
-  }
-
-  static SOLO_ATTN_INLINE bool none(const uint64_t* w) {
-    return (w[0] | w[1] | w[2] | w[3] | w[4] | w[5] | w[6] | w[7]) == 0;
-  }
 };
 
 // d_ij and c_j for j in [begin, end).
@@ -73,14 +42,10 @@ struct Overlaps {
   static SOLO_ATTN_INLINE void run(Pairs<T> pairs, int64_t begin, int64_t end) {
     for (int64_t j = begin; j < end; ++j) pairs.worst[j] = 0;
     for (int64_t i = pairs.group[begin]; i < end; ++i) {
-      const Row a = pairs.rows[i];
+      const BitRow a = pairs.rows[i];
       for (int64_t j = std::max(i + 1, begin); j < end && pairs.group[j] <= i; ++j) {
-        const Row b = pairs.rows[j];
-        const int64_t last = std::min(a.last, b.last);
-        int64_t both = 0;
-        for (int64_t w = std::max(a.first, b.first); w < last; ++w) {
-          both += popcount<isa>(a.words[w] & b.words[w]);
-        }
+        const BitRow b = pairs.rows[j];
+        const int64_t both = intersection<isa>(a, b);
         const T overlap = both == 0 ? T(0) : iou<T>(both, a.area, b.area);
         pairs.overlap[pairs.place[j] + i - pairs.group[j]] = overlap;
         pairs.worst[j] = std::max(pairs.worst[j], overlap);
@@ -103,10 +68,6 @@ struct Decay {
   }
 };
 
-// The k-th of count items, one from the end after each from the front: rows grow longer towards the end, and
-// each thread takes a run of k.
-int64_t folded(int64_t k, int64_t count) { return k % 2 == 0 ? k / 2 : count - 1 - k / 2; }
-
 // Indices by label, then the better first.
 template <class T>
 std::vector<int64_t> by_label_best_first(const std::vector<T>& scores, const int64_t* labels) {
@@ -127,35 +88,19 @@ std::vector<int64_t> groups(const std::vector<int64_t>& order, const int64_t* la
   return group;
 }
 
-// Reads each mask once. One that is alone with its label overlaps nothing, and is not read at all.
-std::vector<Row> measure(const Tensor& masks, const std::vector<int64_t>& order,
-                         const std::vector<int64_t>& group, std::unique_ptr<uint64_t[]>& store) {
-  const int64_t count = masks.size(0), width = masks.size(1), stride = masks.stride(0);
-  const bool packed = masks.scalar_type() == ScalarType::Long;
-  const int64_t words = packed ? width : (width + 63) / 64;
-  if (!packed) store.reset(new uint64_t[count * words]);
-  const void* data = masks.const_data_ptr();
-  std::vector<Row> rows(count);
-  parallel_for(count, packed ? words : width / 16, [&](int64_t begin, int64_t end) {
-    for (int64_t j = begin; j < end; ++j) {
-      const bool alone = group[j] == j && (j + 1 == count || group[j + 1] != j);
-      if (alone) continue;
-      const int64_t offset = order[j] * stride;
-      const uint64_t* row = static_cast<const uint64_t*>(data) + offset;
-      if (!packed) {
-        uint64_t* fresh = store.get() + j * words;
-        call<PackRow>(static_cast<const uint8_t*>(data) + offset, width, fresh);
-        row = fresh;
-      }
-      rows[j] = call<Measure>(row, words);
-    }
+// One that is alone with its label overlaps nothing, and is not read at all.
+std::vector<BitRow> measure(const Tensor& masks, const std::vector<int64_t>& order,
+                            const std::vector<int64_t>& group, std::unique_ptr<uint64_t[]>& store) {
+  const int64_t count = masks.size(0);
+  return read_rows(masks, store, [&](int64_t j) {
+    const bool alone = group[j] == j && (j + 1 == count || group[j + 1] != j);
+    return alone ? -1 : order[j];
   });
-  return rows;
 }
 
 // The decays, in the order of `rows`.
 template <class T, class Kernel>
-std::vector<T> decays(const std::vector<Row>& rows, const std::vector<int64_t>& group, Kernel kernel) {
+std::vector<T> decays(const std::vector<BitRow>& rows, const std::vector<int64_t>& group, Kernel kernel) {
   const auto count = static_cast<int64_t>(rows.size());
   std::vector<int64_t> place(count);
   std::vector<T> worst(count), decay(count);
@@ -207,7 +152,7 @@ std::tuple<Tensor, Tensor> matrix_nms_cpu(const Tensor& masks, const Tensor& lab
     const std::vector<int64_t> order = by_label_best_first(wide, label);
     const std::vector<int64_t> group = groups(order, label);
     std::unique_ptr<uint64_t[]> store;
-    const std::vector<Row> rows = measure(rows_in, order, group, store);
+    const std::vector<BitRow> rows = measure(rows_in, order, group, store);
     const std::vector<T> found = kernel == "linear"
                                      ? decays<T>(rows, group, Linear<T>{})
                                      : decays<T>(rows, group, Gaussian<T>{static_cast<T>(sigma)});

@@ -70,8 +70,8 @@ __device__ __forceinline__ int write_row(const void* masks, int64_t offset, int6
     auto* halves = reinterpret_cast<uint16_t*>(to);
     const bool aligned = reinterpret_cast<uintptr_t>(from) % 16 == 0;
 #pragma unroll 4
-    for (int64_t h = threadIdx.x; h < 2 * words; h += kThreads) {
-      const uint32_t half = pack16(from, 16 * h, width, aligned);
+    for (int h = threadIdx.x; h < static_cast<int>(2 * words); h += kThreads) {
+      const uint32_t half = pack16(from, int64_t(16) * h, width, aligned);
       halves[h] = static_cast<uint16_t>(half);
       area += __popc(half);
     }
@@ -80,7 +80,7 @@ __device__ __forceinline__ int write_row(const void* masks, int64_t offset, int6
 }
 
 template <class S, class T, bool packed>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 5)
     prepare_kernel(const void* masks, int64_t stride, int64_t width, const int64_t* labels, const S* scores,
                    Masks<T> out) {
   SOLO_ATTN_SHARED(parts, int[kWarps]);
@@ -132,6 +132,7 @@ __device__ __forceinline__ void count_common(const uint32_t* bits, int64_t words
     rows[k] = bits + min(j + 8 * k + lane / 4, count - 1) * words + lane % 4 * 4;
     columns[k] = bits + min(i + 8 * k + lane / 4, count - 1) * words + lane % 4 * 4;
   }
+#pragma unroll 1
   for (int64_t w = threadIdx.x / kWarp * kChunk; w < words; w += kWarps * kChunk) {
     uint4 row[4], column[4];
 #pragma unroll

@@ -1,7 +1,18 @@
 """Which implementation of an op runs, and why."""
 
-from . import compiled
+from . import compiled, triton_runtime
 from .explain import Choice, Explanation, explain
 from .registry import BACKENDS, NAMES, OPS, Backend, select
 
-__all__ = ["BACKENDS", "NAMES", "OPS", "Backend", "Choice", "Explanation", "compiled", "explain", "select"]
+__all__ = [
+    "BACKENDS",
+    "NAMES",
+    "OPS",
+    "Backend",
+    "Choice",
+    "Explanation",
+    "compiled",
+    "explain",
+    "select",
+    "triton_runtime",
+]

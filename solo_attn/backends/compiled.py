@@ -61,8 +61,6 @@ def covers(archs: Sequence[str], capability: tuple[int, int]) -> bool:
     return False
 
 
-# Constant in a process, and so it may be under torch.compile.
-@torch.compiler.assume_constant_result
 @functools.cache
 def cuda_problem() -> str | None:
     """Why the CUDA kernels of the extension run on no GPU, or not on every GPU here; None where they do."""
@@ -79,6 +77,10 @@ def cuda_problem() -> str | None:
                 f"compiled for {' '.join(archs)}: set SOLO_ATTN_CUDA_ARCHS and reinstall"
             )
     return None
+
+
+# torch.compile takes what it says as a constant instead of tracing into drivers.
+cuda_problem._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def load() -> None:

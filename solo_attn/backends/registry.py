@@ -7,6 +7,7 @@ backend     namespace                what it is
 =========== ======================== ==================================================
 cuda        ``solo_attn``            CUDA C++
 cpu         ``solo_attn``            C++, threads and SIMD chosen when it runs
+triton      ``solo_attn_triton``     Triton, on NVIDIA's GPUs
 reference   ``solo_attn_reference``  plain PyTorch, any device and float dtype
 =========== ======================== ==================================================
 
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import compiled
+from . import compiled, triton_runtime
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -36,11 +37,13 @@ class Backend:
         namespace: the torch.library namespace that holds its ops.
         refuses: ``(op, device_type, dtype) -> reason``, or None where it runs. It sees nothing but these
             three, so that the choice is a constant under ``torch.compile``.
+        when_named: the device type that it runs on for those who name it only.
     """
 
     name: str
     namespace: str
     refuses: Callable[[str, str, torch.dtype], str | None]
+    when_named: str | None = None
 
 
 def _cuda_refuses(op: str, device_type: str, dtype: torch.dtype) -> str | None:
@@ -67,6 +70,8 @@ def _reference_refuses(op: str, device_type: str, dtype: torch.dtype) -> str | N
 BACKENDS: tuple[Backend, ...] = (
     Backend("cuda", compiled.NAMESPACE, _cuda_refuses),
     Backend("cpu", compiled.NAMESPACE, _cpu_refuses),
+    # On CPU tensors Triton is its interpreter, a thousand times slower than the reference.
+    Backend("triton", triton_runtime.NAMESPACE, triton_runtime.refuses, when_named="cpu"),
     Backend("reference", "solo_attn_reference", _reference_refuses),
 )
 NAMES = tuple(backend.name for backend in BACKENDS)
@@ -77,6 +82,7 @@ OPS = (
     "upsample_add",
     "dice_loss",
     "mask_bits",
+    "mask_iou",
     "matrix_nms",
     "paste_masks",
 )
@@ -104,7 +110,7 @@ def select(op: str, device_type: str, dtype: torch.dtype, backend: str | None = 
     Args:
         op: the op's public name.
         device_type: "cpu", "cuda", ...
-        dtype: dtype of the op's floating-point input.
+        dtype: dtype of the op's floating-point input, or of its result where it has none.
         backend: None for the fastest that can run (or the one named by ``SOLO_ATTN_BACKEND``).
 
     Raises:
@@ -118,6 +124,6 @@ def select(op: str, device_type: str, dtype: torch.dtype, backend: str | None = 
             raise RuntimeError(f"{op}: backend {chosen.name!r} cannot run: {reason}")
         return chosen
     for candidate in BACKENDS:
-        if candidate.refuses(op, device_type, dtype) is None:
+        if candidate.when_named != device_type and candidate.refuses(op, device_type, dtype) is None:
             return candidate
     raise AssertionError("unreachable: the reference refuses nothing")

@@ -63,6 +63,11 @@ def root(
 
 def command(function: Callable[P, R]) -> Callable[P, R]:
     """Register a command whose expected errors are shown as one red line, with exit code 2."""
+    return command_of(app, function)
+
+
+def command_of(group: typer.Typer, function: Callable[P, R]) -> Callable[P, R]:
+    """`command` for a group of commands, such as those of ``solo-attn convert``."""
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -78,7 +83,7 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(2) from error
 
     name = function.__name__.removesuffix("_command")
-    app.command(name)(wrapped)
+    group.command(name)(wrapped)
     return wrapped
 
 

@@ -5,6 +5,7 @@ from .bit_masks import BitMasks
 from .dice_loss import dice_loss
 from .grid_attention import grid_attention
 from .mask_bits import mask_bits
+from .mask_iou import mask_iou
 from .matrix_nms import matrix_nms
 from .paste_masks import paste_masks
 from .upsample_add import upsample_add
@@ -15,6 +16,7 @@ __all__ = [
     "dice_loss",
     "grid_attention",
     "mask_bits",
+    "mask_iou",
     "matrix_nms",
     "paste_masks",
     "upsample_add",

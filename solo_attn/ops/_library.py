@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
-from ..backends import BACKENDS, compiled, select
+from ..backends import BACKENDS, compiled, select, triton_runtime
+from ._triton import kernel_of, show_kernels
 
 # Compiled kernels register in the first, by dispatch key; see backends/registry.py.
-NAMESPACES = (compiled.NAMESPACE, "solo_attn_reference")
+NAMESPACES = (compiled.NAMESPACE, triton_runtime.NAMESPACE, "solo_attn_reference")
 
 _OVERLOADS: dict[tuple[str, str], OpOverload] = {}
 _DECLARED: list[Callable[[str], None]] = []
@@ -29,6 +30,8 @@ def declare(
 ) -> None:
     """Define ``name`` in every namespace, with the reference as the kernel that any device falls back to.
 
+    In Triton's the kernel is the function of the reference's name in ``solo_attn.kernels``.
+
     Args:
         name: the op's name.
         schema: its arguments and results in torch.library's language.
@@ -42,11 +45,14 @@ def declare(
     def declare_in(namespace: str) -> None:
         qualified = f"{namespace}::{name}"
         torch.library.define(qualified, schema)
-        kernel = _without_autocast(reference)
+        triton = namespace == triton_runtime.NAMESPACE
+        kernel = _without_autocast(kernel_of(reference) if triton else reference)
         if namespace == compiled.NAMESPACE:
             kernel = _compiled_first(name, kernel)
         torch.library.impl(qualified, "default", kernel)
         torch.library.register_fake(qualified, fake)
+        if triton:
+            show_kernels(qualified, kernel)
         if "!" not in schema:  # torch.library has no gradients for ops that write to their inputs
             formula = _bind(backward, namespace) if backward is not None else _no_gradient(name)
             torch.library.register_autograd(qualified, formula, setup_context=setup_context)
@@ -112,9 +118,14 @@ def overload(namespace: str, name: str) -> OpOverload:
     return _OVERLOADS[namespace, name]
 
 
-def pick(op: str, x: torch.Tensor, backend: str | None, variant: str = "") -> OpOverload:
-    """The op that runs ``op`` on ``x``: the chosen backend's, in its form ``variant`` ("_", "_rle")."""
-    namespace = select(op, x.device.type, x.dtype, backend).namespace
+def pick(
+    op: str, x: torch.Tensor, backend: str | None, variant: str = "", dtype: torch.dtype | None = None
+) -> OpOverload:
+    """The op that runs ``op`` on ``x``: the chosen backend's, in its form ``variant`` ("_", "_rle").
+
+    ``dtype`` is that of the floating-point result where no input has one.
+    """
+    namespace = select(op, x.device.type, dtype or x.dtype, backend).namespace
     # Here, and not in the op alone, so that no other thread runs the op while its kernels are registered.
     if namespace == compiled.NAMESPACE and not torch.compiler.is_compiling():
         compiled.load()

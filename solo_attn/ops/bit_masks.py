@@ -49,3 +49,17 @@ class BitMasks(NamedTuple):
     def select(self, index: Tensor) -> BitMasks:
         """The masks at ``index`` (int64 or bool [...])."""
         return BitMasks(self.words[index], self.areas[index], self.maskness[index], self.size)
+
+
+def mask_rows(op: str, argument: str, masks: Tensor | BitMasks) -> tuple[Tensor, tuple[int, int]]:
+    """One row for each mask, as ops take them (pixels or words), and (H, W).
+
+    Raises:
+        TypeError, ValueError: ``masks`` is neither a bool or uint8 tensor [n, H, W] nor BitMasks.
+    """
+    if isinstance(masks, BitMasks):
+        return masks.words, (masks.size[0], masks.size[1])
+    check_tensor(op, argument, masks, "[n, H, W]")
+    if masks.dtype not in (torch.bool, torch.uint8):
+        fail(op, argument, "of dtype bool or uint8, or BitMasks", str(masks.dtype))
+    return masks.flatten(1), (masks.shape[1], masks.shape[2])

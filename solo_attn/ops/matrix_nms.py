@@ -12,7 +12,7 @@ from ..reference import matrix_nms as reference
 from ..reference._common import accumulator
 from ._checks import check_float, check_like, check_tensor, fail
 from ._library import declare, pick
-from .bit_masks import BitMasks
+from .bit_masks import BitMasks, mask_rows
 
 KERNELS = ("gaussian", "linear")
 
@@ -52,13 +52,7 @@ def matrix_nms(
     op = "matrix_nms"
     check_tensor(op, "scores", scores, "[n]")
     check_float(op, "scores", scores)
-    if isinstance(masks, BitMasks):
-        rows = masks.words
-    else:
-        check_tensor(op, "masks", masks, "[n, H, W]")
-        if masks.dtype not in (torch.bool, torch.uint8):
-            fail(op, "masks", "of dtype bool or uint8, or BitMasks", str(masks.dtype))
-        rows = masks.flatten(1)
+    rows, _ = mask_rows(op, "masks", masks)
     check_tensor(op, "labels", labels, "[n]")
     if labels.dtype != torch.int64:
         fail(op, "labels", "of dtype int64", str(labels.dtype))

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 from ._common import accumulator
-from .mask_bits import unpack
-
-_CHUNK = 1 << 15  # pixels that are held as floats at a time; their counts are exact in float32
+from .mask_iou import exact_iou
 
 
 def matrix_nms(
@@ -22,7 +20,7 @@ def matrix_nms(
     decay = torch.empty_like(scores, dtype=accumulator(scores.dtype))
     for label in labels.unique():  # only pairs of one label matter
         group = order[labels[order] == label]
-        decay[group] = _decay(_iou(masks[group]).to(decay.dtype), kernel, sigma)
+        decay[group] = decay_of(exact_iou(masks[group], masks[group]).to(decay.dtype), kernel, sigma)
     return (scores * decay).to(scores.dtype), decay
 
 
@@ -31,23 +29,8 @@ def descending(scores: Tensor) -> Tensor:
     return scores.nan_to_num(nan=-torch.inf, posinf=torch.inf).argsort(descending=True, stable=True)
 
 
-def _iou(masks: Tensor) -> Tensor:
-    count, width = masks.shape
-    intersection = torch.zeros(count, count, dtype=torch.int64, device=masks.device)
-    step = _CHUNK // 64 if masks.dtype == torch.int64 else _CHUNK
-    for start in range(0, width, step):
-        part = masks[:, start : start + step]
-        bits = unpack(part, part.shape[1] * 64) if masks.dtype == torch.int64 else part.ne(0)
-        bits = bits.float()
-        intersection += (bits @ bits.T).long()
-    area = intersection.diagonal()
-    # Two empty masks have a union of 0: their IoU is 0, not 0 / 0.
-    union = (area[:, None] + area[None, :] - intersection).clamp(min=1)
-    return intersection.double() / union
-
-
-def _decay(iou: Tensor, kernel: str, sigma: float) -> Tensor:
-    """Of masks of one label, best first."""
+def decay_of(iou: Tensor, kernel: str, sigma: float) -> Tensor:
+    """The decay [n] of masks of one label, best first, from their IoU [n, n]."""
     count = len(iou)
     later = torch.ones(count, count, dtype=torch.bool, device=iou.device).triu(1)  # i < j
     overlap = iou * later  # d_ij

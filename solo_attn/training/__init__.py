@@ -1,6 +1,6 @@
 """Training, comparison and checkpoints; needs the extra "train"."""
 
-from .checkpoint import CheckpointError, ModelInfo, export_safetensors, load_model
+from .checkpoint import CheckpointError, ModelInfo, export_safetensors, load_model, save_model
 from .compare import Comparison, compare, system_config
 from .config import Config, ConfigError, DataConfig, ModelConfig, TrainConfig, load_config, override
 from .datamodule import SOLODataModule
@@ -30,6 +30,7 @@ __all__ = [
     "load_config",
     "load_model",
     "override",
+    "save_model",
     "system_config",
     "train",
 ]

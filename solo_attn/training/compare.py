@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from ..bench import environment
 from ..data import CocoInstances, eval_transforms
 from ..evaluation import (
     SYSTEMS,
@@ -23,7 +24,6 @@ from ..evaluation import (
 )
 from .checkpoint import load_model, write_atomically
 from .config import Config, ConfigError, changes, differences
-from .environment import environment
 from .train import FREE, RESULT, train
 
 FIGURE_IMAGES = 3  # as many samples as the paper's Figure 5 has

@@ -19,12 +19,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import Progress
 
+from ..bench import environment
 from ..evaluation import CocoMetrics, learning_curve
 from ..models import build_solo
 from .checkpoint import AtomicCheckpointIO, write_atomically
 from .config import Config, ConfigError, changes, differences, load_config
 from .datamodule import SOLODataModule
-from .environment import environment
 from .module import SOLOModule
 from .quiet import quiet_lightning
 

@@ -22,6 +22,7 @@ CALLS = {
         COARSE, None, torch.ones(1, 3, 3, dtype=torch.bool), backend=backend
     ),
     "mask_bits": lambda backend: solo_attn.mask_bits(COARSE, None, (3, 3), (4, 4), backend=backend),
+    "mask_iou": lambda backend: solo_attn.mask_iou(torch.ones(2, 2, 2).bool(), backend=backend),
     "matrix_nms": lambda backend: solo_attn.matrix_nms(
         torch.ones(1, 3, 3, dtype=torch.bool), torch.zeros(1).long(), torch.ones(1), backend=backend
     ),

@@ -1,12 +1,45 @@
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import cuda_shim
 import pytest
 import torch
 from op_cases import TESTED, deterministic, runners
 
-from solo_attn.backends import compiled, registry
+from solo_attn.backends import compiled, registry, triton_runtime
+
+passed: set[str] = set()  # test files with a test that did
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In a process with TRITON_INTERPRET set: the backend triton alone, without what is too much for it."""
+    if not triton_runtime.INTERPRETED:
+        return
+    others = []
+    for item in [item for item in items if item.path.is_relative_to(Path(__file__).parent)]:
+        runner = item.callspec.params.get("runner") if hasattr(item, "callspec") else None
+        if runner is None or runner.backend != "triton":
+            others.append(item)
+        elif mark := item.get_closest_marker("not_interpreted"):
+            item.add_marker(pytest.mark.skip(reason=f"in Triton's interpreter: {mark.args[0]}"))
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in {*others}]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" and report.passed:
+        passed.add(report.nodeid.partition("::")[0])
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Skips alone are no proof of a kernel."""
+    if not triton_runtime.INTERPRETED or session.config.option.collectonly:
+        return
+    files = {item.nodeid.partition("::")[0] for item in session.items}
+    if missing := sorted(files - passed) or ([] if files else ["tests/ops"]):
+        print(f"\nno test ran on the backend triton in {', '.join(missing)}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -86,7 +87,8 @@ class Runner:
 
 def runners(op: str, only: str | None = None) -> list[Any]:
     """Every backend of the registry on every device here; one that runs nowhere skips, with its reason."""
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    present = "cpu cuda" if torch.cuda.is_available() else "cpu"
+    devices = os.environ.get("SOLO_ATTN_TEST_DEVICES", present).split()
     params = []
     for backend in TESTED:
         if only not in (None, backend.name):

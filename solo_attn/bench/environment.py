@@ -13,14 +13,19 @@ import torch
 from .. import __version__
 
 
-def environment() -> dict[str, Any]:
-    """Versions, device, commit (None outside a git checkout) and date, ready for `json`."""
+def environment(device: str | None = None) -> dict[str, Any]:
+    """Versions, device, commit (None outside a git checkout) and date, ready for `json`.
+
+    Args:
+        device: what it ran on; None for the first GPU where there is one, else the CPU.
+    """
+    gpu = torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
     return {
         "solo_attn": __version__,
         "commit": _commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu(),
+        "device": torch.cuda.get_device_name(device) if gpu else _cpu(),
         "threads": torch.get_num_threads(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

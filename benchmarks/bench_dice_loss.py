@@ -1,0 +1,11 @@
+"""How fast dice_loss is: python -m pytest benchmarks/bench_dice_loss.py"""
+
+from solo_attn.bench.cases import dice_loss
+
+
+def test_dice_loss(measure, device):
+    measure(dice_loss(device), "forward")
+
+
+def test_dice_loss_backward(measure, device):
+    measure(dice_loss(device), "backward")

@@ -1,0 +1,7 @@
+"""How fast mask_bits is: python -m pytest benchmarks/bench_mask_bits.py"""
+
+from solo_attn.bench.cases import mask_bits
+
+
+def test_mask_bits(measure, device):
+    measure(mask_bits(device), "forward")

@@ -1,0 +1,83 @@
+"""How fast this is beside mmdetection 3.3.0: make bench-peers."""
+
+from functools import partial
+
+import heads
+import pytest
+import torch
+from peers import need
+from pool import needs_pool, pooled_masks
+
+from solo_attn import matrix_nms
+from solo_attn.bench import FLOOR, agree
+from solo_attn.bench.cases import matrix_nms as nms_case
+from solo_attn.bench.cases import read
+from solo_attn.interop.mmdet import mask_matrix_nms
+
+OURS, THEIRS = "solo-attn", "mmdetection"
+
+
+def compare_nms(race, masks, labels, scores, what):
+    theirs = partial(need("mmdet.models.layers").mask_matrix_nms, masks, labels, scores)
+    ours, drop_in = (
+        partial(matrix_nms, masks, labels, scores),
+        partial(mask_matrix_nms, masks, labels, scores),
+    )
+    agree(ours().sort(descending=True).values, theirs()[0])
+    agree(drop_in()[0], theirs()[0])
+    contenders = {OURS: ours, THEIRS: theirs, "drop-in": drop_in, FLOOR: partial(read, masks)}
+    race(contenders, op="matrix_nms", what=what, limit="masks read")
+
+
+def test_mmdet_nms(race):
+    scores, masks, labels = nms_case("cpu").inputs
+    compare_nms(race, masks, labels, scores, f"{len(masks)} masks 200 x 336")
+
+
+@needs_pool
+def test_mmdet_nms_real(race):
+    masks, labels, scores = pooled_masks()
+    compare_nms(race, masks, labels, scores, f"{len(masks)} predicted masks 200 x 336")
+
+
+@pytest.fixture(scope="module")
+def pair():
+    need("mmdet.models.dense_heads")
+    return heads.same_weights()
+
+
+@pytest.mark.parametrize("levels", [heads.THREE, (0, 1, 2, 3, 4)], ids=["three", "five"])
+def test_mmdet_predict(race, pair, levels):
+    theirs, ours = pair
+    features = heads.pyramid(levels)
+    heads.set_candidates(theirs, ours, features)
+    contenders = {
+        OURS: partial(heads.predict_ours, ours, features),
+        THEIRS: partial(heads.predict_theirs, theirs, features),
+    }
+    heads.predictions_agree(*(run() for run in contenders.values()))
+    race(contenders, op="head", what=f"{heads.CANDIDATES} candidates on {len(levels)} levels")
+
+
+def test_mmdet_train(race, pair):
+    theirs, ours = pair
+    features = [x.requires_grad_() for x in heads.pyramid()]
+    instances, target = heads.objects()
+    contenders = {
+        OURS: partial(heads.train_ours, ours, features, target),
+        THEIRS: partial(heads.train_theirs, theirs, features, instances),
+    }
+    agree(*(run() for run in contenders.values()))
+    race(contenders, op="head", what=f"forward, targets, loss, backward, {heads.OBJECTS} objects")
+
+
+def test_mmdet_targets(race, pair):
+    theirs, ours = pair
+    instances, target = heads.objects()
+    contenders = {
+        OURS: partial(heads.assign, [target], heads.SIZE, ours.num_grids),
+        THEIRS: partial(heads.targets_theirs, theirs, instances),
+    }
+    with torch.no_grad():
+        heads.targets_agree(*(run() for run in contenders.values()))
+        race(contenders, op="targets", what=f"{heads.OBJECTS} objects")

@@ -1,0 +1,95 @@
+// Masks read once: their bits, where these begin and end, and their areas.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "bits.h"
+#include "dtypes.h"
+#include "parallel.h"
+
+namespace solo_attn {
+
+// A mask's bits; none is set outside the words [first, last).
+struct BitRow {
+  const uint64_t* words;
+  int64_t first;
+  int64_t last;
+  int64_t area;
+};
+
+struct PackRow {
+  template <Isa isa>
+  static SOLO_ATTN_INLINE void run(const uint8_t* bytes, int64_t pixels, uint64_t* words) {
+    pack_row<isa>(bytes, pixels, words);
+  }
+};
+
+struct MeasureRow {
+  template <Isa isa>
+  static SOLO_ATTN_INLINE BitRow run(const uint64_t* words, int64_t count) {
+    BitRow row{words, 0, count, 0};
+    // Eight words at a time: most of most masks is empty, and so is most of the time spent here.
+    while (row.last - row.first >= 8 && none(words + row.first)) row.first += 8;
+    while (row.last - row.first >= 8 && none(words + row.last - 8)) row.last -= 8;
+    for (int64_t w = row.first; w < row.last; ++w) row.area += popcount<isa>(words[w]);
+    return row;
+  }
+
+  static SOLO_ATTN_INLINE bool none(const uint64_t* w) {
+    return (w[0] | w[1] | w[2] | w[3] | w[4] | w[5] | w[6] | w[7]) == 0;
+  }
+};
+
+// Pixels that both have, from the words that both have.
+template <Isa isa>
+SOLO_ATTN_INLINE int64_t intersection(const BitRow& a, const BitRow& b) {
+  const int64_t last = std::min(a.last, b.last);
+  int64_t both = 0;
+  for (int64_t w = std::max(a.first, b.first); w < last; ++w) {
+    both += popcount<isa>(a.words[w] & b.words[w]);
+  }
+  return both;
+}
+
+// How many words a mask of `masks`, [n, pixels] or [n, words] (int64), has.
+inline int64_t words_of(const Tensor& masks) {
+  return masks.scalar_type() == ScalarType::Long ? masks.size(1) : (masks.size(1) + 63) / 64;
+}
+
+// Reads each mask once; rows may repeat or lie far apart, but each must be one run of memory. Row j is mask
+// place(j); what place gives as -1 is not read, and has no pixel. `store` keeps what had to be packed.
+template <class Place>
+std::vector<BitRow> read_rows(const Tensor& masks, std::unique_ptr<uint64_t[]>& store, const Place& place) {
+  const int64_t count = masks.size(0), width = masks.size(1), stride = masks.stride(0);
+  const bool packed = masks.scalar_type() == ScalarType::Long;
+  const int64_t words = words_of(masks);
+  if (!packed) store.reset(new uint64_t[count * words]);
+  const void* data = masks.const_data_ptr();
+  std::vector<BitRow> rows(count);
+  parallel_for(count, packed ? words : width / 16, [&](int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; ++j) {
+      const int64_t mask = place(j);
+      if (mask < 0) continue;
+      const int64_t offset = mask * stride;
+      const uint64_t* row = static_cast<const uint64_t*>(data) + offset;
+      if (!packed) {
+        uint64_t* fresh = store.get() + j * words;
+        call<PackRow>(static_cast<const uint8_t*>(data) + offset, width, fresh);
+        row = fresh;
+      }
+      rows[j] = call<MeasureRow>(row, words);
+    }
+  });
+  return rows;
+}
+
+// The k-th of count items, one from the end after each from the front: where work grows along the items and
+// each thread takes a run of k.
+inline int64_t folded(int64_t k, int64_t count) { return k % 2 == 0 ? k / 2 : count - 1 - k / 2; }
+
+}  // namespace solo_attn

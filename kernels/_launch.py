@@ -1,0 +1,118 @@
+"""How kernels are tuned, launched, and listed for compiling ahead of time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton
+from torch.library import wrap_triton
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+# The number of the configuration that every kernel takes (counted round where it has fewer), instead of the
+# fastest: bitwise the same on every machine with the same GPU. The interpreter has no clock worth reading.
+_GIVEN = os.environ.get("SOLO_ATTN_TUNE") or ("0" if INTERPRETED else None)
+_state = threading.local()
+
+
+def _mend_interpreter() -> None:
+    """Triton 3.6's interpreter makes integers of arrays in a way that NumPy 2.4 refuses."""
+    from triton.runtime import interpreter
+
+    original = interpreter._patch_lang_tensor
+
+    def patch(tensor: Any, scope: Any) -> None:
+        original(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch
+
+
+if INTERPRETED:
+    _mend_interpreter()
+
+
+@contextlib.contextmanager
+def traced() -> Iterator[None]:
+    """Launches become nodes of the graph that is being traced, so that a compiler sees the kernels."""
+    before = getattr(_state, "traced", False)
+    _state.traced = True
+    try:
+        yield
+    finally:
+        _state.traced = before
+
+
+def config(num_warps: int, num_stages: int = 2, **constants: int) -> triton.Config:
+    """One choice of a kernel's block sizes."""
+    return triton.Config(constants, num_warps=num_warps, num_stages=num_stages)
+
+
+def tuned(
+    configs: Sequence[triton.Config], key: Sequence[str], written: Sequence[str] = ()
+) -> Callable[..., Any]:
+    """Time the configurations on the first call for each ``key`` and remember the best, on disk too.
+
+    ``SOLO_ATTN_TUNE`` names one instead. ``written`` are arguments that are read and written over: they are
+    restored between the runs that are timed.
+    """
+    choice = list(configs) if _GIVEN is None else [configs[int(_GIVEN) % len(configs)]]
+
+    def decorate(kernel: Any) -> Any:
+        return triton.autotune(
+            configs=choice,
+            key=list(key),
+            restore_value=list(written),
+            cache_results=True,
+        )(kernel)
+
+    return decorate
+
+
+def launch(kernel: Any, grid: Any, *args: Any, **constants: Any) -> None:
+    """Run ``kernel`` on the device of its first argument.
+
+    A direct call costs microseconds where the call that a compiler can trace costs a millisecond; and
+    ``wrap_triton`` refuses a kernel that the interpreter runs.
+    """
+    if getattr(_state, "traced", False):
+        wrap_triton(kernel)[grid](*args, **constants)
+    elif args[0].is_cuda:
+        with torch.cuda.device(args[0].device):
+            kernel[grid](*args, **constants)
+    else:
+        kernel[grid](*args, **constants)
+
+
+def precision() -> str:
+    """How float32 is multiplied: exactly, or as TensorFloat-32 where PyTorch's own matmuls may.
+
+    That is ``torch.backends.cuda.matmul.fp32_precision``, which ``allow_tf32`` and
+    ``torch.set_float32_matmul_precision`` set as well; torch.compile compiles again when it changes.
+    """
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+@dataclass(frozen=True)
+class Aot:
+    """A kernel with the types of its arguments, to be compiled with no GPU in every tuned configuration.
+
+    Attributes:
+        kernel: what `tuned` or ``triton.jit`` made.
+        types: of each argument that is no constant, in Triton's words: "*fp32", "i32"; "*T" stands for each
+            of ``dtypes`` in turn. Arguments left out are "i32".
+        constants: values of the constants that no configuration sets; "T" as above.
+        dtypes: of the tensors.
+        label: tells apart what has the same kernel, constants and dtypes.
+    """
+
+    kernel: Any
+    types: dict[str, str]
+    constants: dict[str, Any] = field(default_factory=dict)
+    dtypes: tuple[str, ...] = ("fp32", "bf16", "fp16")
+    label: str = ""

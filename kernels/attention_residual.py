@@ -1,0 +1,223 @@
+"""The attention branch added to the mask branch like a ResNet shortcut (paper section 3.4), in one kernel.
+
+A program takes a block of cells, 64 columns of the output and a band of grid rows. The dot products with the
+grid cells beneath stay on the chip: a grid row is enlarged along x by picking from them, and two neighbours
+are blended along y while the logits stream by. So the logits are read once and written once, and the
+S^2 x S x S map never reaches memory. A band computes one grid row more than it has: the next one's first.
+
+Backward, the S x S gradients of the maps are gathered, every output from its own window of inputs, and go on
+as grid_attention's: B N^2 numbers in float32 are written and read between.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._bilinear import bilinear_first, bilinear_part, bilinear_tap, window
+from ._launch import Aot, config, launch, precision, tuned
+from .grid_attention import grid_attention_bwd
+
+_WIDTH = 64  # output columns of a program
+_COLUMNS = 8  # grid columns of a program that gathers
+
+# More rows at a time compute fewer of them twice, but the more there are to pick from, the longer it takes.
+_FWD_CONFIGS = (
+    config(4, CELLS=16, ROWS=4, BLOCK_K=16),
+    config(4, CELLS=32, ROWS=4, BLOCK_K=16),
+    config(8, CELLS=64, ROWS=4, BLOCK_K=16),
+    config(8, CELLS=32, ROWS=8, BLOCK_K=16),
+)
+_BWD_CONFIGS = (
+    config(4, TILE=2048, ROWS=8),
+    config(4, TILE=1024, ROWS=16),
+    config(8, TILE=4096, ROWS=16),
+)
+
+
+@triton.jit
+def _enlarged(products, row, low, high, weight, SPAN: tl.constexpr):
+    """A grid row along x: [CELLS, WIDTH] picked from [CELLS, ROWS * SPAN]."""
+    left = tl.gather(products, row * SPAN + low, 1)
+    right = tl.gather(products, row * SPAN + high, 1)
+    return left + weight * (right - left)
+
+
+@triton.jit
+def _attention_residual_fwd_kernel(
+    logits,
+    features,
+    out,
+    scale,
+    channels,
+    side,
+    height,
+    width,
+    WIDTH: tl.constexpr,
+    SPAN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    CELLS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """``out`` may be ``logits``: each number is read and written by one thread."""
+    cells = side * side
+    image = tl.program_id(2).to(tl.int64)
+    strips = tl.cdiv(width, WIDTH)
+    start, top = tl.program_id(0) % strips * WIDTH, tl.program_id(0) // strips * (ROWS - 1)
+    x = start + tl.arange(0, WIDTH)
+    low, high, weight = bilinear_tap(tl.minimum(x, width - 1), side, width)
+    first = bilinear_tap(start, side, width)[0]
+
+    # The products of a block of cells with ROWS x SPAN grid cells, those at the rim repeated.
+    cell = tl.program_id(1) * CELLS + tl.arange(0, CELLS)
+    j = tl.arange(0, ROWS * SPAN)
+    at = tl.minimum(top + j // SPAN, side - 1) * side + tl.minimum(first + j % SPAN, side - 1)
+    features += image * channels * cells
+    products = tl.zeros((CELLS, ROWS * SPAN), tl.float32)
+    for c in range(0, channels, BLOCK_K):
+        channel = c + tl.arange(0, BLOCK_K)
+        mine = features + channel[None, :] * cells + cell[:, None]
+        mine = tl.load(mine, mask=(channel < channels)[None, :] & (cell < cells)[:, None], other=0.0)
+        others = features + channel[:, None] * cells + at[None, :]
+        others = tl.load(others, mask=(channel < channels)[:, None], other=0.0)
+        products = tl.dot(mine, others, products, input_precision=PRECISION)
+    products *= scale
+
+    index = tl.zeros((CELLS, WIDTH), tl.int32)
+    low, high, weight = index + (low - first)[None, :], index + (high - first)[None, :], weight[None, :]
+    mask = (cell < cells)[:, None] & (x < width)[None, :]
+    place = (image * cells + cell[:, None]) * height * width + x[None, :]
+    above = _enlarged(products, 0, low, high, weight, SPAN)
+    for row in range(ROWS - 1):
+        below = _enlarged(products, row + 1, low, high, weight, SPAN)
+        end = bilinear_first(top + row + 1, side, height)
+        for y in range(bilinear_first(top + row, side, height), end):
+            v = bilinear_tap(y, side, height)[2]
+            value = tl.load(logits + place + y * width, mask=mask, eviction_policy="evict_first").to(
+                tl.float32
+            )
+            value += above + v * (below - above)
+            tl.store(out + place + y * width, value.to(out.dtype.element_ty), mask=mask)
+        above = below
+
+
+_KEY = ("channels", "side", "height", "width", "PRECISION")
+_forward = tuned(_FWD_CONFIGS, key=_KEY)(_attention_residual_fwd_kernel)
+_in_place = tuned(_FWD_CONFIGS, key=_KEY, written=("out",))(_attention_residual_fwd_kernel)
+
+
+@tuned(_BWD_CONFIGS, key=("side", "height", "width"))
+@triton.jit
+def _attention_residual_bwd_kernel(
+    grad,
+    maps,
+    side,
+    height,
+    width,
+    COLUMNS: tl.constexpr,
+    TAPS: tl.constexpr,
+    TILE: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Each grid cell gathers along y first, taps along x kept apart, which are added when its row is done."""
+    CELLS: tl.constexpr = TILE // (COLUMNS * TAPS) if TILE > COLUMNS * TAPS else 1
+    cells = side * side
+    image = tl.program_id(2).to(tl.int64)
+    strips = tl.cdiv(side, COLUMNS)
+    j = tl.program_id(0) % strips * COLUMNS + tl.arange(0, COLUMNS)
+    top = tl.program_id(0) // strips * ROWS
+    cell = tl.program_id(1) * CELLS + tl.arange(0, CELLS)
+
+    x = bilinear_first(j - 1, side, width)[:, None] + tl.arange(0, TAPS)[None, :]
+    inside = (x < bilinear_first(j + 1, side, width)[:, None]) & (j < side)[:, None]
+    low, high, weight = bilinear_tap(x, side, width)
+    parts = tl.where(inside, bilinear_part(j[:, None], low, high, weight), 0.0)[None, :, :]
+    mask = (cell < cells)[:, None, None] & inside[None, :, :]
+    place = (image * cells + cell[:, None, None]) * height * width + x[None, :, :]
+    written = (cell < cells)[:, None] & (j < side)[None, :]
+    maps += (image * cells + cell[:, None]) * cells + j[None, :]
+
+    this = tl.zeros((CELLS, COLUMNS, TAPS), tl.float32)
+    for i in range(top - 1, tl.minimum(top + ROWS, side)):
+        following = tl.zeros((CELLS, COLUMNS, TAPS), tl.float32)
+        for y in range(bilinear_first(i, side, height), bilinear_first(i + 1, side, height)):
+            v = bilinear_tap(y, side, height)[2]
+            value = tl.load(grad + place + y * width, mask=mask, other=0.0).to(tl.float32)
+            this += (1 - v) * value
+            following += v * value
+        if i >= top:
+            tl.store(maps + i * side, tl.sum(this * parts, 2), mask=written)
+        this = following
+
+
+def attention_residual(mask_logits: Tensor, grid_features: Tensor, scale: float) -> Tensor:
+    """Mask logits [B, N, H, W] + the S x S maps of grid attention, enlarged bilinearly to H x W."""
+    logits = mask_logits.contiguous()
+    out = torch.empty_like(logits)
+    _add(_forward, logits, grid_features, scale, out)
+    return out
+
+
+def attention_residual_(mask_logits: Tensor, grid_features: Tensor, scale: float) -> None:
+    """The same, written over the mask logits."""
+    logits = mask_logits.contiguous()
+    _add(_in_place, logits, grid_features, scale, logits)
+    if logits is mask_logits:
+        # Autograd counts writes to a tensor and its views; what a kernel writes it would miss.
+        mask_logits.narrow(0, 0, 0).zero_()
+    else:
+        mask_logits.copy_(logits)
+
+
+def _add(kernel: Any, logits: Tensor, grid_features: Tensor, scale: float, out: Tensor) -> None:
+    features = grid_features.contiguous()
+    batch, channels, side, _ = features.shape
+    height, width = logits.shape[2:]
+    if logits.numel() == 0:
+        return
+    # The grid columns beneath the output columns of a program. A dot product has at least 16 columns.
+    span = max(2, triton.next_power_of_2(min(side, triton.cdiv((_WIDTH - 1) * side, width) + 2)))
+
+    def grid(meta: dict[str, Any]) -> tuple[int, int, int]:
+        bands = triton.cdiv(side, meta["ROWS"] - 1)
+        return triton.cdiv(width, _WIDTH) * bands, triton.cdiv(side * side, meta["CELLS"]), batch
+
+    mode = precision() if features.dtype == torch.float32 else "ieee"
+    sizes = channels, side, height, width
+    constants = {"WIDTH": _WIDTH, "SPAN": span, "PRECISION": mode}
+    launch(kernel, grid, logits, features, out, scale, *sizes, **constants)
+
+
+def attention_residual_bwd(grad: Tensor, grid_features: Tensor, scale: float) -> Tensor:
+    """The gradient of the grid features; that of the mask logits is ``grad`` itself."""
+    upstream = grad.contiguous()
+    batch, cells, height, width = upstream.shape
+    side = grid_features.shape[-1]
+    maps = upstream.new_empty(batch, cells, side, side, dtype=torch.float32)
+    if maps.numel() > 0:
+        columns = min(_COLUMNS, triton.next_power_of_2(side))
+        taps = triton.next_power_of_2(window(side, width))
+
+        def grid(meta: dict[str, Any]) -> tuple[int, int, int]:
+            block = max(1, meta["TILE"] // (columns * taps))
+            bands = triton.cdiv(side, meta["ROWS"])
+            return triton.cdiv(side, columns) * bands, triton.cdiv(cells, block), batch
+
+        constants = {"COLUMNS": columns, "TAPS": taps}
+        launch(_attention_residual_bwd_kernel, grid, upstream, maps, side, height, width, **constants)
+    return grid_attention_bwd(maps, grid_features, scale, None)
+
+
+# At the sizes of the paper: 40 x 40 cells and 336 columns.
+_TYPES = {"logits": "*T", "features": "*T", "out": "*T", "grad": "*T", "maps": "*fp32", "scale": "fp32"}
+_PAPER = {"WIDTH": _WIDTH, "SPAN": 16}
+AOT = (
+    Aot(_forward, _TYPES, {**_PAPER, "PRECISION": "ieee"}),
+    Aot(_forward, _TYPES, {**_PAPER, "PRECISION": "tf32"}, ("fp32",)),
+    Aot(_attention_residual_bwd_kernel, _TYPES, {"COLUMNS": _COLUMNS, "TAPS": 32}),
+)

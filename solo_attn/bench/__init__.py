@@ -1,0 +1,22 @@
+"""What the ops cost: inputs as they occur, and times that can be compared."""
+
+from .cases import CASES, Case, agree
+from .contenders import COMPILED, FLOOR, PLAIN, backends, backward, forward
+from .environment import environment
+from .timing import Race, Times, peak_memory
+
+__all__ = [
+    "CASES",
+    "COMPILED",
+    "FLOOR",
+    "PLAIN",
+    "Case",
+    "Race",
+    "Times",
+    "agree",
+    "backends",
+    "backward",
+    "environment",
+    "forward",
+    "peak_memory",
+]

@@ -1,0 +1,131 @@
+"""Times that can be compared: contenders take turns in one process, and medians are what counts."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+
+Contender = Callable[[], Any]
+
+_SHORT = 0.02  # seconds; what takes less runs several times in a row, as it does in real use
+_IN_A_ROW = 3
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one contender's runs.
+
+    Attributes:
+        median: half of the runs took less.
+        low: a quarter took less.
+        high: a quarter took more.
+        runs: how many there were.
+    """
+
+    median: float
+    low: float
+    high: float
+    runs: int
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> Times:
+        """Of at least one run."""
+        low, _, high = quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
+        return cls(median(seconds), low, high, len(seconds))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for `json`."""
+        return asdict(self)
+
+
+class Race:
+    """Runs contenders in turn, so that what else the machine does hits all of them alike.
+
+    The first run of each, which compiles and allocates, is not counted.
+
+    Args:
+        contenders: a name -> what is timed.
+        device: where they run; on "cuda" CUDA events are what is read.
+    """
+
+    def __init__(self, contenders: Mapping[str, Contender], device: str = "cpu") -> None:
+        self._contenders = dict(contenders)
+        self._cuda = torch.device(device).type == "cuda"
+        self._seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        self._first: dict[str, float] = {}  # what a run takes, about
+        for name, run in self._contenders.items():
+            self._time(run)
+            self._first[name] = self._time(run)
+
+    def affordable(self, seconds: float, least: int = 3, most: int = 50) -> int:
+        """How many rounds fit into ``seconds``, between ``least`` and ``most``."""
+        once = sum(taken * self._in_a_row(name) for name, taken in self._first.items())
+        return max(least, min(most, int(seconds / max(once, 1e-9))))
+
+    def round(self) -> None:
+        """Each contender once; one that is short a few times, of which the first does not count."""
+        for name, run in self._contenders.items():
+            taken = [self._time(run) for _ in range(self._in_a_row(name))]
+            self._seconds[name] += taken[1:] or taken
+
+    def times(self) -> dict[str, Times]:
+        """Of every contender, after at least one round."""
+        return {name: Times.of(seconds) for name, seconds in self._seconds.items()}
+
+    def _in_a_row(self, name: str) -> int:
+        return 1 + _IN_A_ROW * (self._first[name] < _SHORT)
+
+    def _time(self, run: Contender) -> float:
+        if not self._cuda:
+            begin = time.perf_counter()
+            run()
+            return time.perf_counter() - begin
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        run()
+        stop.record()
+        torch.cuda.synchronize()
+        return float(start.elapsed_time(stop)) / 1000
+
+
+def peak_memory(run: Contender, device: str = "cpu") -> int | None:
+    """Bytes that ``run`` needs beyond what was there before, at their most; None where that cannot be read.
+
+    On a CPU the growth of the process, its result included, which only Linux tells.
+    """
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    if sys.platform != "linux":
+        return None
+    try:
+        # Memory that was freed but is still the process's would be used first, and not be seen.
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    except (OSError, AttributeError):  # a kernel, or a C library, that does not have it
+        return None
+    before = _status("VmRSS")
+    result = run()
+    grown = _status("VmHWM") - before
+    del result
+    return max(0, grown)
+
+
+def _status(name: str) -> int:
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) << 10
