@@ -161,7 +161,7 @@ def compiled() -> tuple[Extension, type[build_ext]]:
         # The runtime linked in: the wheel then needs no CUDA libraries to serve CPU tensors.
         linked["libraries"] = ["cudart_static", "rt", "dl", "pthread"]
         linked["library_dirs"] = [str(home / "lib64"), str(home / "lib")]
-        # What it asks torch for is in libtorch_cuda, where there is one; libtorch always is, and depends on it.
+        # What it asks torch for is in libtorch_cuda, if there is one; libtorch always is, and depends on it.
         linked["extra_link_args"] = ["-Wl,--no-as-needed", "-ltorch"]
     extension = CppExtension(
         "solo_attn._C",
