@@ -8,7 +8,7 @@ PEERS := .peers/.installed
 CSRC := $(shell find csrc tests/cuda_shim -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers demo test gpu-test lint bench bench-peers gpu-bench results format clean
+.PHONY: help setup peers demo test gpu-test test-sanitize test-abi lint bench bench-peers gpu-bench results format clean
 
 help:  ## show these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,21 @@ test: setup lint  ## lint, then every test, those of the ops once more in Triton
 gpu-test: setup  ## every op on this machine's GPU; DRY_RUN=1: what a CPU allows of it
 	$(BIN)/python tests/gpu/run.py $(if $(DRY_RUN),--dry-run)
 
+# Fresh memory comes as NaN, so that reading what nothing was written to shows. Python itself leaks at its end.
+SANITIZE := -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
+FILLED := max_malloc_fill_size=1073741824:malloc_fill_byte=255
+test-sanitize: setup  ## the C++ kernels under ASan and UBSan, by the tests of the ops on every instruction set (4 minutes)
+	SOLO_ATTN_BUILD=cpu CXXFLAGS="$(SANITIZE)" LDFLAGS="-fsanitize=address,undefined" $(BIN)/python setup.py -q build \
+		--build-base build/sanitize --build-lib build/sanitize/lib
+	cd build/sanitize/lib && OMP_WAIT_POLICY=PASSIVE ASAN_OPTIONS=detect_leaks=0:$(FILLED) \
+		UBSAN_OPTIONS=print_stacktrace=1 \
+		LD_PRELOAD="$$(for name in asan ubsan stdc++; do $${CXX:-c++} -print-file-name=lib$$name.so; done | xargs)" \
+		$(CURDIR)/$(BIN)/python -m pytest -c $(CURDIR)/pyproject.toml $(CURDIR)/tests/ops -q -p no:cacheprovider \
+		-k "cpu-cpu and not compile"
+
+test-abi: setup  ## one wheel, built here, by the tests of the ops under the newest torch (gigabytes to download)
+	$(BIN)/python benchmarks/abi.py
+
 lint: setup  ## ruff, the type checker, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -55,6 +70,9 @@ bench: setup  ## time every op, store the result, remake the README's table and 
 bench-peers: peers  ## the same for what is compared with mmdetection
 	$(BIN)/python -m pytest benchmarks/bench_mmdet.py -q --timeout 900 --benchmark-columns=rounds --benchmark-json=benchmarks/results/cpu/mmdet.json
 	$(BIN)/python benchmarks/readme.py
+
+gpu-bench: setup  ## time every op on this machine's GPU and store it; DRY_RUN=1: go through it on the CPU
+	$(BIN)/python benchmarks/gpu.py run $(if $(DRY_RUN),--dry-run)
 
 results: setup  ## write benchmarks/results into the README
 	$(BIN)/python benchmarks/readme.py

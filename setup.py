@@ -163,11 +163,12 @@ def compiled() -> tuple[Extension, type[build_ext]]:
         linked["library_dirs"] = [str(home / "lib64"), str(home / "lib")]
         # What it asks torch for is in libtorch_cuda, if there is one; libtorch always is, and depends on it.
         linked["extra_link_args"] = ["-Wl,--no-as-needed", "-ltorch"]
+    flags = [*FLAGS, *os.environ.get("CXXFLAGS", "").split()]
     extension = CppExtension(
         "solo_attn._C",
         sources("**/*.cpp") + (sources("**/*.cu") if linked else []),
         depends=sources("**/*.h"),
-        extra_compile_args={"cxx": FLAGS, "nvcc": NVCC_FLAGS},
+        extra_compile_args={"cxx": flags, "nvcc": NVCC_FLAGS},
         py_limited_api=True,
         **linked,
     )
@@ -182,7 +183,7 @@ def compiled() -> tuple[Extension, type[build_ext]]:
                     **facts,
                     "torch": torch.__version__,
                     "compiler": version(os.environ.get("CXX", "c++")),
-                    "flags": FLAGS,
+                    "flags": flags,
                     "jobs": os.environ["MAX_JOBS"],
                     "system": f"{platform.system()} {platform.machine()}",
                 },

@@ -49,7 +49,8 @@ def main(
             result[key] = round(fmean(row[key] for row in last), 4)
         found[name] = result
         console.print(
-            f"{name}: dice {result['train/dice']:.3f}, AP50 {result['metrics']['ap50']:.3f}", highlight=False
+            f"{name}: dice {result['train/dice']:.3f}, AP50 {100 * result['metrics']['ap50']:.1f}",
+            highlight=False,
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pycocotools.mask as coco_mask
+import speed as speed_tables
 import torch
 import torch.nn.functional as F
 from torchvision.io import write_png
@@ -101,7 +102,47 @@ def attention_scale() -> str:
     )
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"demo": demo, "nuclei": nuclei, "attention_scale": attention_scale}
+def speed() -> str:
+    """What was promised of the kernels, and each op against everything."""
+
+    def latest(name: str) -> Any:
+        return stored(name)
+
+    missed = speed_tables.missed(latest)
+    reasons = [speed_tables.REASONS[name] for name in missed if name in speed_tables.REASONS]
+    machines = "; ".join(
+        f"{what} {measured_on(stored(name)['environment'])}"
+        for name, what in (("ops", "the ops"), ("mmdet", "what is compared with mmdetection 3.3.0"))
+    )
+    return (
+        f"{speed_tables.goal_table(latest)}\n\n"
+        f"Bold rows miss what they should reach. {' '.join(reasons)}\n\n"
+        f"Peak memory beyond the inputs: {speed_tables.memory_line(latest)}.\n\n"
+        "![How many times as fast as plain PyTorch and torch.compile each op is](docs/images/speed.svg)\n\n"
+        f"{speed_tables.op_table(latest)}\n\n"
+        "Medians of runs that take turns in one process; every result was compared before it was timed. The "
+        "floor reads every input and writes every output once, into memory that is there already, and does "
+        f"the matrix product if there is one. Milliseconds. Measured: {machines}."
+    )
+
+
+def abi() -> str:
+    """Under which torch one wheel ran."""
+    found = stored("abi")
+    return (
+        f"Seen: {found['wheel']}, built with torch {found['built_with']}, under torch {found['run_with']}: "
+        f"{found['passed']:,} tests of the ops passed, {found.get('skipped', 0)} skipped. "
+        f"{measured_on(found['environment'])}"
+    )
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "demo": demo,
+    "nuclei": nuclei,
+    "attention_scale": attention_scale,
+    "speed": speed,
+    "abi": abi,
+}
 
 
 def filled(text: str) -> str:
@@ -140,3 +181,4 @@ if __name__ == "__main__":
     IMAGES.mkdir(parents=True, exist_ok=True)
     learning_curve(stored("nuclei")["curve"], IMAGES / "nuclei_curve.png")
     draw_found(IMAGES / "nuclei_found.png")
+    speed_tables.plot(stored, IMAGES / "speed.svg")

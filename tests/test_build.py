@@ -63,6 +63,9 @@ def installed(wheel, folder):
     """Unpacked, which is all that installing this wheel does."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
+    kernels = {path.name for path in (folder / "solo_attn" / "kernels").iterdir()}
+    assert kernels == {path.name for path in (ROOT / "kernels").glob("*.py")}
+    assert not (folder / "kernels").exists(), "another project's name"
     return folder
 
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,3 +54,26 @@ def test_what_they_do() -> None:
 def test_a_second_run_sets_nothing_up() -> None:
     for target in ("demo", "test"):
         assert "pip install" not in dry_run(target)
+
+
+@pytest.mark.parametrize("script", ["tests/gpu/run.py", "benchmarks/gpu.py run"])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_they_say_so(script: str) -> None:
+    command = [sys.executable, *script.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = (done.stdout + done.stderr).splitlines()
+    assert "PyTorch sees no CUDA device" in line
+
+
+def test_the_gpu_benchmark_runs_dry() -> None:
+    command = [sys.executable, "benchmarks/gpu.py", "run", "--dry-run"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("dry run: ")
+
+
+@needs_make
+def test_the_gpu_commands() -> None:
+    assert dry_run("gpu-test").strip().endswith("tests/gpu/run.py")
+    assert dry_run("gpu-bench").strip().endswith("benchmarks/gpu.py run")

@@ -99,8 +99,7 @@ void add(const Tensor& logits, const Tensor& grid_features, double scale, Tensor
     S* to = out.mutable_data_ptr<S>();
     for (int64_t b = 0; b < size.batch; ++b) {
       const S* image = features.const_data_ptr<S>() + size.features(b);
-      grid_attention::all_rows(image, channels, cells, rows.get());
-      grid_attention::all_columns(image, channels, cells, columns.get());
+      grid_attention::pack_all(image, channels, cells, rows.get(), columns.get());
       const int64_t cost = kTileRows * (cells * channels / 16 + size.pixels() / 4);
       parallel_for(groups, cost, [&](int64_t begin, int64_t end) {
         const auto maps = scratch<T>(std::min(kGroups, end - begin) * kTileRows * stride);

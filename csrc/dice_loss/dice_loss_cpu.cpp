@@ -18,7 +18,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../common/check.h"
+#include "../common/cells.h"
 #include "../common/dtypes.h"
 #include "../common/parallel.h"
 #include "../common/rows.h"
@@ -188,16 +188,8 @@ struct Backward {
 };
 
 void check_arguments(const Tensor& coarse, const std::optional<Tensor>& attention, const Tensor& targets) {
-  check(coarse.dim() == 3 && coarse.size(1) > 0 && coarse.size(2) > 0,
-        "dice_loss: expected coarse_logits of shape [K, h, w], got ", coarse.dim(), " dims");
+  check_cells("dice_loss", coarse, attention);
   const int64_t count = coarse.size(0);
-  if (attention) {
-    check(attention->dim() == 3 && attention->size(0) == count && attention->size(1) > 0 &&
-              attention->size(1) == attention->size(2),
-          "dice_loss: expected attention of shape [K, S, S], K = ", count, " as coarse_logits has");
-    check(attention->scalar_type() == coarse.scalar_type() && attention->is_cpu(),
-          "dice_loss: expected attention of coarse_logits's dtype and device");
-  }
   check(targets.dim() == 3 && targets.size(0) == count && targets.size(1) > 0 && targets.size(2) > 0,
         "dice_loss: expected targets of shape [K, H, W], K = ", count, " as coarse_logits has");
   check(targets.scalar_type() == ScalarType::Bool || targets.scalar_type() == ScalarType::Byte,

@@ -22,8 +22,72 @@
 namespace solo_attn::grid_attention {
 namespace {
 
-constexpr int64_t kBlock = 96;  // a square of whole tiles
-static_assert(kBlock % kTileRows == 0 && kBlock % kTileColumns == 0);
+constexpr int64_t kBlock = 96;   // a square of whole tiles
+constexpr int64_t kTurned = 16;  // a square that is transposed at a time
+static_assert(kBlock % kTileRows == 0 && kBlock % kTileColumns == 0 && kBlock % kTurned == 0);
+
+#if defined(SOLO_ATTN_X86)
+// Pairs of rows, then pairs of pairs, within lanes of four; then the lanes.
+SOLO_ATTN_AVX512 inline void turn_avx512(const float* in, int64_t stride, float* out, int64_t out_stride) {
+  __m512d a[16];
+  __m512 b[16];
+#pragma GCC unroll 8
+  for (int r = 0; r < 16; r += 2) {
+    const __m512 one = _mm512_loadu_ps(in + r * stride), two = _mm512_loadu_ps(in + (r + 1) * stride);
+    a[r] = _mm512_castps_pd(_mm512_maskz_unpacklo_ps(0xffff, one, two));
+    a[r + 1] = _mm512_castps_pd(_mm512_maskz_unpackhi_ps(0xffff, one, two));
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < 16; r += 4) {
+    b[r] = _mm512_castpd_ps(_mm512_maskz_unpacklo_pd(0xff, a[r], a[r + 2]));
+    b[r + 1] = _mm512_castpd_ps(_mm512_maskz_unpackhi_pd(0xff, a[r], a[r + 2]));
+    b[r + 2] = _mm512_castpd_ps(_mm512_maskz_unpacklo_pd(0xff, a[r + 1], a[r + 3]));
+    b[r + 3] = _mm512_castpd_ps(_mm512_maskz_unpackhi_pd(0xff, a[r + 1], a[r + 3]));
+  }
+  // b[4 q + c] holds in lane l column 4 l + c of rows 4 q to 4 q + 3.
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    const __m512 even = _mm512_maskz_shuffle_f32x4(0xffff, b[c], b[4 + c], 0x88);
+    const __m512 odd = _mm512_maskz_shuffle_f32x4(0xffff, b[c], b[4 + c], 0xdd);
+    const __m512 late_even = _mm512_maskz_shuffle_f32x4(0xffff, b[8 + c], b[12 + c], 0x88);
+    const __m512 late_odd = _mm512_maskz_shuffle_f32x4(0xffff, b[8 + c], b[12 + c], 0xdd);
+    _mm512_storeu_ps(out + c * out_stride, _mm512_maskz_shuffle_f32x4(0xffff, even, late_even, 0x88));
+    _mm512_storeu_ps(out + (c + 4) * out_stride, _mm512_maskz_shuffle_f32x4(0xffff, odd, late_odd, 0x88));
+    _mm512_storeu_ps(out + (c + 8) * out_stride, _mm512_maskz_shuffle_f32x4(0xffff, even, late_even, 0xdd));
+    _mm512_storeu_ps(out + (c + 12) * out_stride, _mm512_maskz_shuffle_f32x4(0xffff, odd, late_odd, 0xdd));
+  }
+}
+#endif
+
+// out[c, r] = in[r, c] of a square of kTurned.
+template <Isa isa, class T>
+SOLO_ATTN_INLINE void turn(const T* in, int64_t stride, T* out, int64_t out_stride) {
+#if defined(SOLO_ATTN_X86)
+  if constexpr (std::is_same_v<T, float> && isa == Isa::avx512)
+    return turn_avx512(in, stride, out, out_stride);
+#endif
+  for (int64_t c = 0; c < kTurned; ++c) {
+    for (int64_t r = 0; r < kTurned; ++r) out[c * out_stride + r] = in[r * stride + c];
+  }
+}
+
+#if defined(SOLO_ATTN_X86)
+SOLO_ATTN_AVX512 inline void write_avx512(const float* in, int64_t count, float* out) {
+  for (int64_t k = 0; k < count; k += 16) _mm512_stream_ps(out + k, _mm512_loadu_ps(in + k));
+}
+#endif
+
+// narrow(), past the caches where whole lines are written: short runs all over a result that is larger than
+// they are would each be fetched first, which takes as long as the products. Ended by an sfence.
+template <Isa isa, class S, class T>
+SOLO_ATTN_INLINE void write(const T* in, int64_t count, S* out) {
+#if defined(SOLO_ATTN_X86)
+  if constexpr (std::is_same_v<S, float> && isa == Isa::avx512) {
+    if (count % 16 == 0 && reinterpret_cast<uintptr_t>(out) % 64 == 0) return write_avx512(in, count, out);
+  }
+#endif
+  narrow<isa>(in, count, out);
+}
 
 // Block (i, j) with i <= j of the full map, and its mirror image.
 template <class S, class T>
@@ -31,20 +95,33 @@ struct Block {
   template <Isa isa>
   static SOLO_ATTN_INLINE void run(const T* rows, const T* columns, int64_t depth, int64_t cells, T scale,
                                    int64_t i, int64_t j, S* out) {
-    T buffer[kBlock * kBlock], line[kBlock];
+    T buffer[kBlock * kBlock], strip[kTurned * kBlock];
     const int64_t height = std::min(kBlock, cells - i), width = std::min(kBlock, cells - j);
     for (int64_t c = 0; c < width; c += kTileColumns) {
       for (int64_t r = 0; r < height; r += kTileRows) {
+        if (i == j && c + kTileColumns <= r) continue;
         multiply<isa>(rows + (i + r) * depth, columns + (j + c) * depth, depth, scale,
                       buffer + r * kBlock + c, kBlock);
       }
     }
-    for (int64_t r = 0; r < height; ++r) narrow<isa>(buffer + r * kBlock, width, out + (i + r) * cells + j);
-    if (i == j) return;
-    for (int64_t c = 0; c < width; ++c) {
-      for (int64_t r = 0; r < height; ++r) line[r] = buffer[r * kBlock + c];
-      narrow<isa>(line, height, out + (j + c) * cells + i);
+    if (i == j) {  // the tiles that were left out
+      for (int64_t r = 0; r < height; ++r) {
+        const int64_t left = (r - r % kTileRows) / kTileColumns * kTileColumns;
+        for (int64_t c = 0; c < left; ++c) buffer[r * kBlock + c] = buffer[c * kBlock + r];
+      }
     }
+    for (int64_t r = 0; r < height; ++r) write<isa>(buffer + r * kBlock, width, out + (i + r) * cells + j);
+    for (int64_t c = 0; c < width && i != j; c += kTurned) {
+      for (int64_t r = 0; r < height; r += kTurned) {
+        turn<isa>(buffer + r * kBlock + c, kBlock, strip + r, kBlock);
+      }
+      const int64_t some = std::min(kTurned, width - c);
+      for (int64_t k = 0; k < some; ++k)
+        write<isa>(strip + k * kBlock, height, out + (j + c + k) * cells + i);
+    }
+#if defined(SOLO_ATTN_X86)
+    _mm_sfence();
+#endif
   }
 };
 
@@ -52,8 +129,7 @@ template <class S, class T>
 void full_map(const S* features, int64_t channels, int64_t cells, T scale, S* out) {
   const auto rows = scratch<T>(tiles(cells, kTileRows) * kTileRows * channels);
   const auto columns = scratch<T>(tiles(cells, kTileColumns) * kTileColumns * channels);
-  all_rows(features, channels, cells, rows.get());
-  all_columns(features, channels, cells, columns.get());
+  pack_all(features, channels, cells, rows.get(), columns.get());
   const int64_t side = tiles(cells, kBlock);
   parallel_for(block_pairs(side), kBlock * channels * 3, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
@@ -114,7 +190,7 @@ void chosen_map(const S* features, const Chosen& chosen, int64_t channels, int64
   const auto rows = scratch<T>(groups * kTileRows * channels);
   const auto columns = scratch<T>(panels * kTileColumns * channels);
   chosen_rows(features, channels, cells, chosen.cell.data(), chosen.count(), rows.get());
-  all_columns(features, channels, cells, columns.get());
+  pack_all<S, T>(features, channels, cells, nullptr, columns.get());
   parallel_for(groups * panels, channels * 6, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const int64_t panel = t / groups, row = t % groups * kTileRows;

@@ -1,8 +1,8 @@
 // What grid_attention and attention_residual share on the CPU: packed features, and their gradient.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
-#include <numeric>
 
 #include "../common/bilinear_rows.h"
 #include "../common/gemm.h"
@@ -19,11 +19,44 @@ struct PackColumns {
   }
 };
 
+// Rows [begin, end) of V [C, N], packed for all panels of columns and, unless `rows` is null, all groups of
+// 12 columns as the left factor.
 template <class S, class T>
-void all_columns(const S* in, int64_t depth, int64_t count, T* out) {
-  parallel_for(tiles(count, kTileColumns), depth * 4, [&](int64_t begin, int64_t end) {
-    for (int64_t panel = begin; panel < end; ++panel) {
-      call<PackColumns<S, T>>(in, depth, count, panel, out + panel * depth * kTileColumns);
+struct PackAll {
+  template <Isa isa>
+  static SOLO_ATTN_INLINE void run(const S* in, int64_t depth, int64_t count, int64_t begin, int64_t end,
+                                   T* rows, T* columns) {
+    part<isa, kTileColumns>(in, depth, count, begin, end, columns);
+    if (rows != nullptr) part<isa, kTileRows>(in, depth, count, begin, end, rows);
+  }
+
+  template <Isa isa, int64_t tile>
+  static SOLO_ATTN_INLINE void part(const S* in, int64_t depth, int64_t count, int64_t begin, int64_t end,
+                                    T* out) {
+    for (int64_t first = 0; first < count; first += tile) {
+      const int64_t some = std::min(tile, count - first);
+      for (int64_t k = begin; k < end; ++k) {
+        T* to = out + first * depth + k * tile;
+        const S* from = in + k * count + first;
+        if (some == tile) {
+          widen<isa>(from, tile, to);
+        } else {
+          widen<isa>(from, some, to);
+          for (int64_t c = some; c < tile; ++c) to[c] = 0;
+        }
+      }
+    }
+  }
+};
+
+// A few rows of V at a time: what is read lies in few streams, where one panel after the other would touch a
+// page for every 32 elements.
+template <class S, class T>
+void pack_all(const S* in, int64_t depth, int64_t count, T* rows, T* columns) {
+  constexpr int64_t kRows = 16;
+  parallel_for(tiles(depth, kRows), kRows * count / 2, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin * kRows; k < std::min(depth, end * kRows); k += kRows) {
+      call<PackAll<S, T>>(in, depth, count, k, std::min(depth, k + kRows), rows, columns);
     }
   });
 }
@@ -37,13 +70,6 @@ void chosen_rows(const S* in, int64_t depth, int64_t stride, const int64_t* chos
       pack_rows(in, depth, stride, chosen + g * kTileRows, some, out + g * depth * kTileRows);
     }
   });
-}
-
-template <class S, class T>
-void all_rows(const S* in, int64_t depth, int64_t count, T* out) {
-  const auto every = scratch<int64_t>(count);
-  std::iota(every.get(), every.get() + count, 0);
-  chosen_rows(in, depth, count, every.get(), count, out);
 }
 
 // V transposed, packed as the left factor: group g holds channels from 12 g on, over the depth of the cells

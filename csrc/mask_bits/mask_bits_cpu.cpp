@@ -19,7 +19,7 @@
 #include <vector>
 
 #include "../common/bits.h"
-#include "../common/check.h"
+#include "../common/cells.h"
 #include "../common/dtypes.h"
 #include "../common/parallel.h"
 #include "../common/probability.h"

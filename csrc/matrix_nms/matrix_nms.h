@@ -44,4 +44,10 @@ struct Linear {
   SOLO_ATTN_HOST_DEVICE T finish(T least) const { return least; }
 };
 
+// A score that is decayed to nothing is 0, also where it was infinite.
+template <class T>
+SOLO_ATTN_HOST_DEVICE inline T decayed_score(T score, T decay) {
+  return decay == 0 && std::isinf(score) ? T(0) : score * decay;
+}
+
 }  // namespace solo_attn::matrix_nms

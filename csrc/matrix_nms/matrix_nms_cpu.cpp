@@ -160,7 +160,7 @@ std::tuple<Tensor, Tensor> matrix_nms_cpu(const Tensor& masks, const Tensor& lab
     T* factor = decay.mutable_data_ptr<T>();
     for (int64_t j = 0; j < count; ++j) {
       factor[order[j]] = found[j];
-      out[order[j]] = static_cast<S>(wide[order[j]] * found[j]);
+      out[order[j]] = static_cast<S>(decayed_score(wide[order[j]], found[j]));
     }
   });
   return {decayed, decay};

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import json
+import struct
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -96,6 +97,7 @@ def load() -> None:
         if loaded:
             return
         try:
+            _check_whole(_LIBRARY)
             torch.ops.load_library(_LIBRARY)
         except OSError as error:
             raise RuntimeError(
@@ -104,6 +106,21 @@ def load() -> None:
                 "SOLO_ATTN_BUILD=none to do without compiled kernels"
             ) from error
         loaded = True
+
+
+def _check_whole(library: Path) -> None:
+    """Refuse a file that was cut short: mapping it in kills the process, where other faults are errors.
+
+    An ELF file ends with the table of its sections, also after strip or auditwheel have been at it.
+    """
+    with library.open("rb") as file:
+        head = file.read(64)
+        size = file.seek(0, 2)
+    if len(head) == 64 and head.startswith(b"\x7fELF\x02\x01"):  # 64 bits, little-endian
+        (table,) = struct.unpack_from("<Q", head, 40)
+        entry, count = struct.unpack_from("<HH", head, 58)
+        if size < (whole := table + entry * count):
+            raise OSError(f"{library}: expected {whole} bytes, got {size}: the file was cut short")
 
 
 def problem() -> str | None:

@@ -1,7 +1,7 @@
 """The command ``solo-attn``. Torch and Lightning are imported inside the commands that need them."""
 
 # The commands register themselves when their modules are imported.
-from . import bench, convert, doctor, predict, train
+from . import bench, convert, convert_data, doctor, inspect, predict, train
 from .app import app, main
 
-__all__ = ["app", "bench", "convert", "doctor", "main", "predict", "train"]
+__all__ = ["app", "bench", "convert", "convert_data", "doctor", "inspect", "main", "predict", "train"]

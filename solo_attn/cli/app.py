@@ -82,7 +82,7 @@ def command_of(group: typer.Typer, function: Callable[P, R]) -> Callable[P, R]:
             )
             raise typer.Exit(2) from error
 
-    name = function.__name__.removesuffix("_command")
+    name = function.__name__.removesuffix("_command").replace("_", "-")
     group.command(name)(wrapped)
     return wrapped
 

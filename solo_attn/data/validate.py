@@ -115,6 +115,10 @@ def check_content(
     """`check_dataset` of what `read_annotations` has read from ``annotations``."""
     if on_degenerate not in ("error", "skip"):
         raise ValueError(f"check_dataset: expected on_degenerate 'error' or 'skip', got {on_degenerate!r}")
+    if not Path(images).is_dir():
+        raise DatasetError(
+            f"{annotations}: expected the folder of its images, got {images}, which is not there"
+        )
     faults = [
         *_category_faults(content),
         *_image_faults(Path(images), content, decode),

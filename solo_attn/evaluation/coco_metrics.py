@@ -56,14 +56,15 @@ class CocoMetrics:
         return {name: getattr(self, name) for name in METRICS}
 
     def table(self) -> str:
-        """COCO's twelve lines, as COCOeval.summarize prints them."""
+        """COCO's twelve lines as COCOeval.summarize prints them, but in per cent; "–" where undefined."""
         lines = []
         for name, value in self.as_dict().items():
             title = "Average Precision  (AP)" if name.startswith("ap") else "Average Recall     (AR)"
             iou = {"ap50": "0.50", "ap75": "0.75"}.get(name, "0.50:0.95")
             area = name.partition("_")[2] or "all"
             limit = {"ar1": 1, "ar10": 10}.get(name, self.max_detections)
-            lines.append(f" {title} @[ IoU={iou:<9} | area={area:>6s} | maxDets={limit:>3d} ] = {value:0.3f}")
+            shown = "–" if value < 0 else f"{100 * value:.1f}"
+            lines.append(f" {title} @[ IoU={iou:<9} | area={area:>6s} | maxDets={limit:>3d} ] = {shown}")
         return "\n".join(lines)
 
     def __str__(self) -> str:

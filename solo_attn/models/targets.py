@@ -34,7 +34,7 @@ class Objects(NamedTuple):
     """What the assignment needs to know of an image's N objects; masks without a pixel are left out."""
 
     labels: Tensor  # int64 [N]
-    masks: Tensor  # [N, H, W]
+    mask: Tensor  # int64 [N], which of the image's masks
     side: Tensor  # sqrt of the box's area, [N]
     centre: Tensor  # (y, x) of the mask's centre of mass, in pixel indices, [N, 2]
     half: Tensor  # half the (height, width) of the centre region, [N, 2]
@@ -42,17 +42,42 @@ class Objects(NamedTuple):
 
 def describe(target: Mapping[str, Tensor]) -> Objects:
     """Sizes and centres of an image's objects, from its boxes (xyxy, x2 = x1 + w), labels and masks."""
-    masks = target["masks"].ne(0)
-    valid = masks.flatten(1).any(1)
-    masks, boxes, labels = masks[valid], target["boxes"][valid].float(), target["labels"][valid]
+    counts = count_pixels(target["masks"])
+    mask = counts[0].any(1).nonzero().squeeze(1)
+    boxes, labels = target["boxes"][mask].float(), target["labels"][mask]
     extent = (boxes[:, 2:] - boxes[:, :2]).flip(1)  # (height, width)
     sums = []
-    for axis in (1, 2):  # y, then x
-        weights = masks.sum(3 - axis).double()
-        index = torch.arange(masks.shape[axis], device=masks.device, dtype=torch.float64)
+    for count in counts:  # along y, then along x
+        weights = count[mask].double()
+        index = torch.arange(weights.shape[1], device=weights.device, dtype=torch.float64)
         sums.append((weights * index).sum(1) / weights.sum(1))
     centre = torch.stack(sums, dim=1).float()
-    return Objects(labels, masks, extent.prod(1).sqrt(), centre, 0.5 * CENTRE_FRACTION * extent)
+    return Objects(labels, mask, extent.prod(1).sqrt(), centre, 0.5 * CENTRE_FRACTION * extent)
+
+
+def count_pixels(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels in each row and in each column of masks [N, H, W]: int64 [N, H] and [N, W].
+
+    Eight pixels at a time, the bytes of an int64, which 255 of them do not overflow: summing bool would
+    first make eight bytes of each pixel.
+    """
+    pixels = as_bytes(masks).contiguous()
+    if pixels.shape[2] % 8 or pixels.storage_offset() % 8:
+        pixels = F.pad(pixels, (0, -pixels.shape[2] % 8))
+    words = pixels.view(torch.int64)
+    rows = [_lanes(part.sum(2)).sum(2) for part in words.split(255, dim=2)]
+    columns = [_lanes(part.sum(1)).flatten(1) for part in words.split(255, dim=1)]
+    return torch.stack(rows).sum(0), torch.stack(columns).sum(0)[:, : masks.shape[2]]
+
+
+def _lanes(words: Tensor) -> Tensor:
+    """The eight bytes of each word of [N, M]: int64 [N, M, 8]."""
+    return words.contiguous().view(torch.uint8).long().unflatten(1, (words.shape[1], 8))
+
+
+def as_bytes(masks: Tensor) -> Tensor:
+    """What is not zero as 1: uint8, without a copy where they are bool."""
+    return (masks if masks.dtype == torch.bool else masks.ne(0)).view(torch.uint8)
 
 
 def cell_index(position: Tensor, length: Tensor, side: int) -> Tensor:
@@ -66,12 +91,16 @@ def reduce_masks(masks: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
     Set iff at least 2 of the 4 centre pixels of the stride x stride block are: what cv2's bilinear
     resize makes of 0/1 bytes. Pixels of the padding are 0.
     """
-    first = stride // 2 - 1
-    total = masks.new_zeros(len(masks), *size, dtype=torch.uint8)
-    for row in (first, first + 1):
-        for column in (first, first + 1):
-            part = masks[:, row::stride, column::stride]
-            total += F.pad(part.to(torch.uint8), (0, size[1] - part.shape[2], 0, size[0] - part.shape[1]))
+    pixels, first = as_bytes(masks), stride // 2 - 1
+    # Rows first: they lie side by side in memory.
+    rows = pixels.new_zeros(len(masks), size[0], masks.shape[2])
+    total = pixels.new_zeros(len(masks), *size)
+    for k in (first, first + 1):
+        part = pixels[:, k::stride]
+        rows[:, : part.shape[1]] += part
+    for k in (first, first + 1):
+        part = rows[:, :, k::stride]
+        total[:, :, : part.shape[2]] += part
     return total >= 2
 
 
@@ -91,35 +120,59 @@ def assign(
         scale_ranges: of each level, the sqrt of box area that it takes; both ends inclusive.
     """
     objects = [describe(target) for target in targets]
+    sizes = {stride: (input_size[0] // stride, input_size[1] // stride) for stride in MASK_STRIDES}
+    reduced = [{k: reduce_masks(target["masks"], k, sizes[k]) for k in sizes} for target in targets]
     levels = []
     for side, (low, high), stride in zip(num_grids, scale_ranges, MASK_STRIDES, strict=True):
-        mask_size = (input_size[0] // stride, input_size[1] // stride)
         labels, cells, masks = [], [], []
         for image, found in enumerate(objects):
             level = Objects(*(x[(found.side >= low) & (found.side <= high)] for x in found))
-            owner = _owners(level, input_size, side)  # [S * S]: the object's index, or BACKGROUND
+            length = torch.tensor(input_size, dtype=torch.float32, device=level.centre.device)
+            owner = owners(level.centre, level.half, length, side)
             cell = owner.ne(BACKGROUND).nonzero().squeeze(1)
             label = torch.full_like(owner, BACKGROUND)
             label[cell] = level.labels[owner[cell]]
             labels.append(label.reshape(side, side))
             cells.append(torch.stack([torch.full_like(cell, image), cell], dim=1))
-            masks.append(reduce_masks(level.masks, stride, mask_size)[owner[cell]])
+            masks.append(reduced[image][stride][level.mask[owner[cell]]])
         levels.append(LevelTargets(torch.stack(labels), torch.cat(cells), torch.cat(masks)))
     return levels
 
 
-def _owners(objects: Objects, input_size: tuple[int, int], side: int) -> Tensor:
-    """The object responsible for each cell, [S * S]: the last one of those whose centre region it is in."""
-    owner = torch.full((side * side,), BACKGROUND, dtype=torch.int64, device=objects.labels.device)
-    length = torch.tensor(input_size, dtype=torch.float32, device=owner.device)
-    centre = cell_index(objects.centre, length, side)
-    first = cell_index(objects.centre - objects.half, length, side).clamp(min=0)
-    last = cell_index(objects.centre + objects.half, length, side).clamp(max=side - 1)
-    first, last = first.maximum(centre - 1), last.minimum(centre + 1)
+def owners(
+    centre: Tensor,
+    half: Tensor,
+    length: Tensor,
+    side: int,
+    *,
+    image: Tensor | None = None,
+    images: int = 1,
+) -> Tensor:
+    """The object responsible for each cell of a level: the last one of those whose centre region it is in.
+
+    Args:
+        centre: (y, x) of the objects' centres of mass, float32 [N, 2].
+        half: half the (height, width) of their centre regions, [N, 2].
+        length: (height, width) of the padded input, float32 [2], or of each object's, [N, 2].
+        side: S.
+        image: int64 [N], which image each object lies in, for several at a time.
+        images: how many.
+
+    Returns:
+        int64 [images * S * S], the object's index or `BACKGROUND`.
+    """
+    owner = torch.full((images * side * side,), BACKGROUND, dtype=torch.int64, device=centre.device)
+    middle = cell_index(centre, length, side)
+    first = cell_index(centre - half, length, side).clamp(min=0)
+    last = cell_index(centre + half, length, side).clamp(max=side - 1)
+    first, last = first.maximum(middle - 1), last.minimum(middle + 1)
     # At most 3 x 3 cells: all of them at once, [N, 3, 3].
     reach = torch.arange(3, device=owner.device)
     rows, columns = (first[:, k, None] + reach for k in (0, 1))
     inside = (rows <= last[:, 0, None])[:, :, None] & (columns <= last[:, 1, None])[:, None, :]
-    cells = (rows[:, :, None] * side + columns[:, None, :])[inside]
+    cells = rows[:, :, None] * side + columns[:, None, :]
+    if image is not None:
+        cells = cells + image[:, None, None] * side * side
     index = torch.arange(len(inside), device=owner.device)[:, None, None].expand_as(inside)[inside]
-    return owner.scatter_reduce(0, cells, index, "amax")  # a later object overwrites an earlier one
+    # A later object overwrites an earlier one.
+    return owner.scatter_reduce(0, cells[inside], index, "amax")

@@ -21,7 +21,8 @@ def matrix_nms(
     for label in labels.unique():  # only pairs of one label matter
         group = order[labels[order] == label]
         decay[group] = decay_of(exact_iou(masks[group], masks[group]).to(decay.dtype), kernel, sigma)
-    return (scores * decay).to(scores.dtype), decay
+    # A score that is decayed to nothing is 0, also where it was infinite.
+    return torch.where((decay == 0) & scores.isinf(), 0.0, scores * decay).to(scores.dtype), decay
 
 
 def descending(scores: Tensor) -> Tensor:

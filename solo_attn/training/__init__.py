@@ -1,8 +1,19 @@
 """Training, comparison and checkpoints; needs the extra "train"."""
 
+from .advice import grid_setting, with_proposal
 from .checkpoint import CheckpointError, ModelInfo, export_safetensors, load_model, save_model
 from .compare import Comparison, compare, system_config
-from .config import Config, ConfigError, DataConfig, ModelConfig, TrainConfig, load_config, override
+from .config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    TrainConfig,
+    changes,
+    differences,
+    load_config,
+    override,
+)
 from .datamodule import SOLODataModule
 from .demo import demo, demo_config
 from .evaluate import evaluate_model
@@ -22,15 +33,19 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "TrainingError",
+    "changes",
     "compare",
     "demo",
     "demo_config",
+    "differences",
     "evaluate_model",
     "export_safetensors",
+    "grid_setting",
     "load_config",
     "load_model",
     "override",
     "save_model",
     "system_config",
     "train",
+    "with_proposal",
 ]

@@ -167,7 +167,7 @@ def _trainer(config: Config, run_dir: Path, timer: Timer, console: Console) -> p
             ModelCheckpoint(filename="last", every_n_train_steps=train.checkpoint_steps, **files)
         )
     if console.is_terminal:
-        callbacks.append(RichProgressBar(leave=False))
+        callbacks.append(EpochBar(leave=False))
     strategy: Any = "auto"
     if train.devices > 1:
         strategy = DDPStrategy(process_group_backend="nccl" if _on_cuda(train.accelerator) else "gloo")
@@ -200,6 +200,13 @@ def _trainer(config: Config, run_dir: Path, timer: Timer, console: Console) -> p
         ) from error
 
 
+class EpochBar(RichProgressBar):
+    """Lightning's bar, without the -1 that stands for "as many epochs as max_steps takes"."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return super()._get_train_description(current_epoch).replace("/-2", "")
+
+
 class EpochLines(Callback):
     """One line for each validation, which stays readable in a log file too."""
 
@@ -212,14 +219,17 @@ class EpochLines(Callback):
         self.losses = {name: float(value) for name, value in trainer.callback_metrics.items()}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print epoch, losses and AP."""
+        """Print epoch, losses, and AP in per cent."""
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         logged = {**self.losses, **{k: float(v) for k, v in trainer.callback_metrics.items()}}
-        shown = {"loss": "train/loss", "dice": "train/dice", "AP": "val/ap", "AP50": "val/ap50"}
-        values = "  ".join(f"{name} {logged[key]:.3f}" for name, key in shown.items() if key in logged)
+        losses = {"loss": "train/loss", "dice": "train/dice"}
+        values = [f"{name} {logged[key]:.3f}" for name, key in losses.items() if key in logged]
+        for name, key in {"AP": "val/ap", "AP50": "val/ap50"}.items():
+            if logged.get(key, -1) >= 0:
+                values.append(f"{name} {100 * logged[key]:.1f}")
         epoch = trainer.datamodule.epochs_begun  # type: ignore[attr-defined]
-        self.console.print(f"epoch {epoch}  step {trainer.global_step}  {values}", highlight=False)
+        self.console.print(f"epoch {epoch}  step {trainer.global_step}  {'  '.join(values)}", highlight=False)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException

@@ -138,6 +138,20 @@ def test_a_broken_extension_is_an_error(copy, wound, call):
 
 
 @needs_build
+@pytest.mark.skipif(sys.platform != "linux", reason="only an ELF file says how long it is")
+@pytest.mark.parametrize("left", [0.02, 0.5, 0.999])
+def test_a_file_cut_short_is_an_error(copy, left):
+    """dlopen maps what the file says it holds, and touching what is not there is the end of the process."""
+    library = copy / "_C.abi3.so"
+    whole = library.read_bytes()
+    library.write_bytes(whole[: int(left * len(whole))])
+    done = python(f"{CALL}\nsolo_attn.matrix_nms(masks, labels, scores)", copy)
+    assert done.returncode == 1, "an exception, and not a signal"
+    wanted = f"expected {len(whole)} bytes, got {int(left * len(whole))}: the file was cut short"
+    assert wanted in done.stderr.splitlines()[-1]
+
+
+@needs_build
 def test_instruction_sets():
     best = compiled.simd()
     try:

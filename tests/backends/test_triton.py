@@ -29,12 +29,15 @@ def refuses(op, device_type, dtype):
 
 @needs_triton
 def test_reasons():
-    assert refuses("dice_loss", "cuda", torch.float64) == "its sums are float32, too coarse for torch.float64"
-    assert refuses("dice_loss", "cuda", torch.int32) == "it has no kernels for torch.int32"
+    assert (
+        refuses("grid_attention", "cuda", torch.float64)
+        == "its sums are float32, too coarse for torch.float64"
+    )
+    assert refuses("grid_attention", "cuda", torch.int32) == "it has no kernels for torch.int32"
     wanted = "it needs CUDA tensors, got cpu (or TRITON_INTERPRET=1 from the start, to test it)"
-    assert refuses("dice_loss", "cpu", torch.float32) == wanted
+    assert refuses("grid_attention", "cpu", torch.float32) == wanted
     if not torch.cuda.is_available():
-        assert refuses("dice_loss", "cuda", torch.float32) == "PyTorch sees no CUDA device"
+        assert refuses("grid_attention", "cuda", torch.float32) == "PyTorch sees no CUDA device"
 
 
 @pytest.fixture
@@ -49,13 +52,13 @@ def gpu(monkeypatch):
 
 @needs_triton
 def test_on_a_gpu(gpu, monkeypatch):
-    for op in OPS:
+    for op in {*OPS} & triton_runtime.KERNELS:
         for dtype in (torch.float32, *HALVES):
             assert select(op, "cuda", dtype, "triton").name == "triton"
         assert select(op, "cuda", torch.float64).name != "triton"
         assert select(op, "cpu", torch.float32).name != "triton"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    assert refuses("mask_bits", "cuda", torch.float32) == "it needs compute capability 8.0, got 7.5"
+    assert refuses("grid_attention", "cuda", torch.float32) == "it needs compute capability 8.0, got 7.5"
 
 
 @needs_triton
@@ -63,21 +66,29 @@ def test_without_a_driver(gpu, monkeypatch):
     from triton.backends import backends
 
     monkeypatch.setattr(backends["nvidia"].driver, "is_active", lambda: False)
-    assert refuses("mask_bits", "cuda", torch.float32) == "Triton has no active driver for NVIDIA's GPUs"
+    assert refuses("grid_attention", "cuda", torch.float32) == "Triton has no active driver for NVIDIA's GPUs"
+
+
+@needs_triton
+def test_an_op_without_a_kernel(gpu, monkeypatch):
+    monkeypatch.setattr(triton_runtime, "KERNELS", frozenset())
+    assert refuses("mask_bits", "cuda", torch.float32) == "mask_bits has no Triton kernel in this version"
 
 
 def test_without_triton(monkeypatch):
     monkeypatch.setattr(triton_runtime, "MISSING", "Triton is not installed")
-    assert refuses("mask_bits", "cuda", torch.float32) == "Triton is not installed"
+    assert refuses("grid_attention", "cuda", torch.float32) == "Triton is not installed"
     assert select("mask_bits", "cuda", torch.float32).name != "triton"
 
 
 @needs_triton
 def test_the_interpreter_runs_for_those_who_name_it():
     code = "import torch; from solo_attn.backends import select, registry; "
-    code += "print(select('dice_loss', 'cpu', torch.float32, 'triton').name, "
-    code += "select('dice_loss', 'cpu', torch.float32).name); registry.BACKENDS = registry.BACKENDS[1:]; "
-    code += "print(select('dice_loss', 'cpu', torch.float32).name)"
+    code += "print(select('grid_attention', 'cpu', torch.float32, 'triton').name, "
+    code += (
+        "select('grid_attention', 'cpu', torch.float32).name); registry.BACKENDS = registry.BACKENDS[1:]; "
+    )
+    code += "print(select('grid_attention', 'cpu', torch.float32).name)"
     done = python(code, TRITON_INTERPRET="1")
     named, default, without_the_first = done.stdout.split()
     assert named == "triton", done.stderr

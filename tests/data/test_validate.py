@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,16 @@ def test_annotation_file(coco_set: CocoSet, text: str | None, message: str) -> N
     with pytest.raises(DatasetError, match=re.escape(message)) as caught:
         check_dataset(coco_set.images, coco_set.annotations)
     assert str(coco_set.annotations) in str(caught.value)
+
+
+def test_a_folder_that_is_not_there_is_one_fault(coco_set: CocoSet, tmp_path: Path) -> None:
+    _, annotations = coco_set.write()
+    wrong = tmp_path / "imgaes"
+    with pytest.raises(DatasetError) as caught:
+        check_dataset(wrong, annotations)
+    assert str(caught.value) == (
+        f"{annotations}: expected the folder of its images, got {wrong}, which is not there"
+    )
 
 
 def test_faultless(coco_set: CocoSet) -> None:

@@ -166,12 +166,12 @@ def test_max_detections():
     more = evaluate(gt, results, max_detections=200)
     assert (more.ap, more.ap50, more.ap_small, more.ar100) == (ONE, ONE, ONE, ONE)
     assert more.ar10 == pytest.approx(10 / 180)
-    assert "maxDets=200 ] = 1.000" in more.table().splitlines()[0]
+    assert "maxDets=200 ] = 100.0" in more.table().splitlines()[0]
     fewer = evaluate(gt, results, max_detections=10)
     assert fewer.ap50 == fewer.ap > 0
 
 
-def test_table_is_pycocotools_own():
+def test_table_is_pycocotools_own_in_per_cent():
     gt = as_coco({**ground_truth(), "info": {}})
     results = results_of({1: keep(SCENE[1], [0, 3]), 2: SCENE[2]})
     printed = io.StringIO()
@@ -182,7 +182,12 @@ def test_table_is_pycocotools_own():
         with contextlib.redirect_stdout(printed):
             judge.summarize()
     found = evaluate(gt, results)
-    assert str(found) == found.table() == printed.getvalue().rstrip("\n")
+    lines = []
+    for line in printed.getvalue().splitlines():
+        head, _, value = line.rpartition(" = ")
+        lines.append(f"{head} = {'–' if float(value) < 0 else f'{100 * float(value):.1f}'}")
+    assert str(found) == found.table() == "\n".join(lines)
+    assert "–" in found.table()
 
 
 @settings(max_examples=40, deadline=None)

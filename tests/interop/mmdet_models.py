@@ -146,8 +146,8 @@ def sample(size: tuple[int, int], original: tuple[int, int]) -> Any:
     )
 
 
-def objects(seed: int = 0, size: tuple[int, int] = SIZE) -> tuple[Tensor, Tensor, Tensor]:
-    """Ellipses of many sizes: boxes xyxy, labels, masks uint8 [N, H, W]."""
+def objects(seed: int = 0, size: tuple[int, int] = SIZE) -> dict[str, Tensor]:
+    """Ellipses of many sizes."""
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[: size[0], : size[1]]
     masks, boxes = [], []
@@ -158,8 +158,8 @@ def objects(seed: int = 0, size: tuple[int, int] = SIZE) -> tuple[Tensor, Tensor
         masks.append(mask)
         boxes.append([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
     labels = torch.from_numpy(generator.integers(0, len(CLASSES), len(masks)))
-    return (
-        torch.tensor(np.array(boxes), dtype=torch.float32),
-        labels,
-        torch.from_numpy(np.stack(masks)).byte(),
-    )
+    return {
+        "boxes": torch.tensor(np.array(boxes), dtype=torch.float32),
+        "labels": labels,
+        "masks": torch.from_numpy(np.stack(masks)).byte(),
+    }

@@ -101,6 +101,15 @@ def test_fits(name, arch, tmp_path):
     assert (used["LOCAL"], used["STACK"]) == (0, 0), f"spills: {used}"
 
 
+@pytest.mark.parametrize("name", [name for name in variants() if name.endswith("fp32-0")])
+def test_sizes_of_one(name):
+    """A launch makes constants of them, for which Triton's types are others."""
+    kernel, signature, constants, config = variants()[name]
+    ones = {argument: 1 for argument, kind in signature.items() if kind == "i32"}
+    signature = {argument: "constexpr" if argument in ones else kind for argument, kind in signature.items()}
+    assert compiled(kernel, signature, constants | ones, config, 90).asm["cubin"]
+
+
 def test_every_kernel_is_listed():
     for module in modules():
         listed = {jitted(aot.kernel).__name__ for aot in module.AOT}

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solo_attn.models.targets import MASK_STRIDES, assign, reduce_masks
+from solo_attn.models.targets import MASK_STRIDES, assign, count_pixels, reduce_masks
 
 RANGES = ((1, 16), (8, 32), (16, 64), (32, 128), (64, 2048))
 NEAR = 1e-3  # of a cell: this close to a boundary float32 may fall to either side
@@ -70,6 +70,29 @@ def test_mask_targets_are_those_of_cv2(stride):
         size = (96 // stride, 160 // stride)
         resized = cv2.resize(mask[0].numpy(), size[::-1], interpolation=cv2.INTER_LINEAR)
         np.testing.assert_array_equal(reduce_masks(mask, stride, size)[0].numpy(), resized != 0)
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 40, 2049), (2, 600, 16), (1, 256, 2048), (2, 7, 5), (0, 4, 4), (2, 3, 8)]
+)
+@pytest.mark.parametrize("density", [0.5, 1.0])
+def test_pixels_are_counted_exactly(shape, density):
+    """More than 255 words in a row or a column, widths that no word divides, any value and layout."""
+    masks = noise(*shape, 0, density)
+    store = torch.cat([masks.new_ones(1), masks.flatten()])
+    layouts = (
+        masks,
+        masks * 255,
+        masks.bool(),
+        masks.float(),
+        masks.mT.contiguous().mT,
+        masks.flip(2).flip(2),
+    )
+    for same in (*layouts, store[1:].view(shape), store.bool()[1:].view(shape)):
+        rows, columns = count_pixels(same)
+        assert rows.dtype == columns.dtype == torch.int64
+        assert torch.equal(rows, masks.long().sum(2))
+        assert torch.equal(columns, masks.long().sum(1))
 
 
 def assigned_by_loops(targets, input_size, grids):

@@ -21,12 +21,33 @@ def threads():
 def test_small_objects_lose_nothing(runner, threshold, side):
     """Most of the map is far below the threshold and never made; what is left is all there."""
     coarse = torch.full((9, 24, 31), -30.0, dtype=torch.float64)
-    for k, (y, x) in enumerate([(0, 0), (0, 30), (23, 0), (23, 30), (11, 17), (12, 0), (0, 9), (23, 5)]):
+    for k, (y, x) in enumerate([(0, 0), (0, 30), (23, 0), (23, 30), (11, 17), (12, 0), (0, 15), (23, 5)]):
         coarse[k, y, x] = 9.0
     coarse[7, 3, 28] = 7.0
     rows = runner.randn(9, side, side, dtype=torch.float64) if side else None
-    for size, out_size in (((48, 62), (96, 125)), ((48, 62), (48, 62)), ((48, 62), (17, 130))):
+    sizes = [((48, 62), (96, 125)), ((48, 62), (48, 62)), ((48, 62), (17, 130))]
+    # At the size of the logits the map has edges, which then are enlarged; at four times that, the taps of a
+    # pixel above the threshold may lie far below it.
+    for size, out_size in [*sizes, ((24, 31), (96, 125)), ((96, 124), (96, 124))]:
         check(runner(coarse, rows, size, out_size, threshold), coarse, rows, size, out_size, threshold)
+
+
+@pytest.mark.parametrize("threshold", [0.01, 0.5, 0.999])
+def test_what_the_attention_alone_shows_is_not_lost(runner, threshold):
+    coarse = torch.full((3, 10, 12), -30.0, dtype=torch.float64)
+    rows = torch.zeros(3, 4, 4, dtype=torch.float64)
+    rows[0, 0, 3] = rows[1, 3, 0] = rows[2, 1, 2] = 70.0
+    for size, out_size in (((40, 48), (40, 48)), ((20, 24), (40, 48))):
+        check(runner(coarse, rows, size, out_size, threshold), coarse, rows, size, out_size, threshold)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("value", [87.0, 89.0, 129.0, 710.0, 1100.0, 1e30])
+def test_logits_beyond_what_the_exponential_holds(runner, value, dtype):
+    coarse = torch.full((1, 3, 3), value, dtype=dtype)
+    for out, area in ((runner(coarse, None, (6, 6), (6, 6)), 36), (runner(-coarse, None, (6, 6), (6, 6)), 0)):
+        assert out.areas.tolist() == [area]
+        assert out.maskness.tolist() == [area / 36]
 
 
 @pytest.mark.parametrize("width", [61, 64, 65, 200])

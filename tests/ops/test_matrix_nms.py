@@ -230,6 +230,21 @@ def test_repeatable_and_exact(runner):
             assert same_bits(runner(again, labels, scores), first)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_infinite_scores(runner, dtype):
+    """Identical masks: what the linear kernel decays to nothing is 0, and not infinity times 0."""
+    masks = torch.ones(5, 2, 2, dtype=torch.bool, device=runner.device)
+    labels = torch.zeros(5, dtype=torch.int64, device=runner.device)
+    scores = torch.tensor([-math.inf, math.nan, 1.0, math.inf, math.inf], device=runner.device, dtype=dtype)
+    out = runner(masks, labels, scores, "gaussian")
+    assert out[[0, 3, 4]].tolist() == [-math.inf, math.inf, math.inf]
+    assert out[1].isnan()
+    torch.testing.assert_close(out[2].item(), math.exp(-2.0), rtol=torch.finfo(dtype).eps, atol=0)
+    out = runner(masks, labels, scores, "linear")
+    assert out[[0, 2, 3, 4]].tolist() == [0, 0, math.inf, 0]
+    assert out[1].isnan()
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_gradcheck(runner, kernel):
     runner.needs(torch.float64)

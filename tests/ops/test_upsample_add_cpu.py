@@ -1,5 +1,8 @@
 """What the C++ kernels promise beyond the tests that all backends share: threads, taps, tails."""
 
+import ctypes
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -41,6 +44,39 @@ def test_widths_around_vectors(runner, width, dtype):
     as_good_as_pytorch(out, same, numpy64(exact))
     for triple in zip(grads, same_grads, exact_grads, strict=True):
         as_good_as_pytorch(triple[0], triple[1], numpy64(triple[2]), "gradient")
+
+
+@pytest.fixture
+def heap_of_nan():
+    """What malloc hands out next was used before, and left full of NaN."""
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+
+    def fill():
+        sizes = [size for size in range(32, 4096, 16) for _ in range(8)]
+        blocks = [libc.malloc(size) for size in sizes]
+        for block, size in zip(blocks, sizes, strict=True):
+            ctypes.memset(block, 0xFF, size)
+        for block in blocks:
+            libc.free(block)
+
+    return fill
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="fills the heap through the C library of Linux")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("width", [1, 2, 3, 7, 8, 15, 16, 17, 31])
+def test_what_lies_beyond_a_row_is_not_looked_at(runner, threads, heap_of_nan, width, dtype):
+    """The last outputs have a weight of 0 for the input after the last, which must not be NaN for that."""
+    threads(1)
+    coarse, rows = inputs(runner, 1, (2, width), 5, dtype=dtype)
+    size = (4, 2 * width + 1)
+    expected = plain(size)(coarse.double(), rows.double())
+    for _ in range(5):
+        heap_of_nan()
+        out = runner(coarse, rows, size)
+        torch.testing.assert_close(out, expected.to(dtype))
 
 
 def test_taps_are_those_of_interpolate(runner):

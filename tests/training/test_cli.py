@@ -249,6 +249,17 @@ def test_predict_again_leaves_its_own_pictures_out(trained: TrainResult, tmp_pat
     assert "in 1 images" in output
 
 
+def test_predict_again_into_the_folder_of_the_images(trained: TrainResult, tmp_path: Path) -> None:
+    """A picture of its own that lies among the photographs is none of them, and is drawn anew."""
+    Image.new("RGB", (90, 60), "red").save(tmp_path / "a.jpg")
+    Image.new("RGB", (90, 60), "blue").save(tmp_path / "b.webp")
+    for _ in range(2):
+        code, output = run("predict", trained.last, tmp_path, "--out", tmp_path)
+        assert code == 0, output
+        assert "in 2 images" in output
+        assert {p.name for p in tmp_path.iterdir()} == {"a.jpg", "b.webp", "a.png", "b.png", "results.json"}
+
+
 def test_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [
         (["train", tmp_path / "none.yaml"], "none.yaml"),

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from solo_attn.training import CheckpointError, Config, ConfigError, TrainResult, compare, load_model, train
 from solo_attn.training import module as training_module
+from solo_attn.training.train import EpochBar
 
 MakeConfig = Callable[..., Config]
 
@@ -46,6 +48,14 @@ def test_the_line_names_the_epoch_and_the_losses(config: MakeConfig, tmp_path: P
     assert [line for line in lines if line.startswith("epoch 2  step 6  loss")]
     assert not [line for line in lines if line.startswith("epoch 3")]
     assert any("dice" in line and "AP50" in line for line in lines)
+
+
+@pytest.mark.parametrize(("epochs", "shown"), [(-1, "Epoch 0"), (3, "Epoch 0/2")])
+def test_the_bar_names_the_last_epoch_where_there_is_one(epochs: int, shown: str) -> None:
+    """With train.max_steps there is none: Lightning counts to -1."""
+    bar = EpochBar()
+    bar._trainer = SimpleNamespace(max_epochs=epochs)
+    assert bar._get_train_description(0).strip() == shown
 
 
 def test_says_whether_it_begins_or_goes_on(config: MakeConfig, tmp_path: Path) -> None:

@@ -1,0 +1,285 @@
+"""How fast the ops are on this machine's GPU, and what it could do at best: `make gpu-bench`, 8 minutes.
+
+Each op at the paper's sizes, batch 1, 2 and 8, float32 and bfloat16, forward and backward, against plain
+PyTorch and torch.compile of that (batch 1), each held against PyTorch in float32 before it is timed.
+Contenders take turns; times are CUDA events behind a wait that hides the host, medians. The floor of a case
+is what its bytes and flops take at the rates of a copy and a matrix product measured in the same run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import gpu_lazy
+import torch
+import typer
+from gpu_plot import draw
+from torch import Tensor
+
+from solo_attn import BitMasks
+from solo_attn.bench import CASES, COMPILED, PLAIN, Case, Race, agree, backends, environment, peak_memory
+from solo_attn.bench.cases import attention_residual
+
+RESULTS = Path(__file__).parent / "results"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+BATCHES = (1, 2, 8)
+# S and feature size of the paper's other levels (Table 2); the first is what every case has.
+LEVELS = ((36, (84, 168)), (24, (42, 84)), (16, (21, 42)), (12, (21, 42)))
+TINY: dict[str, dict[str, Any]] = {
+    "grid_attention": {"channels": 8, "side": 4},
+    "attention_residual": {"channels": 8, "side": 4, "size": (6, 9)},
+    "matrix_nms": {"count": 9, "size": (8, 9)},
+    "mask_iou": {"count": 9, "size": (8, 9)},
+    **{
+        op: {"count": 3, "level": (4, 6), "side": 3}
+        for op in ("upsample_add", "dice_loss", "mask_bits", "paste_masks")
+    },
+}
+TINY["paste_masks"]["original"] = (30, 50)
+SLEEP = 400_000  # clock cycles, some 200 microseconds: the host is ahead when the clock starts
+
+app = typer.Typer(no_args_is_help=True, help=__doc__)
+
+
+class GpuRace(Race):
+    """Without the time that the host takes to launch, where the GPU would wait for it."""
+
+    def _time(self, run: Callable[[], Any]) -> float:
+        if not self._cuda:
+            return super()._time(run)
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(SLEEP)
+        start.record()
+        run()
+        stop.record()
+        torch.cuda.synchronize()
+        return float(start.elapsed_time(stop)) / 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Where it runs, and what that can do.
+
+    Attributes:
+        device: "cuda", or "cpu" in a dry run.
+        rates: bytes a second of a copy, read and written; flops a second of matrix products.
+    """
+
+    device: str
+    rates: dict[str, float]
+
+    def floor(self, moved: int, flops: int, dtype: str) -> float:
+        """Seconds that neither memory nor the arithmetic allows to fall below."""
+        return max(moved / self.rates["copy"], flops / self.rates[f"matmul {dtype}"])
+
+
+def measure_rates(device: str, dry: bool) -> dict[str, float]:
+    """Copy and matrix products, the best that this machine does."""
+    numbers, side = (1 << 12, 32) if dry else (1 << 28, 8192)
+    source = torch.ones(numbers, device=device)
+    target = torch.empty_like(source)
+    runs: dict[str, Callable[[], Any]] = {"copy": lambda: target.copy_(source)}
+    for name, dtype in DTYPES.items():
+        a = torch.randn(side, side, device=device, dtype=dtype)
+        runs[f"matmul {name}"] = functools.partial(torch.mm, a, a)
+    race = GpuRace(runs, device)
+    for _ in range(1 if dry else 10):
+        race.round()
+    work = {"copy": 2 * 4 * numbers, **{name: 2 * side**3 for name in runs if name != "copy"}}
+    return {name: work[name] / times.median for name, times in race.times().items()}
+
+
+def batched(case: Case, batch: int, dtype: torch.dtype) -> Case:
+    """The case for several images: more rows of the same, whose labels differ between images."""
+
+    def repeat(x: Tensor) -> Tensor:
+        x = x.to(dtype) if x.is_floating_point() else x
+        labels = x.dtype == torch.int64
+        return torch.cat([x + 1000 * k if labels else x for k in range(batch)])
+
+    return dataclasses.replace(case, inputs=tuple(map(repeat, case.inputs)))
+
+
+def cases(device: str, dry: bool, batch: int, dtype: torch.dtype) -> Iterator[Case]:
+    """All of one batch size and dtype."""
+    for op, makers in CASES.items():
+        sizes = TINY[op] if dry else {}
+        for maker in makers:
+            if maker.__name__ != "paste_masks_rle":  # it ends on the host
+                yield batched(maker(device, **sizes), batch, dtype)
+    if batch == 1 and not dry:
+        for side, (h, w) in LEVELS:
+            yield batched(attention_residual(device, side=side, size=(2 * h, 2 * w)), 1, dtype)
+
+
+def tensors(out: Any) -> list[Tensor]:
+    """Of a result, whatever it is."""
+    if isinstance(out, BitMasks):
+        return [out.words, out.areas, out.maskness]
+    return list(out) if isinstance(out, (tuple, list)) else [out]
+
+
+def bytes_of(values: list[Tensor]) -> int:
+    """Read or written once."""
+    return sum(x.numel() * x.element_size() for x in values)
+
+
+def flops_of(case: Case) -> int:
+    """Of the matrix product that a case cannot do without: half of one that is symmetric."""
+    if case.op not in ("grid_attention", "attention_residual"):
+        return 0
+    batch, channels, side, _ = case.inputs[0].shape
+    return int(batch * channels * side**4)
+
+
+def prove(run: Callable[..., Any], case: Case) -> None:
+    """Refuse a result that is not PyTorch's in float32 of the same inputs.
+
+    Raises:
+        AssertionError: it is not; no time is taken then.
+    """
+    wide = [x.float() if x.is_floating_point() else x for x in case.inputs]
+    out, expected = run(*(x.clone() for x in case.inputs)), case.plain(*wide)
+    if case.inputs[0].dtype == torch.float32 or not isinstance(out, Tensor) or not out.is_floating_point():
+        agree(out, expected)
+    else:
+        room = 2.0**-7 * max(1e-3, float(expected.abs().max()))
+        torch.testing.assert_close(out.float(), expected, rtol=0, atol=room)
+
+
+def contenders(case: Case, device: str, dry: bool, compiled: bool) -> dict[str, Callable[..., Any]]:
+    """Ours, each proven, then PyTorch's."""
+    names = [name for name in backends(case.op, device) if name != "reference" or dry]
+    found: dict[str, Callable[..., Any]] = {name: functools.partial(case.kernel, name) for name in names}
+    for run in found.values():
+        prove(run, case)
+    found[PLAIN] = case.plain
+    if compiled:
+        torch._dynamo.reset()
+        found[COMPILED] = torch.compile(case.plain, dynamic=False, backend="eager" if dry else "inductor")
+    return found
+
+
+def race(runs: dict[str, Callable[[], Any]], device: str, dry: bool) -> dict[str, Any]:
+    """Median times and peak memory of each."""
+    memory = {name: peak_memory(run, device) for name, run in runs.items()}
+    started = GpuRace(runs, device)
+    for _ in range(1 if dry else started.affordable(0.5, least=5, most=30)):
+        started.round()
+    return {"seconds": {n: t.as_dict() for n, t in started.times().items()}, "memory": memory}
+
+
+def forward(
+    case: Case, runs: dict[str, Callable[..., Any]], machine: Machine, dtype: str, dry: bool
+) -> dict[str, Any]:
+    """Without a graph."""
+    with torch.no_grad():
+        result = race({n: functools.partial(f, *case.inputs) for n, f in runs.items()}, machine.device, dry)
+        out = next(iter(runs.values()))(*case.inputs)
+    moved = bytes_of([*case.inputs, *tensors(out)])
+    return {**result, "floor": machine.floor(moved, flops_of(case), dtype), "bytes": moved}
+
+
+def backward(case: Case, runs: dict[str, Callable[..., Any]], machine: Machine, dry: bool) -> dict[str, Any]:
+    """The gradients alone, compared among the contenders first."""
+    ready: dict[str, Callable[[], Any]] = {}
+    for name, run in runs.items():
+        leaves = [x.detach().requires_grad_() for x in case.inputs[: case.differentiable]]
+        out = run(*leaves, *case.inputs[case.differentiable :])
+        upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(0)).to(out)
+        ready[name] = functools.partial(torch.autograd.grad, out, leaves, upstream, retain_graph=True)
+    expected = ready[PLAIN]()
+    for f in ready.values():
+        for grad, other in zip(f(), expected, strict=True):
+            room = (1e-3 if grad.dtype == torch.float32 else 2.0**-5) * max(1e-3, float(other.abs().max()))
+            torch.testing.assert_close(grad, other, rtol=0, atol=room)
+    return race(ready, machine.device, dry)
+
+
+def lazy(device: str, dry: bool) -> list[dict[str, Any]]:
+    """The path that inference takes, ours and the dense one, in both dtypes."""
+    found = []
+    with torch.no_grad():
+        for name, dtype in DTYPES.items():
+            path = gpu_lazy.make(gpu_lazy.TINY if dry else gpu_lazy.PAPER, device, dtype)
+            wide = gpu_lazy.make(gpu_lazy.TINY if dry else gpu_lazy.PAPER, device, torch.float32).dense()
+            ours: Callable[[], Any] = functools.partial(path.lazy, None)
+            gpu_lazy.agree(ours(), wide, dtype)
+            found.append({"dtype": name, **race({"lazy": ours, "dense": path.dense}, device, dry)})
+    return found
+
+
+def facts(device: str) -> dict[str, Any]:
+    """What it ran on: `solo_attn.bench.environment`, driver, CUDA, Triton."""
+    import triton
+
+    more = {"cuda": torch.version.cuda, "triton": triton.__version__, "driver": None}
+    if device == "cuda":
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        more["driver"] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    return {**environment(device), **more}
+
+
+@app.command()
+def run(
+    dry_run: Annotated[bool, typer.Option(help="Tiny sizes on the CPU: every line, no number.")] = False,
+    minutes: Annotated[float, typer.Option(help="What begins later is left out, and listed.")] = 7.0,
+    out: Annotated[Path | None, typer.Option(help="A folder; benchmarks/results/GPU if not given.")] = None,
+) -> None:
+    """Measure, and store gpu.json."""
+    if not dry_run and not torch.cuda.is_available():
+        typer.echo("gpu-bench: PyTorch sees no CUDA device (DRY_RUN=1 goes through it on the CPU)", err=True)
+        raise typer.Exit(1)
+    device, end = "cpu" if dry_run else "cuda", time.monotonic() + 60 * minutes
+    machine = Machine(device, measure_rates(device, dry_run))
+    found: list[dict[str, Any]] = []
+    left_out: list[str] = []
+    result = {"environment": facts(device), "rates": machine.rates, "lazy": lazy(device, dry_run)}
+    for batch in BATCHES:
+        for name, dtype in DTYPES.items():
+            for case in cases(device, dry_run, batch, dtype):
+                about = {"op": case.op, "what": case.what, "batch": batch, "dtype": name}
+                if time.monotonic() > end:
+                    left_out.append(" ".join(map(str, about.values())))
+                    continue
+                runs = contenders(case, device, dry_run, compiled=batch == 1)
+                found.append({**about, "direction": "forward", **forward(case, runs, machine, name, dry_run)})
+                if case.differentiable:
+                    found.append({**about, "direction": "backward", **backward(case, runs, machine, dry_run)})
+                typer.echo(f"{case.op}, {case.what}, batch {batch}, {name}")
+    result |= {"cases": found, "left_out": left_out}
+    if dry_run:
+        with tempfile.TemporaryDirectory() as folder:
+            store(result, Path(folder))
+        typer.echo(f"dry run: {len(found)} measurements, none of them kept")
+        return
+    device_name = re.sub(r"\W+", "_", result["environment"]["device"]).strip("_").lower()
+    store(result, out or RESULTS / device_name)
+    typer.echo(f"left out: {', '.join(left_out) or 'nothing'}")
+
+
+def store(result: dict[str, Any], folder: Path) -> None:
+    """Numbers, and the picture that is made from them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "gpu.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    plot(folder / "gpu.json")
+    typer.echo(f"{folder / 'gpu.json'} and gpu.png")
+
+
+@app.command()
+def plot(stored: Annotated[Path, typer.Argument(help="gpu.json that `run` stored.")]) -> None:
+    """Draw the times again, beside what is stored."""
+    draw(json.loads(stored.read_text(encoding="utf-8")), stored.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    app()

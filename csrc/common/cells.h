@@ -1,0 +1,31 @@
+// What the ops on chosen cells check of their arguments.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <vector>
+
+#include "check.h"
+#include "dtypes.h"
+
+namespace solo_attn {
+
+inline void check_cells(const char* op, const Tensor& coarse, const std::optional<Tensor>& attention) {
+  check(coarse.dim() == 3 && coarse.size(1) > 0 && coarse.size(2) > 0, op,
+        ": expected coarse_logits of shape [K, h, w], got ", coarse.dim(), " dims");
+  if (!attention) return;
+  const int64_t count = coarse.size(0);
+  check(attention->dim() == 3 && attention->size(0) == count && attention->size(1) > 0 &&
+            attention->size(1) == attention->size(2),
+        op, ": expected attention of shape [K, S, S], K = ", count, " as coarse_logits has");
+  check(attention->scalar_type() == coarse.scalar_type() && attention->is_cpu(), op,
+        ": expected attention of coarse_logits's dtype and device");
+}
+
+inline void check_size(const char* op, const char* name, const std::vector<int64_t>& size) {
+  check(size.size() == 2 && size[0] > 0 && size[1] > 0, op, ": expected ", name,
+        " (height, width) of at least 1");
+}
+
+}  // namespace solo_attn

@@ -1,0 +1,155 @@
+"""``solo-attn inspect``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .app import UsageError, command
+from .train import Overrides
+
+if TYPE_CHECKING:
+    from ..evaluation.grids import GridCount, GridSetting
+    from ..evaluation.inspection import Inspection
+
+CLASSES_SHOWN = 20
+
+
+@command
+def inspect(
+    images: Annotated[Path, typer.Option("--images", help="Folder of the images.")],
+    annotations: Annotated[Path, typer.Option("--annotations", help="Their COCO JSON.")],
+    overrides: Overrides = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="YAML file whose model is asked about; the paper's by default."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for contact_sheet.png and inspect.json.")] = Path(
+        "runs/inspect"
+    ),
+    write: Annotated[
+        Path | None, typer.Option("--write", help="Write a configuration with the proposal.")
+    ] = None,
+    val_images: Annotated[
+        Path | None, typer.Option("--val-images", help="Folder of its validation images.")
+    ] = None,
+    val_annotations: Annotated[
+        Path | None, typer.Option("--val-annotations", help="Their COCO JSON.")
+    ] = None,
+    keep_size: Annotated[
+        bool, typer.Option("--keep-size", help="Propose grids and ranges for the input size as it is.")
+    ] = False,
+) -> None:
+    """Show what a data set is and what a grid setting makes of it, and propose a better one.
+
+    Example: [cyan]solo-attn inspect --images images --annotations instances.json --write mine.yaml[/cyan]
+
+    An object is learned by the cells around its centre; where a later object of the image takes the cell, it
+    is lost. The proposal comes from a small search, described in docs/data.md, and is measured by the same
+    counting.
+    """
+    from ..data import CocoInstances
+    from ..evaluation.inspection import contact_sheet, inspect_dataset
+    from ..training import changes, differences, grid_setting, load_config, with_proposal
+
+    before = load_config(config, overrides or [])
+    has_val = bool(val_images and val_annotations)
+    if write is not None and not has_val and not (before.data.val_images and before.data.val_annotations):
+        raise UsageError(
+            "inspect: expected --val-images and --val-annotations with --write, or a --config that has them: "
+            "a training needs both"
+        )
+    console = Console()
+    dataset = CocoInstances(images, annotations, on_degenerate="skip")
+    if dataset.summary.images == dataset.summary.images_without_objects:
+        raise UsageError(f"inspect: expected {annotations} to have an object, got none")
+    with console.status("counting cells"):
+        found = inspect_dataset(dataset, grid_setting(before), keep_size=keep_size)
+    _show(console, found)
+    out.mkdir(parents=True, exist_ok=True)
+    contact_sheet(dataset, out / "contact_sheet.png")
+    (out / "inspect.json").write_text(json.dumps(found.as_dict(), indent=1) + "\n", encoding="utf-8")
+    console.print(f"  {out / 'contact_sheet.png'}\n  {out / 'inspect.json'}", highlight=False)
+    if write is None:
+        return
+    after = with_proposal(before, found)
+    after.data.train_images, after.data.train_annotations = str(images), str(annotations)
+    if has_val:
+        after.data.val_images, after.data.val_annotations = str(val_images), str(val_annotations)
+    if dataset.summary.degenerate:
+        after.data.on_degenerate = "skip"
+    write.parent.mkdir(parents=True, exist_ok=True)
+    after.save(write)
+    console.print(f"  {write}, in which", highlight=False)
+    for key in differences(before, after):
+        console.print(f"    {changes(before, after, [key])}", highlight=False, markup=False)
+
+
+def _show(console: Console, found: Inspection) -> None:
+    from ..evaluation.inspection import QUANTILES
+
+    console.print(found.summary, highlight=False)
+    quantiles = Table("", *(f"{100 * q:g} %" for q in QUANTILES), title="Of the images / objects, at most")
+    quantiles.add_row("objects in an image", *(f"{value:g}" for value in found.per_image))
+    quantiles.add_row("side of an object, pixels", *(f"{value:g}" for value in found.side))
+    console.print(quantiles)
+    parts = [f"{100 * n / found.objects:.0f} % {name}" for n, name in _by_size(found)]
+    console.print(f"by COCO's sizes: {', '.join(parts)}", highlight=False)
+    sizes = [f"{n} of {size}" for size, n in found.image_sizes.items()]
+    console.print(f"image sizes: {_first(sizes)}", highlight=False)
+    classes = Table("class", "objects", "images")
+    for name, (objects, images) in list(found.classes.items())[:CLASSES_SHOWN]:
+        classes.add_row(escape(name), str(objects), str(images))
+    if len(found.classes) > CLASSES_SHOWN:
+        classes.caption = f"and {len(found.classes) - CLASSES_SHOWN} more"
+    console.print(classes)
+    console.print(_levels("As set", found.setting, found.count))
+    if found.proposal == found.setting:
+        console.print("no setting was found with fewer collisions", highlight=False)
+    else:
+        console.print(_levels("Proposed", found.proposal, found.proposal_count))
+        console.print(_totals(found))
+
+
+def _by_size(found: Inspection) -> list[tuple[int, str]]:
+    return [(found.small, "small"), (found.medium, "medium"), (found.large, "large")]
+
+
+def _first(parts: list[str], shown: int = 5) -> str:
+    more = f", and {len(parts) - shown} other sizes" if len(parts) > shown else ""
+    return ", ".join(parts[:shown]) + more
+
+
+def _levels(title: str, setting: GridSetting, count: GridCount) -> Table:
+    head = ("S", "range, pixels", "objects", "centre taken", "no cell", "cells used")
+    table = Table(
+        "level", *head, title=f"{title}: shorter side {setting.min_size}, longer to {setting.max_size}"
+    )
+    for number, level in enumerate(count.levels):
+        low, high = level.scale_range
+        counted = (level.objects, level.centre_taken, level.no_cell, level.cells)
+        table.add_row(f"P{number + 2}", str(level.num_grid), f"{low:g}-{high:g}", *map(str, counted))
+    return table
+
+
+def _totals(found: Inspection) -> Table:
+    before, after = found.count, found.proposal_count
+    table = Table("", "as set", "proposed", title=f"Of {found.objects} objects")
+    rows = (
+        ("in no level's range", before.no_level, after.no_level),
+        ("with no cell: never learned", before.no_cell, after.no_cell),
+        ("with no cell at their centre", before.centre_taken, after.centre_taken),
+        ("below 8 x 8 pixels of the input", before.too_small, after.too_small),
+    )
+    for name, *numbers in rows:
+        table.add_row(name, *(f"{n} ({100 * n / found.objects:.1f} %)" for n in numbers))
+    table.add_section()
+    table.add_row("what it costs: cells in all, S x S", str(before.cells), str(after.cells))
+    table.add_row("pixels of an input", f"{before.pixels:.0f}", f"{after.pixels:.0f}")
+    return table
