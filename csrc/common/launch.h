@@ -52,6 +52,12 @@ namespace solo_attn {
 template <class T>
 using Same = T;
 
+#if defined(SOLO_ATTN_SHIM)
+constexpr bool kPlayed = true;
+#else
+constexpr bool kPlayed = false;
+#endif
+
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 

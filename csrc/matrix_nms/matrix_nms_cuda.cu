@@ -28,7 +28,7 @@ constexpr int kThreads = 256, kWarps = kThreads / kWarp;
 constexpr int kTile = 32;
 constexpr int kChunk = 16;  // words of 32 bits that four lanes read of a row at a time; rows are padded to it
 constexpr int kPitch = kTile + 8;  // of a tile in shared memory: eight rows of a fragment fall on all banks
-constexpr int64_t kHeldBytes = 64 << 20;
+constexpr int64_t kHeldBytes = kPlayed ? 16 << 10 : 64 << 20;  // the shim's masks are few
 
 // By place in the order.
 template <class T>
@@ -209,7 +209,7 @@ __global__ void __launch_bounds__(kThreads)
     const T factor = kernel.finish(least);
     const int to = masks.source[j];
     decay[to] = factor;
-    decayed[to] = static_cast<S>(static_cast<T>(scores[to]) * factor);
+    decayed[to] = static_cast<S>(decayed_score(static_cast<T>(scores[to]), factor));
   }
 }
 
