@@ -167,7 +167,7 @@ def compiled() -> tuple[Extension, type[build_ext]]:
     extension = CppExtension(
         "solo_attn._C",
         sources("**/*.cpp") + (sources("**/*.cu") if linked else []),
-        depends=sources("**/*.h"),
+        depends=sources("**/*.h") + sources("**/*.cuh"),
         extra_compile_args={"cxx": flags, "nvcc": NVCC_FLAGS},
         py_limited_api=True,
         **linked,

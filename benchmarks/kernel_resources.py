@@ -63,6 +63,7 @@ class Plan:
 
 V, MAPS, LOGITS = 4 * CHANNELS * CELLS, 4 * CELLS * CELLS, 4 * CELLS * PIXELS
 PRODUCT = 2 * CHANNELS * CELLS * CELLS
+PICKED = 8 * 4 * CHOSEN * CHANNELS  # in eight parts
 BITS, PAIRS = MASKS * MASK_PIXELS / 8, MASKS * (MASKS - 1) / 2
 
 PLANS = {
@@ -70,10 +71,8 @@ PLANS = {
     "grid_attention_fwd_kernel": Plan(128, 4, V, MAPS, PRODUCT / 2),
     "chosen_fwd_kernel": Plan(128, 4, V, 4 * CHOSEN * CELLS, 2 * CHANNELS * CHOSEN * CELLS),
     "symmetric_gradient_kernel": Plan(128, 4, MAPS + V, V, PRODUCT),
-    "picked_kernel": Plan(
-        128, 2, V + 4 * CHOSEN * CELLS, 4 * CHOSEN * CHANNELS, 2 * CHANNELS * CHOSEN * CELLS
-    ),
-    "chosen_gradient_kernel": Plan(128, 4, V + 4 * CHOSEN * CELLS, V, 2 * CHANNELS * CHOSEN * CELLS),
+    "picked_kernel": Plan(128, 2, V + 4 * CHOSEN * CELLS, PICKED, 2 * CHANNELS * CHOSEN * CELLS),
+    "chosen_gradient_kernel": Plan(128, 4, V + 4 * CHOSEN * CELLS + PICKED, V, 2 * CHANNELS * CHOSEN * CELLS),
     "turn_kernel": Plan(128, 8, V / 2, V / 2),
     "attention_residual_fwd_kernel": Plan(128, 4, LOGITS + V, LOGITS, PRODUCT + 3 * CELLS * PIXELS, 46_976),
     "gather_kernel": Plan(128, 5, LOGITS, MAPS, 4 * CELLS * PIXELS, 22_376),

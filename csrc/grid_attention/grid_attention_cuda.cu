@@ -104,9 +104,10 @@ Tensor grid_attention_cuda(const Tensor& grid_features, double scale, const std:
     with_aligned(prepared.aligned, [&](auto aligned) {
       constexpr bool kAligned = decltype(aligned)::value;
       if (cells) {
-        const int64_t blocks = ceil_div<int64_t>(chosen.count, 32) * ceil_div<int64_t>(count, 128);
-        launch(device, op, chosen_fwd_kernel < S, kAligned || kTensorCores < S >>, grid(op, blocks),
-               dim3(kThreads), 0, prepared.vectors, chosen, scale, to);
+        const int64_t blocks = ceil_div<int64_t>(chosen.count, kListed) * ceil_div<int64_t>(count, 128);
+        constexpr bool kFour = kAligned || kTensorCores<S>;
+        launch(device, op, chosen_fwd_kernel<S, kFour>, grid(op, blocks), dim3(kThreads), 0, prepared.vectors,
+               chosen, scale, to);
       } else {
         const int64_t pairs = block_pairs(ceil_div<int64_t>(count, 64));
         launch(device, op, grid_attention_fwd_kernel<S, kAligned>, grid(op, batch * pairs), dim3(kThreads), 0,
@@ -142,9 +143,9 @@ Tensor grid_attention_bwd_cuda(const Tensor& grad, const Tensor& grid_features, 
     using Sum = Product<S, false>;
     const S* from = features.const_data_ptr<S>();
     const int64_t down = ceil_div<int64_t>(channels, Sum::kRows);
-    Tensor picked = torch::stable::new_empty(features, {chosen.count, channels},
+    Tensor picked = torch::stable::new_empty(features, {kParts, chosen.count, channels},
                                              accumulator_dtype(features.scalar_type()));
-    launch(device, op, picked_kernel<S>, grid(op, ceil_div<int64_t>(chosen.count, Sum::kColumns) * down),
+    launch(device, op, picked_kernel<S>, grid(op, ceil_div<int64_t>(chosen.count, kListed) * kParts * down),
            dim3(kThreads), 0, above, from, chosen, channels, picked.mutable_data_ptr<T>());
     launch(device, op, chosen_gradient_kernel<S>,
            grid(op, batch * ceil_div<int64_t>(count, Sum::kColumns) * down), dim3(kThreads), 0, above, from,

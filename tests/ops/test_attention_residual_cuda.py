@@ -35,11 +35,12 @@ def test_sizes_around_blocks(runner, batch, channels, side, size, dtype):
     check_against_pytorch(runner, inputs(runner, batch, channels, side, size, dtype=dtype))
 
 
+TALL = [(1, (150, 4)), (2, (300, 3)), (3, (200, 8)), (2, (9, 16))]
+WIDE = [(2, (2, 1044)), (1, (1, 2060)), (3, (3, 1031))]
+
+
 # 64 rows of pixels' taps at a time, 1,024 columns of pixels; a thread looks eight rows ahead.
-@pytest.mark.parametrize(
-    ("side", "size"),
-    [(1, (150, 4)), (2, (300, 3)), (3, (200, 8)), (2, (2, 1044)), (1, (1, 2060)), (3, (3, 1031)), (2, (9, 16))],
-)
+@pytest.mark.parametrize(("side", "size"), TALL + WIDE)
 def test_tall_and_wide_maps(runner, side, size):
     check_against_pytorch(runner, inputs(runner, 1, 2, side, size, dtype=torch.float32))
 
@@ -104,7 +105,7 @@ def test_infinite_logits_and_gradients_stay_where_they_are(runner):
     grad[0, 5, 3, 3] = torch.nan  # between the inputs 0 and 1 of each axis
     back = runner.overload("_bwd")(grad, features, 1.0)
     touched = torch.zeros(1, 3, 16, dtype=torch.bool, device=back.device)
-    # dV_n takes V_m (dG_nm + dG_mn): cell 5 has the NaN in its row, and cells 0, 1, 4 and 5 have it in theirs.
+    # dV_n takes V_m (dG_nm + dG_mn): the row of cell 5 has the NaN, at cells 0, 1, 4 and 5.
     touched[..., [0, 1, 4, 5]] = True
     assert torch.equal(back.flatten(2).isnan(), touched)
 
@@ -127,6 +128,6 @@ def test_a_grid_too_large_for_shared_memory(runner):
     check_message(
         lambda: runner.overload()(logits, features, 1.0),
         RuntimeError,
-        "attention_residual: expected grid_features of fewer cells a side, whose rows fit into 98304 bytes of "
-        f"shared memory, got {side}",
+        "attention_residual: expected grid_features of fewer cells a side, whose rows fit into 98304 bytes "
+        f"of shared memory, got {side}",
     )
