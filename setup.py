@@ -161,13 +161,13 @@ def compiled() -> tuple[Extension, type[build_ext]]:
         # The runtime linked in: the wheel then needs no CUDA libraries to serve CPU tensors.
         linked["libraries"] = ["cudart_static", "rt", "dl", "pthread"]
         linked["library_dirs"] = [str(home / "lib64"), str(home / "lib")]
-        # What it asks torch for is in libtorch_cuda, where there is one; libtorch always is, and depends on it.
+        # What it asks torch for is in libtorch_cuda, if there is one; libtorch always is, and depends on it.
         linked["extra_link_args"] = ["-Wl,--no-as-needed", "-ltorch"]
     flags = [*FLAGS, *os.environ.get("CXXFLAGS", "").split()]
     extension = CppExtension(
         "solo_attn._C",
         sources("**/*.cpp") + (sources("**/*.cu") if linked else []),
-        depends=sources("**/*.h"),
+        depends=sources("**/*.h") + sources("**/*.cuh"),
         extra_compile_args={"cxx": flags, "nvcc": NVCC_FLAGS},
         py_limited_api=True,
         **linked,

@@ -17,7 +17,6 @@ import zipfile
 from pathlib import Path
 
 from readme import RESULTS, ROOT
-
 from solo_attn.training.environment import environment
 
 FOLDER = ROOT / "build" / "abi"

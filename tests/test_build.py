@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler: c++ is not there")
@@ -27,7 +28,9 @@ print(compiled.CONFIGURATION["build"], compiled.loaded)
 
 
 def run(*command, cwd, **environment):
-    environment = {**os.environ, "PYTHONPATH": "", "MAX_JOBS": "1", **environment}
+    # What nvcc makes of csrc/ is in the tree already; here one test compiles some of it.
+    defaults = {"PYTHONPATH": "", "MAX_JOBS": "1", "SOLO_ATTN_BUILD": "cpu"}
+    environment = {**os.environ, **defaults, **environment}
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
 
 
@@ -113,9 +116,63 @@ def test_pip_installs_the_sdist(checkout, tmp_path):
     assert (site / "bin" / "solo-attn").exists()
 
 
+@pytest.fixture
+def little(checkout):
+    """With the kernels of one op."""
+    for folder in (checkout / "csrc").iterdir():
+        if folder.name not in ("common", "matrix_nms", "mask_iou"):
+            shutil.rmtree(folder)
+    (checkout / "csrc" / "mask_iou" / "mask_iou_cpu.cpp").unlink()
+    return checkout
+
+
+@needs_compiler
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no CUDA toolkit: nvcc is not on PATH")
+@pytest.mark.skipif(torch.version.cuda is None, reason="this torch is built without CUDA")
+def test_cuda(little, tmp_path):
+    """No GPU is needed; nvcc may be a script in a folder of its own; CPU tensors need no CUDA libraries."""
+    script = tmp_path / "bin" / "nvcc"
+    script.parent.mkdir()
+    script.write_text(f'#!/bin/sh\nexec {shutil.which("nvcc")} "$@"\n')
+    script.chmod(0o755)
+    path = f"{script.parent}{os.pathsep}{os.environ['PATH']}"
+    settings = {"CUDA_HOME": "", "CUDA_PATH": "", "TORCH_CUDA_ARCH_LIST": "8.0", "PATH": path}
+    settings |= {"SOLO_ATTN_BUILD": "auto", "SOLO_ATTN_CUDA_ARCHS": "9.0+PTX", "CUDA_VISIBLE_DEVICES": ""}
+    wheel, output = build(little, "build_wheel('dist')", **settings)
+    site = installed(wheel, tmp_path / "site")
+    facts = json.loads((site / "solo_attn" / "_build.json").read_text())
+    assert (facts["build"], facts["archs"]) == ("cuda", ["9.0+PTX"])
+    assert facts["ops"] == {"cpu": ["matrix_nms"], "cuda": ["matrix_nms"]}
+    assert (
+        facts["nvcc"].split(".")[0] == facts["torch_cuda"].split(".")[0] == torch.version.cuda.split(".")[0]
+    )
+    assert "code=sm_90" in output
+    assert "sm_80" not in output
+    assert check(site, "cpu") == "cuda True"
+    needed = subprocess.run(
+        ["readelf", "-dW", site / "solo_attn" / "_C.abi3.so"], capture_output=True, text=True
+    )
+    assert "[libtorch.so]" in needed.stdout
+    assert not re.findall(r"NEEDED.*(?:cuda|cudart|nvidia)", needed.stdout)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"CUDA_HOME": "/nowhere"}, "there was no CUDA toolkit (nvcc is not on PATH, CUDA_HOME names none)"),
+        ({"SOLO_ATTN_BUILD": "cpu"}, "SOLO_ATTN_BUILD=cpu"),
+    ],
+)
+def test_without_cuda(little, settings, reason):
+    _, output = build(little, "build_wheel('dist')", **{"SOLO_ATTN_BUILD": "auto", **settings})
+    assert f"solo-attn build: the CUDA kernels are not built: {reason}" in output
+    assert '"build": "cpu"' in output
+
+
 def test_without_a_compiler(checkout, tmp_path):
     """The reference needs none; whoever asks for kernels gets the error."""
-    wheel, output = build(checkout, "build_wheel('dist')", CXX="no-such-compiler")
+    wheel, output = build(checkout, "build_wheel('dist')", CXX="no-such-compiler", SOLO_ATTN_BUILD="auto")
     reason = "there was no C++ compiler (no-such-compiler) when it was installed"
     assert reason in output
     site = installed(wheel, tmp_path / "site")
@@ -153,12 +210,15 @@ def test_a_failed_compile_fails(checkout):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("cuda", "SOLO_ATTN_BUILD=cuda: there are no CUDA sources yet; use auto, cpu or none"),
+        (
+            "cuda",
+            "SOLO_ATTN_BUILD=cuda: there was no CUDA toolkit (nvcc is not on PATH, CUDA_HOME names none)",
+        ),
         ("gpu", "SOLO_ATTN_BUILD: expected auto, cpu, cuda or none, got 'gpu'"),
     ],
 )
 def test_messages(checkout, value, message):
-    done = backend(checkout, "build_wheel('dist')", SOLO_ATTN_BUILD=value)
+    done = backend(checkout, "build_wheel('dist')", SOLO_ATTN_BUILD=value, CUDA_HOME="/nowhere")
     assert done.returncode != 0
     assert message in done.stderr
 

@@ -118,12 +118,21 @@ def test_a_compiled_op_stands_under_its_name(op):
     assert (ROOT / "csrc" / op / f"{op}_cpu.cpp").exists()
 
 
+def test_cuda_sources_stand_under_their_op():
+    """The build compiles no others, and the shim's tests run no others."""
+    for path in (ROOT / "csrc").rglob("*.cu"):
+        assert path.parent.name in COMPILED
+        assert path.stem == f"{path.parent.name}_cuda"
+
+
 def test_what_is_built_is_what_stands_there():
     path = PACKAGE / "_build.json"
     if not path.exists():
         pytest.skip("nothing is compiled in this tree")
     found = json.loads(path.read_text())
-    assert found["build"] == "none" or found["ops"]["cpu"] == COMPILED, "csrc/ changed since: make setup"
+    wanted = {"cpu": COMPILED, "cuda": [op for op in COMPILED if [*(ROOT / "csrc" / op).glob("*_cuda.cu")]]}
+    for backend, ops in found["ops"].items():
+        assert ops == wanted[backend], "csrc/ changed since: make setup"
 
 
 def test_nothing_else_stands_there():

@@ -21,6 +21,7 @@
 #include "../common/parallel.h"
 #include "../grid_attention/grid_attention_cpu.h"
 #include "attention_residual.h"
+#include "attention_residual_arguments.h"
 
 namespace solo_attn::attention_residual {
 namespace {
@@ -81,18 +82,7 @@ struct Gather {
 };
 
 void check_arguments(const char* what, const Tensor& logits, const Tensor& features) {
-  check(features.dim() == 4 && features.size(2) == features.size(3), "attention_residual",
-        ": expected grid_features of shape [B, C, S, S]");
-  check(logits.dim() == 4 && logits.size(0) == features.size(0) &&
-            logits.size(1) == features.size(2) * features.size(2) && logits.size(2) > 0 &&
-            logits.size(3) > 0 && logits.scalar_type() == features.scalar_type() && features.is_cpu() &&
-            logits.is_cpu(),
-        "attention_residual: expected ", what,
-        " of shape [B, S*S, H, W] with H, W >= 1, dtype and device of grid_features");
-}
-
-Sizes sizes(const Tensor& logits, const Tensor& features) {
-  return {features.size(0), features.size(1), features.size(2), logits.size(2), logits.size(3)};
+  attention_residual::check_arguments(what, logits, features, features.is_cpu() && logits.is_cpu());
 }
 
 // Both contiguous, both [B, N, H, W]; they may be one tensor.
@@ -141,22 +131,7 @@ Tensor attention_residual_cpu(const Tensor& mask_logits, const Tensor& grid_feat
 
 void attention_residual_inplace_cpu(Tensor mask_logits, const Tensor& grid_features, double scale) {
   check_arguments("mask_logits", mask_logits, grid_features);
-  for (int64_t d = 0; d < 4; ++d) {
-    check(mask_logits.size(d) <= 1 || mask_logits.stride(d) != 0,
-          "attention_residual: expected mask_logits whose elements lie apart, to be written over, got a dim "
-          "of size ",
-          mask_logits.size(d), " that repeats a single memory location");
-  }
-  if (mask_logits.is_contiguous()) {
-    add(mask_logits, grid_features, scale, mask_logits);
-    // Autograd counts writes to a tensor and its views; what is written here through a pointer it would miss.
-    Tensor nothing = torch::stable::narrow(mask_logits, 0, 0, 0);
-    torch::stable::zero_(nothing);
-  } else {
-    Tensor whole = torch::stable::contiguous(mask_logits);
-    add(whole, grid_features, scale, whole);
-    torch::stable::copy_(mask_logits, whole);
-  }
+  write_over(mask_logits, [&](const Tensor& in, Tensor& out) { add(in, grid_features, scale, out); });
 }
 
 Tensor attention_residual_bwd_cpu(const Tensor& grad, const Tensor& grid_features, double scale) {

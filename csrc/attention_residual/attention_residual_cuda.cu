@@ -15,6 +15,7 @@
 #include "../grid_attention/gradient.cuh"
 #include "add.cuh"
 #include "attention_residual.h"
+#include "attention_residual_arguments.h"
 #include "gather.cuh"
 
 namespace solo_attn::attention_residual {
@@ -26,20 +27,11 @@ using grid_attention::Prepared;
 using grid_attention::symmetric_gradient;
 
 void check_arguments(const char* what, const Tensor& logits, const Tensor& features) {
-  check(features.dim() == 4 && features.size(2) == features.size(3), "attention_residual",
-        ": expected grid_features of shape [B, C, S, S]");
-  check(logits.dim() == 4 && logits.size(0) == features.size(0) &&
-            logits.size(1) == features.size(2) * features.size(2) && logits.size(2) > 0 &&
-            logits.size(3) > 0 && logits.scalar_type() == features.scalar_type() && Device::holds(features) &&
-            Device::holds(logits) && logits.get_device_index() == features.get_device_index(),
-        "attention_residual: expected ", what,
-        " of shape [B, S*S, H, W] with H, W >= 1, dtype and device of grid_features");
-}
-
-Sizes sizes(const Tensor& logits, const Tensor& features) {
+  attention_residual::check_arguments(what, logits, features,
+                                      Device::holds(features) && Device::holds(logits) &&
+                                          logits.get_device_index() == features.get_device_index());
   check(logits.size(3) < 1 << 27, "attention_residual: expected rows of fewer than 2^27 pixels, got ",
         logits.size(3));
-  return {features.size(0), features.size(1), features.size(2), logits.size(2), logits.size(3)};
 }
 
 // Rows of pixels begin at multiples of 16 bytes: f(the pixels of 16 bytes), else f(1).
@@ -92,22 +84,7 @@ Tensor attention_residual_cuda(const Tensor& mask_logits, const Tensor& grid_fea
 
 void attention_residual_inplace_cuda(Tensor mask_logits, const Tensor& grid_features, double scale) {
   check_arguments("mask_logits", mask_logits, grid_features);
-  for (int64_t d = 0; d < 4; ++d) {
-    check(mask_logits.size(d) <= 1 || mask_logits.stride(d) != 0,
-          "attention_residual: expected mask_logits whose elements lie apart, to be written over, got a dim "
-          "of size ",
-          mask_logits.size(d), " that repeats a single memory location");
-  }
-  if (mask_logits.is_contiguous()) {
-    add(mask_logits, grid_features, scale, mask_logits);
-    // Autograd counts writes to a tensor and its views; what is written here through a pointer it would miss.
-    Tensor nothing = torch::stable::narrow(mask_logits, 0, 0, 0);
-    torch::stable::zero_(nothing);
-  } else {
-    Tensor whole = torch::stable::contiguous(mask_logits);
-    add(whole, grid_features, scale, whole);
-    torch::stable::copy_(mask_logits, whole);
-  }
+  write_over(mask_logits, [&](const Tensor& in, Tensor& out) { add(in, grid_features, scale, out); });
 }
 
 Tensor attention_residual_bwd_cuda(const Tensor& grad, const Tensor& grid_features, double scale) {

@@ -70,23 +70,26 @@ __device__ __forceinline__ void gather_down(const S* grad, const Sizes& size, co
     const int cell = item / runs, x = item % runs * kWidth;
     T* line = lines + cell * (plan.rows + 1) * plan.stride;
     T upper[kWidth], lower[kWidth];
-    int at = max(begun, 0);
 #pragma unroll
-    for (int j = 0; j < kWidth; ++j) {
-      // The last line of the step before is the first of this one.
-      upper[j] = begun >= 0 ? line[at * plan.stride + skewed(x + j)]
-                 : row > 0  ? line[plan.rows * plan.stride + skewed(x + j)]
-                            : T(0);
-      lower[j] = begun >= 0 ? line[(at + 1) * plan.stride + skewed(x + j)] : T(0);
-    }
-    const auto advance = [&] {
+    for (int j = 0; j < kWidth; ++j) upper[j] = lower[j] = 0;
+    int at = max(begun, 0);
+    // Added to what is there: short sums keep their precision, however many pixels there are.
+    const auto put = [&](int to, const T(&sum)[kWidth]) {
+      const bool here = begun >= 0 && to <= begun + 1, before = begun < 0 && to == 0 && row > 0;
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) {
-        line[at * plan.stride + skewed(x + j)] = upper[j];
+        T& place = line[to * plan.stride + skewed(x + j)];
+        // The last line of the step before is the first of this one.
+        place = (here ? place : before ? line[plan.rows * plan.stride + skewed(x + j)] : T(0)) + sum[j];
+      }
+    };
+    const auto advance = [&] {
+      put(at++, upper);
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) {
         upper[j] = lower[j];
         lower[j] = 0;
       }
-      ++at;
     };
     const S* from = grad + cell * size.pixels() + x;
     Rows pixels(places);
@@ -110,11 +113,8 @@ __device__ __forceinline__ void gather_down(const S* grad, const Sizes& size, co
       }
     }
     while (ends && at < plan.rows) advance();
-#pragma unroll
-    for (int j = 0; j < kWidth; ++j) {
-      line[at * plan.stride + skewed(x + j)] = upper[j];
-      if (!ends) line[(at + 1) * plan.stride + skewed(x + j)] = lower[j];
-    }
+    put(at, upper);
+    if (!ends) put(at + 1, lower);
   }
 }
 
@@ -166,11 +166,13 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 3 : 5)
       for (int e = threadIdx.x; e < some * rows * side; e += kThreads) {
         const int cell = e / (rows * side), rest = e % (rows * side), j = rest % side;
         const T* line = lines + (cell * (plan.rows + 1) + rest / side) * plan.stride;
-        T sum = 0;
-        for (int x = starts[j]; x < starts[j + 1]; ++x) sum += weights[skewed(x)] * line[skewed(x)];
-        for (int x = starts[j + 1]; x < starts[j + 2]; ++x) {
-          sum += (1 - weights[skewed(x)]) * line[skewed(x)];
+        T sum = 0, part = 0;
+        for (int x = starts[j]; x < starts[j + 2]; ++x) {
+          const T weight = weights[skewed(x)];
+          part += (x < starts[j + 1] ? weight : 1 - weight) * line[skewed(x)];
+          if (x % kWarp == kWarp - 1) sum += part, part = 0;
         }
+        sum += part;
         T& to = maps[cell * size.cells() + row * side + rest];
         to = x0 == 0 ? sum : to + sum;
       }

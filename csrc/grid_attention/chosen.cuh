@@ -24,13 +24,19 @@ struct Chosen {
   __device__ int cell(int64_t k) const { return static_cast<int>(pairs[2 * k + 1]); }
 };
 
-// Calls f for each image that some of `images` [count] name, in the order of their first places.
+constexpr int kListed = kWarp;  // of the list, that a block looks at together
+
+// Calls f for each image that is among `images` [kListed] in shared memory, -1 apart, in the order of their
+// first places. All warps find the same.
 template <class F>
-__device__ __forceinline__ void each_image(const int64_t* images, int count, const F& f) {
-  for (int k = 0; k < count; ++k) {
-    bool first = images[k] >= 0;
-    for (int j = 0; j < k; ++j) first = first && images[j] != images[k];
-    if (first) f(images[k], k);
+__device__ __forceinline__ void each_image(const int64_t* images, const F& f) {
+  const int lane = threadIdx.x % kWarp;
+  bool first = images[lane] >= 0;
+#pragma unroll
+  for (int k = 0; k < kListed; ++k) first = first && (k >= lane || images[k] != images[lane]);
+  const unsigned firsts = __ballot_sync(kAllLanes, first);
+  for (int k = 0; k < kListed; ++k) {
+    if (firsts >> k & 1) f(images[k]);
   }
 }
 
@@ -41,21 +47,20 @@ __device__ __forceinline__ void each_image(const int64_t* images, int count, con
 template <class S, bool kAligned>
 __global__ void __launch_bounds__(kThreads, kBlocksAnSm<S>)
     chosen_fwd_kernel(Vectors<S> vectors, Chosen chosen, accumulator_t<S> scale, S* out) {
-  constexpr int kRows = 32;
-  using Tile = Dots<S, kRows, kAligned>;
+  using Tile = Dots<S, kListed, kAligned>;
   using T = accumulator_t<S>;
-  SOLO_ATTN_SHARED(images, int64_t[kRows]);
-  SOLO_ATTN_SHARED(rows, int[kRows]);
+  SOLO_ATTN_SHARED(images, int64_t[kListed]);
+  SOLO_ATTN_SHARED(rows, int[kListed]);
   const int cells = vectors.cells, across = ceil_div(cells, Tile::kColumns);
-  const int k0 = static_cast<int>(blockIdx.x / across) * kRows, some = min(kRows, chosen.count - k0);
+  const int k0 = static_cast<int>(blockIdx.x / across) * kListed, some = min(kListed, chosen.count - k0);
   const int first = static_cast<int>(blockIdx.x % across) * Tile::kColumns;
   const int k = threadIdx.x;
-  if (k < kRows) {
+  if (k < kListed) {
     images[k] = k < some ? chosen.image(k0 + k) : -1;
     rows[k] = images[k] >= 0 ? chosen.cell(k0 + k) : 0;
   }
   __syncthreads();
-  each_image(images, some, [&](int64_t image, int) {
+  each_image(images, [&](int64_t image) {
     Tile tile;
     tile.run(vectors, image, rows, first);
     tile.each([&](int row, int column, T value) {
@@ -72,29 +77,36 @@ __global__ void __launch_bounds__(kThreads, kBlocksAnSm<S>)
   }
 }
 
-// picked [K, C] = D V^T of each one's image: what a cell's own vector gets from its row D of the gradient.
-// Its blocks are fewer than an SM holds: 16 for 100 cells of 256 channels.
+constexpr int kParts = 8;  // that sums over the cells are cut into, to have blocks for more of the GPU
+
+// picked [kParts, K, C], whose sum over the parts is D V^T of each one's image: what a cell's own vector gets
+// from its row D of the gradient. 128 blocks for 100 cells of 256 channels.
 template <class S>
 __global__ void __launch_bounds__(kThreads, 2)
     picked_kernel(const S* grad, const S* features, Chosen chosen, int64_t channels, accumulator_t<S>* out) {
   using T = accumulator_t<S>;
   using Sum = Product<S, false>;
   SOLO_ATTN_SHARED(shared, typename Sum::Shared);
-  SOLO_ATTN_SHARED(images, int64_t[Sum::kColumns]);
+  static_assert(Sum::kColumns == kListed);
+  SOLO_ATTN_SHARED(images, int64_t[kListed]);
   const int64_t down = ceil_div<int64_t>(channels, Sum::kRows), cells = chosen.cells;
   const int64_t c0 = blockIdx.x % down * Sum::kRows;
-  const int k0 = static_cast<int>(blockIdx.x / down) * Sum::kColumns;
-  const int some = min(Sum::kColumns, chosen.count - k0);
-  if (threadIdx.x < Sum::kColumns) {
+  const int64_t part = blockIdx.x / down % kParts;
+  const int64_t length = ceil_div<int64_t>(ceil_div<int64_t>(cells, Sum::kPart), kParts) * Sum::kPart;
+  const int64_t begin = min(part * length, cells), end = min(begin + length, cells);
+  const int k0 = static_cast<int>(blockIdx.x / down / kParts) * kListed;
+  const int some = min(kListed, chosen.count - k0);
+  if (threadIdx.x < kListed) {
     images[threadIdx.x] = static_cast<int>(threadIdx.x) < some ? chosen.image(k0 + threadIdx.x) : -1;
   }
+  out += part * chosen.count * channels;
   __syncthreads();
-  each_image(images, some, [&](int64_t image, int) {
+  each_image(images, [&](int64_t image) {
     const S* from = features + image * channels * cells;
     Sum product;
     product.clear();
     product.run(
-        shared, 0, cells,
+        shared, begin, end,
         [&](int row, int64_t n) {
           return c0 + row < channels ? static_cast<T>(from[(c0 + row) * cells + n]) : T(0);
         },
@@ -150,13 +162,21 @@ __global__ void __launch_bounds__(kThreads, kBlocksAnSm<S>)
         const bool mine = n0 + column < cells && chosen.image(k) == b;
         return mine ? static_cast<T>(grad[k * cells + n0 + column]) : T(0);
       });
-  for (int64_t k = range[0]; k < range[1]; ++k) {
-    if (chosen.image(k) != b) continue;
-    const int64_t own = chosen.cell(k) - n0;
-    if (own < 0 || own >= Sum::kColumns) continue;
-    product.each([&](int row, int column, T& value) {
-      if (column == own && c0 + row < channels) value += picked[k * channels + c0 + row];
-    });
+  for (int64_t k0 = range[0]; k0 < range[1]; k0 += kWarp) {
+    // Each warp looks at 32 of the list at once, of which few are in this block.
+    const int64_t k = k0 + threadIdx.x % kWarp;
+    const int64_t own = k < range[1] && chosen.image(k) == b ? chosen.cell(k) - n0 : -1;
+    const unsigned here = __ballot_sync(kAllLanes, own >= 0 && own < Sum::kColumns);
+    for (int lane = 0; lane < kWarp; ++lane) {
+      if ((here >> lane & 1) == 0) continue;
+      const int cell = __shfl_sync(kAllLanes, static_cast<int>(own), lane);
+      product.each([&](int row, int column, T& value) {
+        if (column != cell || c0 + row >= channels) return;
+        for (int64_t part = 0; part < kParts; ++part) {
+          value += picked[(part * chosen.count + k0 + lane) * channels + c0 + row];
+        }
+      });
+    }
   }
   product.each([&](int row, int column, T value) {
     if (c0 + row < channels && n0 + column < cells) {

@@ -17,6 +17,7 @@
 #include "../common/check.h"
 #include "../common/dtypes.h"
 #include "grid_attention.h"
+#include "grid_attention_arguments.h"
 
 namespace solo_attn::grid_attention {
 namespace {
@@ -147,8 +148,7 @@ struct Chosen {
 };
 
 std::vector<Chosen> by_image(const Tensor& cells, int64_t batch, int64_t count) {
-  check(cells.dim() == 2 && cells.size(1) == 2 && cells.scalar_type() == ScalarType::Long && cells.is_cpu(),
-        "grid_attention: expected cells int64 of shape [K, 2] on the CPU");
+  check_list(cells, cells.is_cpu(), "the CPU");
   const Tensor pairs_in = torch::stable::contiguous(cells);
   const auto* pairs = pairs_in.const_data_ptr<int64_t>();
   const int64_t total = cells.size(0);
@@ -260,11 +260,6 @@ void chosen_gradient(const S* grad, const S* features, const Chosen& chosen, int
   });
 }
 
-void check_features(const char* op, const Tensor& features) {
-  check(features.dim() == 4 && features.size(2) == features.size(3), op,
-        ": expected grid_features of shape [B, C, S, S]");
-}
-
 Tensor grid_attention_cpu(const Tensor& grid_features, double scale, const std::optional<Tensor>& cells) {
   check_features("grid_attention", grid_features);
   const int64_t batch = grid_features.size(0), channels = grid_features.size(1), side = grid_features.size(2);
@@ -298,10 +293,7 @@ Tensor grid_attention_bwd_cpu(const Tensor& grad, const Tensor& grid_features, d
   const int64_t count = side * side;
   std::vector<Chosen> chosen;
   if (cells) chosen = by_image(*cells, batch, count);
-  check(grad.is_cpu() && grad.scalar_type() == grid_features.scalar_type() && grad.dim() == (cells ? 3 : 4) &&
-            grad.size(0) == (cells ? cells->size(0) : batch) && (cells || grad.size(1) == count) &&
-            grad.size(-1) == side && grad.size(-2) == side,
-        "grid_attention_bwd: expected grad of the shape and dtype that grid_attention returns");
+  check_grad(grad, grid_features, cells, grad.is_cpu());
   const Tensor features = torch::stable::contiguous(grid_features),
                upstream = torch::stable::contiguous(grad);
   Tensor out = torch::stable::new_empty(features, features.sizes());

@@ -7,12 +7,12 @@
 // gradient.cuh.
 #include <optional>
 
-#include "../common/check.h"
 #include "../common/dtypes.h"
 #include "chosen.cuh"
 #include "dots.cuh"
 #include "gradient.cuh"
 #include "grid_attention.h"
+#include "grid_attention_arguments.h"
 
 namespace solo_attn::grid_attention {
 namespace {
@@ -68,17 +68,18 @@ void with_aligned(bool aligned, const F& f) {
   }
 }
 
-void check_features(const char* op, const Tensor& features) {
-  check(features.dim() == 4 && features.size(2) == features.size(3), op,
-        ": expected grid_features of shape [B, C, S, S]");
-  check_on_device(op, "grid_features", features, features);
+void check_there(const char* op, const Tensor& features) {
+  check_features(op, features);
+  check(Device::holds(features), op, ": expected grid_features on a GPU, as another argument is");
+}
+
+bool beside(const Tensor& x, const Tensor& features) {
+  return Device::holds(x) && x.get_device_index() == features.get_device_index();
 }
 
 // The list as the kernels want it; `kept` keeps its memory alive.
 Chosen chosen_of(const char* op, const Tensor& cells, const Tensor& features, Tensor& kept) {
-  check(cells.dim() == 2 && cells.size(1) == 2 && cells.scalar_type() == ScalarType::Long,
-        "grid_attention: expected cells int64 of shape [K, 2]");
-  check_on_device(op, "cells", cells, features);
+  check_list(cells, beside(cells, features), "the GPU of grid_features");
   check(cells.size(0) <= 0x7fffffff, op, ": expected fewer cells, got ", cells.size(0));
   kept = torch::stable::contiguous(cells);
   return {kept.const_data_ptr<int64_t>(), static_cast<int>(cells.size(0)), features.size(0),
@@ -87,7 +88,7 @@ Chosen chosen_of(const char* op, const Tensor& cells, const Tensor& features, Te
 
 Tensor grid_attention_cuda(const Tensor& grid_features, double scale, const std::optional<Tensor>& cells) {
   constexpr const char* op = "grid_attention";
-  check_features(op, grid_features);
+  check_there(op, grid_features);
   const Device device(grid_features);
   const int64_t batch = grid_features.size(0), side = grid_features.size(2), count = side * side;
   const Tensor features = torch::stable::contiguous(grid_features);
@@ -103,9 +104,10 @@ Tensor grid_attention_cuda(const Tensor& grid_features, double scale, const std:
     with_aligned(prepared.aligned, [&](auto aligned) {
       constexpr bool kAligned = decltype(aligned)::value;
       if (cells) {
-        const int64_t blocks = ceil_div<int64_t>(chosen.count, 32) * ceil_div<int64_t>(count, 128);
-        launch(device, op, chosen_fwd_kernel < S, kAligned || kTensorCores < S >>, grid(op, blocks),
-               dim3(kThreads), 0, prepared.vectors, chosen, scale, to);
+        const int64_t blocks = ceil_div<int64_t>(chosen.count, kListed) * ceil_div<int64_t>(count, 128);
+        constexpr bool kFour = kAligned || kTensorCores<S>;
+        launch(device, op, chosen_fwd_kernel<S, kFour>, grid(op, blocks), dim3(kThreads), 0, prepared.vectors,
+               chosen, scale, to);
       } else {
         const int64_t pairs = block_pairs(ceil_div<int64_t>(count, 64));
         launch(device, op, grid_attention_fwd_kernel<S, kAligned>, grid(op, batch * pairs), dim3(kThreads), 0,
@@ -119,18 +121,14 @@ Tensor grid_attention_cuda(const Tensor& grid_features, double scale, const std:
 Tensor grid_attention_bwd_cuda(const Tensor& grad, const Tensor& grid_features, double scale,
                                const std::optional<Tensor>& cells) {
   constexpr const char* op = "grid_attention_bwd";
-  check_features(op, grid_features);
-  check_on_device(op, "grad", grad, grid_features);
+  check_there(op, grid_features);
   const Device device(grid_features);
   const int64_t batch = grid_features.size(0), channels = grid_features.size(1), side = grid_features.size(2);
   const int64_t count = side * side;
   const Tensor features = torch::stable::contiguous(grid_features);
   Tensor list = features;
   const Chosen chosen = cells ? chosen_of(op, *cells, features, list) : Chosen{};
-  check(grad.scalar_type() == grid_features.scalar_type() && grad.dim() == (cells ? 3 : 4) &&
-            grad.size(0) == (cells ? cells->size(0) : batch) && (cells || grad.size(1) == count) &&
-            grad.size(-1) == side && grad.size(-2) == side,
-        "grid_attention_bwd: expected grad of the shape and dtype that grid_attention returns");
+  check_grad(grad, grid_features, cells, beside(grad, grid_features));
   const Tensor upstream = torch::stable::contiguous(grad);
   Tensor out = torch::stable::new_empty(features, features.sizes());
   if (out.numel() == 0) return out;
@@ -145,9 +143,9 @@ Tensor grid_attention_bwd_cuda(const Tensor& grad, const Tensor& grid_features, 
     using Sum = Product<S, false>;
     const S* from = features.const_data_ptr<S>();
     const int64_t down = ceil_div<int64_t>(channels, Sum::kRows);
-    Tensor picked = torch::stable::new_empty(features, {chosen.count, channels},
+    Tensor picked = torch::stable::new_empty(features, {kParts, chosen.count, channels},
                                              accumulator_dtype(features.scalar_type()));
-    launch(device, op, picked_kernel<S>, grid(op, ceil_div<int64_t>(chosen.count, Sum::kColumns) * down),
+    launch(device, op, picked_kernel<S>, grid(op, ceil_div<int64_t>(chosen.count, kListed) * kParts * down),
            dim3(kThreads), 0, above, from, chosen, channels, picked.mutable_data_ptr<T>());
     launch(device, op, chosen_gradient_kernel<S>,
            grid(op, batch * ceil_div<int64_t>(count, Sum::kColumns) * down), dim3(kThreads), 0, above, from,

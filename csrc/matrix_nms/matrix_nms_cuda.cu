@@ -28,7 +28,7 @@ constexpr int kThreads = 256, kWarps = kThreads / kWarp;
 constexpr int kTile = 32;
 constexpr int kChunk = 16;  // words of 32 bits that four lanes read of a row at a time; rows are padded to it
 constexpr int kPitch = kTile + 8;  // of a tile in shared memory: eight rows of a fragment fall on all banks
-constexpr int64_t kHeldBytes = 64 << 20;
+constexpr int64_t kHeldBytes = kPlayed ? 16 << 10 : 64 << 20;  // the shim's masks are few
 
 // By place in the order.
 template <class T>
@@ -53,19 +53,12 @@ __device__ __forceinline__ uint32_t pack16(const uint8_t* row, int64_t first, in
   return bits;
 }
 
-// Packs a row, or copies one that is packed; returns how many bits this lane set.
-template <bool packed>
+// Packs a row of bytes, or copies one of words; returns how many bits this lane set.
+template <bool kBytes>
 __device__ __forceinline__ int write_row(const void* masks, int64_t offset, int64_t width, int64_t words,
                                          uint32_t* to) {
   int area = 0;
-  if constexpr (packed) {
-    const auto* from = static_cast<const uint32_t*>(masks) + 2 * offset;
-    for (int64_t w = threadIdx.x; w < words; w += kThreads) {
-      const uint32_t word = w < 2 * width ? from[w] : 0;
-      to[w] = word;
-      area += __popc(word);
-    }
-  } else {
+  if constexpr (kBytes) {
     const auto* from = static_cast<const uint8_t*>(masks) + offset;
     auto* halves = reinterpret_cast<uint16_t*>(to);
     const bool aligned = reinterpret_cast<uintptr_t>(from) % 16 == 0;
@@ -75,11 +68,18 @@ __device__ __forceinline__ int write_row(const void* masks, int64_t offset, int6
       halves[h] = static_cast<uint16_t>(half);
       area += __popc(half);
     }
+  } else {
+    const auto* from = static_cast<const uint32_t*>(masks) + 2 * offset;
+    for (int64_t w = threadIdx.x; w < words; w += kThreads) {
+      const uint32_t word = w < 2 * width ? from[w] : 0;
+      to[w] = word;
+      area += __popc(word);
+    }
   }
   return area;
 }
 
-template <class S, class T, bool packed>
+template <class S, class T, bool kBytes>
 __global__ void __launch_bounds__(kThreads, 5)
     prepare_kernel(const void* masks, int64_t stride, int64_t width, const int64_t* labels, const S* scores,
                    Masks<T> out) {
@@ -99,11 +99,10 @@ __global__ void __launch_bounds__(kThreads, 5)
   before = block_sum(before, parts);
   peers = block_sum(peers, parts);
   const int64_t place = first + before;
-  // One that is alone with its label overlaps nothing, and is not read.
-  int area = 0;
-  if (peers > 1)
-    area = write_row<packed>(masks, mine * stride, width, out.words, out.bits + place * out.words);
-  area = block_sum(area, parts);
+  // One that is alone with its label overlaps nothing, and is not read: it counts as empty.
+  if (peers == 1) width = 0;
+  const int area = block_sum(
+      write_row<kBytes>(masks, mine * stride, width, out.words, out.bits + place * out.words), parts);
   if (threadIdx.x == 0) {
     out.source[place] = static_cast<int>(mine);
     out.group[place] = first;
@@ -209,7 +208,7 @@ __global__ void __launch_bounds__(kThreads)
     const T factor = kernel.finish(least);
     const int to = masks.source[j];
     decay[to] = factor;
-    decayed[to] = static_cast<S>(static_cast<T>(scores[to]) * factor);
+    decayed[to] = static_cast<S>(decayed_score(static_cast<T>(scores[to]), factor));
   }
 }
 
@@ -234,7 +233,7 @@ void run(const Device& device, const Tensor& masks, const Tensor& labels, const 
                         place + 2 * count,
                         worst.mutable_data_ptr<T>()};
   const auto* score = scores.const_data_ptr<S>();
-  launch(device, op, packed ? prepare_kernel<S, T, true> : prepare_kernel<S, T, false>,
+  launch(device, op, packed ? prepare_kernel<S, T, false> : prepare_kernel<S, T, true>,
          dim3(static_cast<unsigned>(count)), dim3(kThreads), 0, masks.const_data_ptr(), masks.stride(0),
          width, labels.const_data_ptr<int64_t>(), score, sorted);
   const int64_t most = ceil_div<int64_t>(count, kTile) * kTile;

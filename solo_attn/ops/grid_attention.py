@@ -31,8 +31,8 @@ def grid_attention(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype or device, or a cell outside the
-            batch or the grid. Triton on a GPU says the latter as PyTorch's own indexing does, by an
-            assertion on the device: looking at ``cells`` would have the host wait for them.
+            batch or the grid. The backend ``cuda`` does not wait to see the list of cells, which would also
+            break a CUDA graph: there the row of such a cell is NaN, and it has no part in the gradient.
         RuntimeError: the named backend cannot run.
     """
     op = "grid_attention"

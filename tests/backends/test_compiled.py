@@ -1,5 +1,6 @@
 """The compiled extension: loaded at first need, under torch.compile too, and never replaced in silence."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from solo_attn.backends import OPS, compiled, explain, select
 
 PACKAGE = Path(compiled.__file__).parents[1]
 BUILT = compiled.CONFIGURATION["ops"].get("cpu", [])
+CUDA = compiled.CONFIGURATION["ops"].get("cuda", [])
 needs_build = pytest.mark.skipif(
     compiled.CONFIGURATION["build"] == "none", reason="no extension is built in this tree: make setup"
 )
@@ -76,8 +78,9 @@ def test_a_claimed_op_is_compiled_with_its_variants(op):
         name.partition("::")[2] for name in torch._C._dispatch_get_all_op_names() if "solo_attn:" in name
     }
     for name in {op, op + "_", op + "_bwd", op + "_rle"} & names:
-        has = torch._C._dispatch_has_kernel_for_dispatch_key(f"solo_attn::{name}", "CPU")
-        assert has == (op in BUILT), name
+        for key, ops in (("CPU", BUILT), ("CUDA", CUDA)):
+            has = torch._C._dispatch_has_kernel_for_dispatch_key(f"solo_attn::{name}", key)
+            assert has == (op in ops), (name, key)
 
 
 @needs_build
@@ -101,7 +104,8 @@ def test_not_built(copy):
     """The reference runs, and an explicit "cpu" says why it does not."""
     (copy / "_build.json").unlink(missing_ok=True)
     done = python(f"{CALL.replace('not compiled.loaded', 'True')}\n"
-                  "print(solo_attn.explain('matrix_nms').choices[0].reason)\n"
+                  "reasons = {c.backend: c.reason for c in solo_attn.explain('matrix_nms').choices}\n"
+                  "print(reasons['cpu'])\n"
                   "print(solo_attn.matrix_nms(masks, labels, scores).shape)\n"
                   "solo_attn.matrix_nms(masks, labels, scores, backend='cpu')", copy)  # fmt: skip
     reason = "the extension is not built: a source tree without `make setup`"
@@ -166,3 +170,73 @@ def test_the_table_of_a_whole_extension_has_no_problem():
     assert {choice.op for choice in explain().choices if choice.backend == "cpu" and choice.chosen} == {
         *BUILT
     }
+
+
+@pytest.mark.parametrize(
+    ("archs", "capability", "covered"),
+    [
+        (["8.0", "9.0"], (9, 0), True),
+        (["8.0", "9.0"], (8, 9), True),  # machine code runs on later minor versions
+        (["8.0", "9.0"], (10, 0), False),  # and on no other major one
+        (["8.0", "9.0+PTX"], (12, 1), True),  # PTX does
+        (["8.6", "9.0+PTX"], (8, 0), False),
+        (["9.0+PTX"], (8, 9), False),
+        (["10.0+PTX"], (9, 0), False),
+    ],
+)
+def test_which_gpus_the_archs_cover(archs, capability, covered):
+    assert compiled.covers(archs, capability) == covered
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """A machine with these, as far as the choice of a backend can see."""
+    facts = {"build": "cuda", "ops": {"cpu": OPS, "cuda": ["matrix_nms"]}, "archs": ["8.0", "9.0"]}
+
+    def pretend(*capabilities):
+        monkeypatch.setattr(compiled, "CONFIGURATION", facts)
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
+        compiled.cuda_problem.cache_clear()
+        return facts
+
+    yield pretend
+    compiled.cuda_problem.cache_clear()
+
+
+def refusal(op="matrix_nms", device_type="cuda", dtype=torch.float32):
+    with pytest.raises(RuntimeError) as caught:
+        select(op, device_type, dtype, "cuda")
+    return str(caught.value).removeprefix(f"{op}: backend 'cuda' cannot run: ")
+
+
+def test_cuda_runs_or_says_why_not(gpus, monkeypatch):
+    facts = gpus((8, 6), (9, 0))
+    assert select("matrix_nms", "cuda", torch.float64).name == "cuda"
+    assert refusal(op="dice_loss") == "dice_loss has no CUDA C++ kernel in this version"
+    assert refusal(device_type="cpu") == "it needs CUDA tensors, got cpu"
+    assert refusal(dtype=torch.int32) == "it has no kernels for torch.int32"
+    gpus((9, 0), (10, 0))
+    assert refusal() == (
+        "cuda:1 is of compute capability 10.0, the kernels are compiled for 8.0 9.0: set "
+        "SOLO_ATTN_CUDA_ARCHS and reinstall"
+    )
+    gpus()
+    assert refusal() == "there is no CUDA GPU, or no driver"
+    compiled.cuda_problem.cache_clear()
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert refusal() == "the kernels are built for CUDA, this torch is built without it"
+    monkeypatch.setitem(facts, "ops", {"cpu": OPS})
+    monkeypatch.setitem(facts, "cuda", "not built: there was no CUDA toolkit")
+    assert refusal() == "its kernels are not built: there was no CUDA toolkit"
+
+
+@needs_build
+@pytest.mark.skipif(not CUDA, reason="the extension in this tree has no CUDA kernels")
+def test_it_finds_the_current_stream():
+    """The function is in libtorch_cuda, which the extension must reach, though it does not demand it."""
+    compiled.load()
+    library = ctypes.CDLL(str(PACKAGE / "_C.abi3.so"))
+    assert library.aoti_torch_get_current_cuda_stream

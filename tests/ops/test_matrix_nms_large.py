@@ -45,6 +45,8 @@ print(run(count))
 @pytest.mark.parametrize(("shape", "limit"), [((3000, 48, 64), 700), ((200, 800, 1344), 400)], ids=str)
 def test_bounded_memory(runner, shape, limit):
     """Fault 5. As floats the second case's masks alone would be 860 MB."""
+    if runner.backend == "shim":
+        pytest.skip("the shim plays each lane of a GPU on the CPU: too slow for so much")
     command = [sys.executable, "-c", MEMORY, runner.backend, runner.device, *map(str, shape)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -74,6 +76,8 @@ def images():
 @pytest.mark.parametrize("kernel", ["gaussian", "linear"])
 def test_real_masks(runner, images, kernel):
     """Four models pooled: two thirds of the masks overlap a peer."""
+    if runner.backend == "shim":
+        pytest.skip("the shim plays each lane of a GPU on the CPU: too slow for so much")
     for masks, labels, scores, overlap in images:
         assert (scores.diff() > 0).any(), "unsorted input is part of this test"
         same = labels[:, None] == labels[None, :]

@@ -1,0 +1,197 @@
+"""What nvcc made of the CUDA kernels: registers, shared memory, spills, blocks an SM holds and was to hold.
+
+``python benchmarks/kernel_resources.py`` prints the table, ``--write`` puts it into docs/kernels.md. It reads
+the extension that is built, with NVIDIA's cuobjdump; no GPU is needed, and nothing is timed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+LIBRARY = ROOT / "solo_attn" / "_C.abi3.so"
+PAGE = ROOT / "docs" / "kernels.md"
+BEGIN, END = "<!-- benchmarks/kernel_resources.py -->\n", "<!-- end -->\n"
+
+# Of an H200, as measured on one: a copy, and a product of bfloat16 matrices.
+BYTES_PER_SECOND, FLOPS_PER_SECOND = 4.3e12, 788e12
+# A multiprocessor (SM) of compute capability 8.0, 9.0, 10.0: bytes of shared memory. All have 65,536
+# registers, given to warps by 256, and 2,048 threads. A block takes 1 KiB more than it asks for, which
+# cuobjdump counts from 9.0 on.
+SHARED = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10}
+RESERVED = 1 << 10
+
+# The paper's finest level: grid, channels, mask logits; chosen cells; and masks for the NMS, at stride 4.
+SIDE, CHANNELS, PIXELS, CHOSEN = 40, 256, 168 * 336, 100
+CELLS = SIDE * SIDE
+MASKS, MASK_PIXELS = 500, 200 * 336
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a kernel is meant to do, for one image in float32 at the sizes above.
+
+    Attributes:
+        threads: of a block.
+        blocks: that an SM of compute capability 9.0 or 10.0 is meant to hold, in any dtype but float64, on
+            aligned input.
+        read, written: bytes that it has to move, each once.
+        flops: products and sums.
+        dynamic: bytes of shared memory that the launch asks for.
+    """
+
+    threads: int
+    blocks: int
+    read: float
+    written: float
+    flops: float = 0
+    dynamic: int = 0
+
+    @property
+    def floor(self) -> float:
+        """Microseconds that an H200 needs for the bytes, or for the flops on its tensor cores."""
+        moved = (self.read + self.written) / BYTES_PER_SECOND
+        return 1e6 * max(moved, self.flops / FLOPS_PER_SECOND)
+
+
+V, MAPS, LOGITS = 4 * CHANNELS * CELLS, 4 * CELLS * CELLS, 4 * CELLS * PIXELS
+PRODUCT = 2 * CHANNELS * CELLS * CELLS
+PICKED = 8 * 4 * CHOSEN * CHANNELS  # in eight parts
+BITS, PAIRS = MASKS * MASK_PIXELS / 8, MASKS * (MASKS - 1) / 2
+
+PLANS = {
+    # The smaller half of the symmetric map is computed and written twice.
+    "grid_attention_fwd_kernel": Plan(128, 4, V, MAPS, PRODUCT / 2),
+    "chosen_fwd_kernel": Plan(128, 4, V, 4 * CHOSEN * CELLS, 2 * CHANNELS * CHOSEN * CELLS),
+    "symmetric_gradient_kernel": Plan(128, 4, MAPS + V, V, PRODUCT),
+    "picked_kernel": Plan(128, 2, V + 4 * CHOSEN * CELLS, PICKED, 2 * CHANNELS * CHOSEN * CELLS),
+    "chosen_gradient_kernel": Plan(128, 4, V + 4 * CHOSEN * CELLS + PICKED, V, 2 * CHANNELS * CHOSEN * CELLS),
+    "turn_kernel": Plan(128, 8, V / 2, V / 2),
+    "attention_residual_fwd_kernel": Plan(128, 4, LOGITS + V, LOGITS, PRODUCT + 3 * CELLS * PIXELS, 46_976),
+    "gather_kernel": Plan(128, 5, LOGITS, MAPS, 4 * CELLS * PIXELS, 22_376),
+    "prepare_kernel": Plan(256, 5, MASKS * MASK_PIXELS, BITS),
+    "overlaps_kernel": Plan(256, 2, BITS, 4 * PAIRS),
+    "decay_kernel": Plan(256, 6, 4 * PAIRS, 8 * MASKS),
+}
+
+
+@dataclass(frozen=True)
+class Usage:
+    """One instantiation of a kernel on one arch, as cuobjdump says.
+
+    `usual`: it is not of float64, nor for input that is not aligned, of which there is little.
+    """
+
+    kernel: str
+    usual: bool
+    arch: int
+    registers: int
+    stack: int
+    local: int
+    shared: int
+
+    @property
+    def blocks(self) -> int:
+        """That an SM holds."""
+        plan = PLANS[self.kernel]
+        warps = plan.threads // 32
+        by_registers = 65_536 // (-(-self.registers * 32 // 256) * 256) // warps
+        by_shared = SHARED[self.arch] // (self.shared + plan.dynamic + RESERVED)
+        return min(by_registers, by_shared, 2048 // plan.threads)
+
+
+def cuobjdump() -> str | None:
+    """That of the toolkit, or the one that Triton brings."""
+    if found := shutil.which("cuobjdump"):
+        return found
+    spec = find_spec("triton")
+    if spec is None or spec.origin is None:
+        return None
+    mine = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return str(mine) if mine.exists() else None
+
+
+def usages(library: Path = LIBRARY) -> list[Usage]:
+    """Of every kernel in the extension.
+
+    Raises:
+        RuntimeError: there is no cuobjdump, or it cannot read the extension.
+    """
+    tool = cuobjdump()
+    if tool is None:
+        raise RuntimeError("there is no cuobjdump: it comes with a CUDA toolkit and with Triton")
+    done = subprocess.run([tool, "-res-usage", str(library)], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"cuobjdump: {done.stderr}")
+    found, arch = [], 0
+    for part in re.split(r"\n(?=Fatbin |arch = | Function )", done.stdout):
+        if match := re.match(r"arch = sm_(\d+)", part):
+            arch = int(match[1])
+        if match := re.match(r" Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", part):
+            # Mangled: the length of a name stands before it, template arguments after it between I and E.
+            name = re.search(r"\d([a-z_]+_kernel)", match[1])
+            assert name is not None, match[1]
+            usual = re.search(r"kernelI(d|\w*?L(i1|b0)E)", match[1]) is None
+            registers, stack, shared, local = (int(match[k]) for k in (2, 3, 4, 5))
+            asked = max(0, shared - (RESERVED if arch >= 90 else 0))
+            found.append(Usage(name[1], usual, arch, registers, stack, local, asked))
+    return found
+
+
+def compiler() -> str:
+    """What the extension was compiled with, and for."""
+    facts = json.loads((LIBRARY.parent / "_build.json").read_text())
+    return f"By nvcc {facts['nvcc']} for {', '.join(facts['archs'])}:\n"
+
+
+def table(found: list[Usage]) -> str:
+    """A row for each kernel."""
+    rows = [
+        compiler(),
+        "| kernel | reads | writes | GFLOP | floor on an H200 | threads | registers | shared memory "
+        "| blocks planned | on 8.0 | on 9.0 | on 10.0 |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, plan in PLANS.items():
+        mine = [usage for usage in found if usage.kernel == name and usage.usual]
+        registers = [usage.registers for usage in mine]
+        shared = plan.dynamic + max(usage.shared for usage in mine)
+        held = [min((usage.blocks for usage in mine if usage.arch == arch), default=0) for arch in SHARED]
+        cells = [
+            f"`{name}`",
+            f"{plan.read / 1e6:.1f} MB",
+            f"{plan.written / 1e6:.1f} MB",
+            f"{plan.flops / 1e9:.2f}",
+            f"{plan.floor:.1f} us",
+            str(plan.threads),
+            f"{min(registers)} to {max(registers)}",
+            f"{shared / 1024:.1f} KiB",
+            str(plan.blocks),
+            *map(str, held),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def written(page: str, rows: str) -> str:
+    """The page with these rows between its marks."""
+    head, _, rest = page.partition(BEGIN)
+    return head + BEGIN + rows + END + rest.partition(END)[2]
+
+
+def main() -> None:
+    rows = table(usages())
+    print(rows)
+    if "--write" in sys.argv:
+        PAGE.write_text(written(PAGE.read_text(), rows))
+
+
+if __name__ == "__main__":
+    main()

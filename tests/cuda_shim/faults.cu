@@ -1,0 +1,132 @@
+// Kernels with a fault each, for the shim to find, and a few without.
+#include "../../csrc/common/ptx.h"
+#include "../../csrc/common/reduce.h"
+
+namespace solo_attn::faults {
+namespace {
+
+constexpr int kThreads = 128;
+
+enum Fault : int64_t {
+  none,
+  no_barrier,
+  no_second_barrier,
+  barrier_for_some,
+  two_barriers,
+  returned,
+  exchange_for_some,
+  not_waited,
+  not_written,
+  same_word,
+  same_word_of_blocks,
+  beyond_shared,
+  beyond_global,
+  overflow,
+};
+
+// Reverses each block's 128 numbers.
+__global__ void __launch_bounds__(kThreads)
+    reverse_kernel(const int* in, int* out, int count, int64_t fault) {
+  SOLO_ATTN_SHARED(tile, int[kThreads]);
+  SOLO_ATTN_DYNAMIC_SHARED(int, copies);
+  const int mine = static_cast<int>(threadIdx.x), first = static_cast<int>(blockIdx.x) * kThreads;
+  if (fault == returned && mine == 77) return;
+  if (mine % 4 == 0) copy_async(copies + mine, in + first + mine);
+  copy_async_commit();
+  if (fault != not_written || mine != 5) tile[mine] = in[first + mine];
+  if (fault == beyond_shared) copies[mine + 4] = 0;
+  if (fault == overflow) tile[mine] += 0x7fffffff;
+  if (fault != not_waited) copy_async_wait<0>();
+  if (fault == barrier_for_some) {
+    if (mine < 64) __syncthreads();
+  } else if (fault == two_barriers && mine < 64) {
+    __syncthreads();
+  } else if (fault != no_barrier) {
+    __syncthreads();
+  }
+  int value = tile[kThreads - 1 - mine];
+  if (copies[kThreads - 1 - mine] != value) value = -1;
+  if (fault != no_second_barrier) __syncthreads();
+  tile[mine] = value;
+  if (fault != exchange_for_some || mine % 32 < 30) value = __shfl_xor_sync(kAllLanes, value, 1);
+  value = __shfl_xor_sync(kAllLanes, value, 1);
+  if (fault == exchange_for_some) value = 0;
+  const int to = fault == same_word ? first : fault == same_word_of_blocks ? mine : first + mine;
+  if (to < count || fault == beyond_global) out[to + (fault == beyond_global ? kThreads : 0)] = value;
+}
+
+Tensor reverse(const Tensor& x, int64_t fault) {
+  const Device device(x);
+  Tensor out = torch::stable::new_empty(x, x.sizes());
+  launch(device, "reverse", reverse_kernel, dim3(static_cast<unsigned>(x.numel() / kThreads)), dim3(kThreads),
+         kThreads * sizeof(int), x.const_data_ptr<int>(), out.mutable_data_ptr<int>(), x.numel(), fault);
+  return out;
+}
+
+// C [16, 8] = A [16, depth] B [8, depth]^T by one mma.
+template <class S>
+__global__ void __launch_bounds__(kWarp) product_kernel(const uint32_t* a, const uint32_t* b, float* out) {
+  const int g = static_cast<int>(threadIdx.x) / 4, t = static_cast<int>(threadIdx.x) % 4;
+  uint32_t left[4], right[2];
+  for (int k = 0; k < 4; ++k) left[k] = a[(g + k % 2 * 8) * 8 + t + k / 2 * 4];
+  for (int k = 0; k < 2; ++k) right[k] = b[g * 8 + t + k * 4];
+  if constexpr (std::is_same_v<S, Tf32>) {
+    for (uint32_t& x : left) x = to_tf32(__uint_as_float(x));
+    for (uint32_t& x : right) x = to_tf32(__uint_as_float(x));
+  }
+  std::conditional_t<std::is_same_v<S, Bits>, int, float> sum[4] = {};
+  mma(Type<S>{}, sum, left, right);
+  for (int k = 0; k < 4; ++k) out[(g + k / 2 * 8) * 8 + 2 * t + k % 2] = static_cast<float>(sum[k]);
+}
+
+Tensor product(const Tensor& a, const Tensor& b) {
+  const Device device(a);
+  Tensor out = torch::stable::new_empty(a, {16, 8}, ScalarType::Float);
+  const auto run = [&](auto kernel) {
+    launch(device, "product", kernel, dim3(1), dim3(kWarp), 0,
+           static_cast<const uint32_t*>(a.const_data_ptr()), static_cast<const uint32_t*>(b.const_data_ptr()),
+           out.mutable_data_ptr<float>());
+  };
+  switch (a.scalar_type()) {
+    case ScalarType::Half:
+      run(product_kernel<Half>);
+      break;
+    case ScalarType::BFloat16:
+      run(product_kernel<BFloat16>);
+      break;
+    case ScalarType::Float:
+      run(product_kernel<Tf32>);
+      break;
+    default:
+      run(product_kernel<Bits>);
+  }
+  return out;
+}
+
+// Block sums by atomics and by exchange; out: [total, largest, sum of each block...].
+__global__ void __launch_bounds__(kThreads) sums_kernel(const int* in, int* out) {
+  SOLO_ATTN_SHARED(parts, int[kThreads / kWarp]);
+  const int x = in[blockIdx.x * kThreads + threadIdx.x];
+  atomicAdd(out, x);
+  atomicMax(out + 1, x);
+  const int sum = block_sum(x, parts);
+  if (threadIdx.x == 0) out[2 + blockIdx.x] = sum;
+}
+
+Tensor sums(const Tensor& x) {
+  const Device device(x);
+  const int64_t blocks = x.numel() / kThreads;
+  Tensor out = torch::stable::new_zeros(x, {2 + blocks});
+  launch(device, "sums", sums_kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0,
+         x.const_data_ptr<int>(), out.mutable_data_ptr<int>());
+  return out;
+}
+
+}  // namespace
+}  // namespace solo_attn::faults
+
+SOLO_ATTN_CUDA_LIBRARY(m) {
+  m.impl("reverse", TORCH_BOX(&solo_attn::faults::reverse));
+  m.impl("product", TORCH_BOX(&solo_attn::faults::product));
+  m.impl("sums", TORCH_BOX(&solo_attn::faults::sums));
+}

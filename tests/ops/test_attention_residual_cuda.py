@@ -1,0 +1,133 @@
+"""What the CUDA kernels promise beyond the tests that all backends share: blocks, orders, widths, tails."""
+
+import cuda_shim
+import pytest
+import torch
+from op_cases import as_good_as_pytorch, check_message, gradients, numpy64, same_bits
+from test_attention_residual import inputs, plain
+
+OP = "attention_residual"
+BACKEND = "cuda" if torch.cuda.is_available() else "shim"
+
+
+def check_against_pytorch(runner, args):
+    out, grads = gradients(lambda m, g: runner(m, g, 0.4), args)
+    same, same_grads = gradients(lambda m, g: plain(m, g, 0.4), args)
+    exact, exact_grads = gradients(lambda m, g: plain(m, g, 0.4), [x.double() for x in args])
+    as_good_as_pytorch(out, same, numpy64(exact))
+    as_good_as_pytorch(grads[1], same_grads[1], numpy64(exact_grads[1]), "gradient")
+
+
+# Groups of 32 cells, bands of rows; a grid of 20 has two, and rows that are computed in three steps.
+@pytest.mark.parametrize(
+    ("batch", "channels", "side", "size", "dtype"),
+    [
+        (1, 3, 20, (37, 48), torch.float32),
+        (1, 33, 20, (5, 6), torch.float32),  # reduced
+        (1, 3, 21, (43, 29), torch.float32),
+        (2, 3, 7, (29, 30), torch.float64),
+        (1, 34, 12, (61, 64), torch.bfloat16),
+        (1, 3, 9, (20, 33), torch.float16),
+    ],
+    ids=str,
+)
+def test_sizes_around_blocks(runner, batch, channels, side, size, dtype):
+    check_against_pytorch(runner, inputs(runner, batch, channels, side, size, dtype=dtype))
+
+
+TALL = [(1, (150, 4)), (2, (300, 3)), (3, (200, 8)), (2, (9, 16))]
+WIDE = [(2, (2, 1044)), (1, (1, 2060)), (3, (3, 1031))]
+
+
+# 64 rows of pixels' taps at a time, 1,024 columns of pixels; a thread looks eight rows ahead.
+@pytest.mark.parametrize(("side", "size"), TALL + WIDE)
+def test_tall_and_wide_maps(runner, side, size):
+    check_against_pytorch(runner, inputs(runner, 1, 2, side, size, dtype=torch.float32))
+
+
+@pytest.mark.skipif(BACKEND != "shim", reason="a GPU takes lanes and blocks in an order of its own")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_order_of_lanes_and_blocks_changes_nothing(runner, dtype):
+    args = inputs(runner, 2, 33, 7, (19, 24), dtype=dtype)
+    results = []
+    for seed in (1, 2, 3):
+        cuda_shim.seed(seed)
+        results.append(gradients(runner, args))
+    for out, grads in results[1:]:
+        assert same_bits(out, results[0][0])
+        assert all(map(same_bits, grads, results[0][1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_in_place_is_out_of_place_to_the_bit(runner, dtype):
+    for width in (16, 13):
+        logits, features = inputs(runner, channels=3, side=4, size=(19, width), dtype=dtype)
+        expected = runner(logits, features)
+        assert same_bits(runner(logits.clone(), features, inplace=True), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_memory_that_16_bytes_do_not_divide(runner, dtype):
+    """Where the first pixel, or the first feature, lies decides about the width of reads alone."""
+    args = inputs(runner, channels=3, side=4, size=(5, 16), dtype=dtype)
+    expected, expected_grads = gradients(runner, args)
+    for which in (0, 1):
+        store = args[which].new_zeros(args[which].numel() + 1)
+        store[1:] = args[which].flatten()
+        moved = list(args)
+        moved[which] = store[1:].view(args[which].shape)
+        out, grads = gradients(runner, moved)
+        assert same_bits(out, expected)
+        assert all(map(same_bits, grads, expected_grads))
+    upstream = expected_grads[0]
+    store = upstream.new_zeros(upstream.numel() + 1)
+    store[1:] = upstream.flatten()
+    back = runner.overload("_bwd")
+    moved = back(store[1:].view(upstream.shape), args[1], 1.0)
+    assert same_bits(moved, back(upstream, args[1], 1.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_gradients_of_half_precision_are_rounded_once(runner, dtype):
+    """The gradient of the maps stays in float32."""
+    logits, features = inputs(runner, channels=40, side=5, size=(21, 24), dtype=dtype)
+    back = runner.overload("_bwd")
+    single = back(logits.float(), features.float(), 0.7)
+    room = 0.51 * torch.finfo(dtype).eps * single.abs() + 1e-6 * single.abs().max()
+    assert ((back(logits, features, 0.7).float() - single).abs() <= room).all()
+
+
+def test_infinite_logits_and_gradients_stay_where_they_are(runner):
+    logits, features = inputs(runner, 1, 3, 4, (16, 16), dtype=torch.float32)
+    logits[0, 5, 3, 3] = torch.inf
+    assert runner(logits, features).isinf().sum() == 1
+    grad = torch.zeros_like(logits)
+    grad[0, 5, 3, 3] = torch.nan  # between the inputs 0 and 1 of each axis
+    back = runner.overload("_bwd")(grad, features, 1.0)
+    touched = torch.zeros(1, 3, 16, dtype=torch.bool, device=back.device)
+    # dV_n takes V_m (dG_nm + dG_mn): the row of cell 5 has the NaN, at cells 0, 1, 4 and 5.
+    touched[..., [0, 1, 4, 5]] = True
+    assert torch.equal(back.flatten(2).isnan(), touched)
+
+
+def test_the_op_itself_refuses_what_does_not_fit(runner):
+    """Called past the public function, as a graph of torch.compile does."""
+    logits, features = inputs(runner, dtype=torch.float32)
+    wanted = "shape [B, S*S, H, W] with H, W >= 1, dtype and device of grid_features"
+    for bad in (logits[:, :8], logits[:1], logits.double(), logits[..., :0]):
+        for suffix, name in (("", "mask_logits"), ("_", "mask_logits"), ("_bwd", "grad")):
+            op = runner.overload(suffix)
+            message = f"attention_residual: expected {name} of {wanted}"
+            check_message(lambda op=op, bad=bad: op(bad, features, 1.0), RuntimeError, message)
+
+
+def test_a_grid_too_large_for_shared_memory(runner):
+    side = 400
+    features = torch.empty(1, 0, side, side, dtype=torch.float32, device=runner.device)
+    logits = torch.empty(1, side * side, 1, 1, dtype=torch.float32, device=runner.device)
+    check_message(
+        lambda: runner.overload()(logits, features, 1.0),
+        RuntimeError,
+        "attention_residual: expected grid_features of fewer cells a side, whose rows fit into 98304 bytes "
+        f"of shared memory, got {side}",
+    )

@@ -1,0 +1,157 @@
+"""The shim itself finds what it says it finds; and the kernels under ASan and UBSan."""
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cuda_shim
+import pytest
+import torch
+
+SOURCE = cuda_shim.SHIM / "faults.cu"
+FAULTS = [
+    "none",
+    "no_barrier",
+    "no_second_barrier",
+    "barrier_for_some",
+    "two_barriers",
+    "returned",
+    "exchange_for_some",
+    "not_waited",
+    "not_written",
+    "same_word",
+    "same_word_of_blocks",
+    "beyond_shared",
+    "beyond_global",
+    "overflow",
+]  # as the source numbers them
+pytestmark = pytest.mark.skipif(cuda_shim.MISSING is not None, reason=str(cuda_shim.MISSING))
+
+DEFINE = """
+import sys, torch
+torch.library.define("solo_attn_shim::reverse", "(Tensor x, int fault) -> Tensor")
+torch.ops.load_library(sys.argv[1])
+x = torch.arange(512, dtype=torch.int32)
+out = torch.ops.solo_attn_shim.reverse(x, int(sys.argv[2]))
+assert torch.equal(out, x.view(4, 128).flip(1).flatten()), out
+"""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The faulty kernels, instrumented for races, and for ASan."""
+    folder = tmp_path_factory.mktemp("shim")
+    return {kind: cuda_shim.compile_all(kind, [SOURCE], folder / kind) for kind in cuda_shim.KINDS}
+
+
+def preloaded():
+    """ASan has to be there before anything else is."""
+    found = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    return {"LD_PRELOAD": found.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0", "SOLO_ATTN_SHIM": "asan"}
+
+
+def run(built, kind, fault):
+    environment = {**os.environ, **(preloaded() if kind == "asan" else {})}
+    command = [sys.executable, "-c", DEFINE, str(built[kind]), str(FAULTS.index(fault))]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def ops(built):
+    for name, schema in (
+        ("reverse", "(Tensor x, int fault) -> Tensor"),
+        ("product", "(Tensor a, Tensor b) -> Tensor"),
+        ("sums", "(Tensor x) -> Tensor"),
+    ):
+        torch.library.define(f"solo_attn_shim::{name}", schema)
+    torch.ops.load_library(built["race"])
+    seed = ctypes.CDLL(str(built["race"])).solo_attn_shim_seed
+    return torch.ops.solo_attn_shim, lambda value: seed(ctypes.c_uint64(value))
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("none", None),
+        ("no_barrier", r"lane \d+ (reads shared memory that nobody wrote|\w+ shared memory .* touches too)"),
+        (
+            "no_second_barrier",
+            r"lane \d+ (reads|writes) shared memory after line \d+ that lane \d+ .* touches too",
+        ),
+        ("barrier_for_some", r"(lanes wait for each other|lane \d+ reads shared memory)"),
+        ("two_barriers", r"lanes wait for each other: lane \d+ waits at the __syncthreads of line \d+, lane"),
+        ("returned", r"lanes wait for each other: .* has returned"),
+        ("exchange_for_some", r"lanes wait for each other: lane \d+ waits for its warp at line \d+"),
+        ("not_waited", r"lane \d+ reads shared memory that nobody wrote"),
+        ("not_written", r"lane \d+ reads shared memory that nobody wrote"),
+        ("same_word", r"lane \d+ writes global memory after line \d+ that lane \d+ of block \d+ touches too"),
+        (
+            "same_word_of_blocks",
+            r"lane \d+ writes global memory after line \d+ that lane \d+ of block \d+ touches",
+        ),
+    ],
+)
+def test_faults_are_found(ops, fault, message):
+    shim, seed = ops
+    x = torch.arange(512, dtype=torch.int32)
+    for order in range(3):
+        seed(order)
+        if message is None:
+            assert torch.equal(shim.reverse(x, FAULTS.index(fault)), x.view(4, 128).flip(1).flatten())
+            continue
+        with pytest.raises(RuntimeError, match=f"^reverse: block \\d: {message}"):
+            shim.reverse(x, FAULTS.index(fault))
+
+
+@pytest.mark.parametrize(
+    ("fault", "report"),
+    [
+        ("none", None),
+        ("beyond_shared", "AddressSanitizer: heap-buffer-overflow"),
+        ("beyond_global", "AddressSanitizer: heap-buffer-overflow"),
+        ("overflow", "runtime error: signed integer overflow"),
+    ],
+)
+def test_sanitizers_see_the_kernels(built, fault, report):
+    done = run(built, "asan", fault)
+    assert (done.returncode == 0) == (report is None), done.stderr
+    assert report is None or report in done.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_the_twin_of_a_product(ops, dtype):
+    depth = 8 if dtype == torch.float32 else 16
+    # Few bits, so that tf32 holds them, and sums are exact.
+    a, b = (torch.randint(-8, 9, (rows, depth)).to(dtype) for rows in (16, 8))
+    assert torch.equal(ops[0].product(a, b), a.float() @ b.float().T)
+
+
+def test_the_twin_of_common_bits(ops):
+    a, b = (torch.randint(-(1 << 31), 1 << 31, (rows, 8)).int() for rows in (16, 8))
+    bits = [
+        x[..., None].bitwise_right_shift(torch.arange(32)).bitwise_and(1).flatten(1).float() for x in (a, b)
+    ]
+    assert torch.equal(ops[0].product(a, b), bits[0] @ bits[1].T)
+
+
+def test_atomics_and_reductions(ops):
+    x = torch.randint(0, 1000, (512,)).int()
+    expected = [x.sum(), x.max(), *x.view(4, 128).sum(1)]
+    assert ops[0].sums(x).tolist() == [int(value) for value in expected]
+
+
+@pytest.mark.timeout(900)  # it compiles all of them once more
+def test_the_kernels_under_sanitizers():
+    """ASan and UBSan on every kernel, at the sizes that hypothesis comes upon."""
+    folder = Path(__file__).parent
+    command = [sys.executable, "-m", "pytest", folder, "-q", "-k", "shim and (test_any_size or test_layouts)"]
+    done = subprocess.run(
+        [*command, "-p", "no:cacheprovider"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **preloaded()},
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert f"\n{2 * len(cuda_shim.OPS)} passed" in done.stdout, done.stdout[-3000:]

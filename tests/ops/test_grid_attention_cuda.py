@@ -1,0 +1,113 @@
+"""What the CUDA kernels promise beyond the tests that all backends share: blocks, orders, lists of cells."""
+
+import cuda_shim
+import pytest
+import torch
+from op_cases import as_good_as_pytorch, check_message, gradients, numpy64, same_bits
+from test_grid_attention import plain
+
+OP = "grid_attention"
+BACKEND = "cuda" if torch.cuda.is_available() else "shim"
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def some_cells(runner, count, batch, cells):
+    generator = torch.Generator().manual_seed(count)
+    pairs = [torch.randint(n, (count,), generator=generator) for n in (batch, cells)]
+    return torch.stack(pairs, 1).to(runner.device)
+
+
+# Tiles of 64 x 64, 32 x 128 and 64 x 32; channels by 32, and rows that 16 bytes divide, or not.
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("batch", "channels", "side"), [(1, 32, 8), (2, 33, 9), (1, 65, 12)])
+@pytest.mark.parametrize("chosen", [None, 33])
+def test_sizes_around_tiles(runner, dtype, batch, channels, side, chosen):
+    x = runner.randn(batch, channels, side, side, dtype=dtype)
+    cells = None if chosen is None else some_cells(runner, chosen, batch, side * side)
+    out, (grad,) = gradients(lambda x: runner(x, 0.3, cells), [x])
+    same, (same_grad,) = gradients(lambda x: plain(x, 0.3, cells), [x])
+    exact, (exact_grad,) = gradients(lambda x: plain(x, 0.3, cells), [x.double()])
+    as_good_as_pytorch(out, same, numpy64(exact))
+    as_good_as_pytorch(grad, same_grad, numpy64(exact_grad), "gradient")
+    if cells is None:
+        rows = out.flatten(2)
+        assert torch.equal(rows, rows.mT)
+
+
+@pytest.mark.skipif(BACKEND != "shim", reason="a GPU takes lanes and blocks in an order of its own")
+@pytest.mark.parametrize("chosen", [None, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_the_order_of_lanes_and_blocks_changes_nothing(runner, chosen, dtype):
+    x = runner.randn(2, 35, 9, 9, dtype=dtype)
+    cells = None if chosen is None else some_cells(runner, chosen, 2, 81)
+    results = []
+    for seed in (1, 2, 3):
+        cuda_shim.seed(seed)
+        out, (grad,) = gradients(lambda x: runner(x, 0.3, cells), [x])
+        results.append((out, grad))
+    for out, grad in results[1:]:
+        assert same_bits(out, results[0][0])
+        assert same_bits(grad, results[0][1])
+
+
+def test_images_in_one_block_keep_apart(runner):
+    """An infinite feature of one image is in no row of another, nor in its gradient."""
+    x = runner.randn(3, 5, 3, 3, dtype=torch.float32)
+    x[1, 2] = torch.inf
+    cells = torch.tensor([[0, 1], [1, 2], [2, 3], [0, 1], [1, 8]], device=runner.device)
+    out, (grad,) = gradients(lambda x: runner(x, 1.0, cells), [x])
+    assert out.isfinite().flatten(1).all(1).tolist() == [True, False, True, True, False]
+    assert grad.isfinite().flatten(1).all(1).tolist() == [True, False, True]
+
+
+def test_cells_out_of_range_have_no_part(runner):
+    """To refuse them would mean to wait for the GPU: their rows are NaN, and nothing is read there."""
+    x = runner.randn(2, 4, 3, 3, dtype=torch.float32)
+    far = 1 << 40
+    listed = [[0, 0], [2, 0], [1, 4], [-1, 0], [0, 9], [0, -1], [far, 0], [1, -far], [1, 8]]
+    cells = torch.tensor(listed, device=runner.device)
+    inside = [k for k, (b, n) in enumerate(listed) if 0 <= b < 2 and 0 <= n < 9]
+    out = runner(x, 0.7, cells)
+    assert same_bits(out[inside], runner(x, 0.7, cells[inside]))
+    outside = [k for k in range(len(listed)) if k not in inside]
+    assert out[outside].isnan().all()
+    upstream = runner.randn(*out.shape, dtype=torch.float32, seed=7)
+    back = runner.overload("_bwd")
+    assert same_bits(
+        back(upstream, x, 0.7, cells), back(upstream[inside].contiguous(), x, 0.7, cells[inside])
+    )
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("chosen", [None, 9])
+def test_gradients_of_half_precision_are_rounded_once(runner, dtype, chosen):
+    """dG + dG^T does not fit into half precision, nor into the 11 bits of tf32."""
+    x = runner.randn(2, 40, 6, 6, dtype=dtype)
+    cells = None if chosen is None else some_cells(runner, chosen, 2, 36)
+    upstream = runner.randn(*runner(x, 1.0, cells).shape, dtype=dtype, seed=3)
+    back = runner.overload("_bwd")
+    single = back(upstream.float(), x.float(), 0.7, cells)
+    room = 0.51 * torch.finfo(dtype).eps * single.abs() + 1e-6 * single.abs().max()
+    assert ((back(upstream, x, 0.7, cells).float() - single).abs() <= room).all()
+
+
+def test_infinite_gradients_stay_where_they_are(runner):
+    for dtype in (torch.float32, torch.bfloat16):
+        x = runner.randn(1, 3, 3, 3, dtype=dtype)
+        upstream = torch.zeros(1, 9, 3, 3, dtype=dtype, device=runner.device)
+        upstream[0, 2, 1, 1] = torch.inf
+        grad = runner.overload("_bwd")(upstream, x, 1.0, None).flatten(2)
+        # Elsewhere the infinity is multiplied by no feature, but for those of the cells that share a sum.
+        assert grad[..., [2, 4]].isinf().all()
+        assert grad[..., [0, 1, 3, 5, 6, 7, 8]].eq(0).all()
+
+
+def test_the_op_itself_refuses_what_does_not_fit(runner):
+    """Called past the public function, as a graph of torch.compile does: nothing is read out of bounds."""
+    x, op, back = runner.randn(2, 4, 3, 3), runner.overload(), runner.overload("_bwd")
+    shape = "grid_attention: expected cells int64 of shape [K, 2] on the GPU of grid_features"
+    for bad in (x.new_zeros(3, 3, dtype=torch.int64), x.new_zeros(3, 2, dtype=torch.int32)):
+        check_message(lambda bad=bad: op(x, 1.0, bad), RuntimeError, shape)
+    wanted = "grid_attention_bwd: expected grad of the shape and dtype that grid_attention returns"
+    for grad in (x.new_zeros(2, 9, 3, 2), x.new_zeros(1, 9, 3, 3), x.new_zeros(9, 3, 3)):
+        check_message(lambda grad=grad: back(grad, x, 1.0, None), RuntimeError, wanted)
