@@ -99,11 +99,10 @@ __global__ void __launch_bounds__(kThreads, 5)
   before = block_sum(before, parts);
   peers = block_sum(peers, parts);
   const int64_t place = first + before;
-  // One that is alone with its label overlaps nothing, and is not read.
-  int area = 0;
-  if (peers > 1)
-    area = write_row<kBytes>(masks, mine * stride, width, out.words, out.bits + place * out.words);
-  area = block_sum(area, parts);
+  // One that is alone with its label overlaps nothing, and is not read: it counts as empty.
+  if (peers == 1) width = 0;
+  const int area = block_sum(
+      write_row<kBytes>(masks, mine * stride, width, out.words, out.bits + place * out.words), parts);
   if (threadIdx.x == 0) {
     out.source[place] = static_cast<int>(mine);
     out.group[place] = first;

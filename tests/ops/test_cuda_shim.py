@@ -147,6 +147,7 @@ def test_atomics_and_reductions(ops):
     assert ops[0].sums(x).tolist() == [int(value) for value in expected]
 
 
+@pytest.mark.timeout(900)  # it compiles all of them once more
 def test_the_kernels_under_sanitizers():
     """ASan and UBSan on every kernel, at the sizes that hypothesis comes upon."""
     folder = Path(__file__).parent

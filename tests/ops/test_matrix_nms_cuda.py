@@ -29,6 +29,13 @@ def test_labels_that_begin_and_end_within_tiles(runner, labels):
     check_against_reference(runner, blobs(runner, 70, (9, 11), labels, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("first", [1, 31, 32, 33, 63])
+def test_a_label_that_begins_at_the_edge_of_a_tile(runner, first):
+    masks, _, scores = blobs(runner, 66, (9, 11), dtype=torch.float64)
+    labels = (torch.arange(66, device=masks.device) >= first).long()
+    check_against_reference(runner, (masks, labels, scores))
+
+
 # A lane packs 16 pixels, a row is padded to 512, eight warps take 512 each in turn.
 @pytest.mark.parametrize("width", [1, 15, 16, 17, 511, 512, 513, 4096, 4100])
 def test_widths_around_words(runner, width):
