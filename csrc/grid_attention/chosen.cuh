@@ -5,6 +5,7 @@
 // gradient.
 #pragma once
 
+#include "../common/reduce.h"
 #include "dots.cuh"
 #include "gradient.cuh"
 
@@ -141,10 +142,17 @@ __global__ void __launch_bounds__(kThreads, kBlocksAnSm<S>)
   const int64_t c0 = rest % down * Sum::kRows, n0 = rest / down * Sum::kColumns;
   if (threadIdx.x < 2) range[threadIdx.x] = threadIdx.x == 0 ? chosen.count : 0;
   __syncthreads();
+  int first = chosen.count, last = 0;
   for (int k = threadIdx.x; k < chosen.count; k += kThreads) {
     if (chosen.image(k) != b) continue;
-    atomicMin(&range[0], k);
-    atomicMax(&range[1], k + 1);
+    first = min(first, k);
+    last = k + 1;
+  }
+  first = warp_reduce(first, [](int x, int y) { return min(x, y); });
+  last = warp_reduce(last, [](int x, int y) { return max(x, y); });
+  if (threadIdx.x % kWarp == 0) {
+    atomicMin(&range[0], first);
+    atomicMax(&range[1], last);
   }
   __syncthreads();
   features += b * channels * cells;

@@ -48,8 +48,13 @@ def built(tmp_path_factory):
 
 def preloaded():
     """ASan has to be there before anything else is."""
-    found = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
-    return {"LD_PRELOAD": found.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0", "SOLO_ATTN_SHIM": "asan"}
+    # It looks up what C++ throws with as it starts, which Python has not loaded by then.
+    paths = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout
+        for name in ("libasan.so", "libstdc++.so")
+    ]
+    preload = ":".join(path.strip() for path in paths)
+    return {"LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0", "SOLO_ATTN_SHIM": "asan"}
 
 
 def run(built, kind, fault):
