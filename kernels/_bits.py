@@ -50,11 +50,11 @@ def shared_bits(
     BLOCK: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """Bits that ``left`` [I] and ``right`` [J] of ``others`` share, in words ``begin`` .. ``end``: int32 [I, J].
+    """Bits that rows of ``words`` and of ``others`` share in words ``begin`` .. ``end``: int32 [I, J].
 
-    Negative rows have none. A full adder makes two words of three, as counting bits is a quarter as fast as
-    logic: 2 counts for 3 words. ``two`` is 2, as an argument: where LLVM knows it, it takes the doubling into
-    the sum that is a count, and then knows that one no more.
+    Rows ``left`` [I] and ``right`` [J]; negative ones have no bits. A full adder makes two words of three, as
+    counting bits is a quarter as fast as logic: 2 counts for 3 words. ``two`` is 2, as an argument: where
+    LLVM knows it, it takes the doubling into the sum that is a count, and then knows that one no more.
     """
     a_row = words + tl.maximum(left, 0).to(tl.int64)[:, None, None] * width
     b_row = others + tl.maximum(right, 0).to(tl.int64)[None, :, None] * other_width

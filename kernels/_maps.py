@@ -64,8 +64,14 @@ def logits(
 
 @triton.jit
 def sigmoid(x):
-    """Exactly 1/2 at 0 and 0 far below it, where masks are decided: hence no approximate division."""
-    return tl.div_rn(1.0, 1.0 + tl.exp(-x))
+    """Exactly 1/2 at 0 and 0 far below it, where masks are decided.
+
+    Division in Triton is an approximation, which one step of Newton's mends; div_rn is a call, for which
+    registers are spilled.
+    """
+    below = 1.0 + tl.exp(-x)
+    inverse = 1.0 / below
+    return tl.where(below < float("inf"), tl.fma(inverse, tl.fma(-below, inverse, 1.0), inverse), inverse)
 
 
 @triton.jit

@@ -12,10 +12,12 @@ import triton
 import triton.language as tl
 
 from ._bilinear import bilinear_tap, lerp
+from ._launch import config
 from ._maps import logits, sigmoid
 
 # A tile of the result, and what it has taps in: at least 2 x 2 pixels.
 BLOCK_X, BLOCK_Y, SOURCE_X, SOURCE_Y = 128, 16, 64, 8
+CONFIGS = (config(8, 1, BLOCK_X=BLOCK_X, BLOCK_Y=BLOCK_Y, SOURCE_X=SOURCE_X, SOURCE_Y=SOURCE_Y),)
 
 
 @triton.jit

@@ -18,14 +18,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ._bilinear import check_sizes
-from ._launch import Aot, launch
+from ._launch import Aot, launch, tuned
 from ._maps import cell_and_tile
-from ._probability import BLOCK_X, BLOCK_Y, SOURCE_X, SOURCE_Y, owned, probabilities
+from ._probability import CONFIGS, owned, probabilities
 
-_BLOCKS = {"BLOCK_X": BLOCK_X, "BLOCK_Y": BLOCK_Y, "SOURCE_X": SOURCE_X, "SOURCE_Y": SOURCE_Y}
 _SUMS = 256  # tiles that are added at a time
 
 
+@tuned(CONFIGS, key=("out_height", "out_width"))
 @triton.jit
 def _mask_bits_fwd_kernel(
     coarse,
@@ -149,7 +149,6 @@ def mask_bits(
         threshold,
         HAS_ATTENTION=attention is not None,
         SAME=tuple(size) == tuple(out_size),
-        **_BLOCKS,
     )
     launch(_mask_bits_sum_kernel, (count,), tile_areas, tile_sums, areas, maskness, tiles, BLOCK=_SUMS)
     return words.view(torch.int64), areas, maskness
@@ -167,7 +166,7 @@ _TYPES = {
 }
 AOT = (
     *(
-        Aot(_mask_bits_fwd_kernel, _TYPES, {"HAS_ATTENTION": given, "SAME": same, **_BLOCKS})
+        Aot(_mask_bits_fwd_kernel, _TYPES, {"HAS_ATTENTION": given, "SAME": same})
         for given in (True, False)
         for same in (True, False)
     ),

@@ -21,17 +21,17 @@ import triton.language as tl
 from torch import Tensor
 
 from ._bilinear import bilinear_tap, check_sizes, lerp
-from ._launch import Aot, launch
+from ._launch import Aot, launch, tuned
 from ._maps import cell_and_tile
-from ._probability import BLOCK_X, BLOCK_Y, SOURCE_X, SOURCE_Y, owned, probabilities, spread_x
+from ._probability import CONFIGS, owned, probabilities, spread_x
 
 _MAPS = 1 << 23  # pixels of stride-4 maps that are stored at a time
 _PIXELS = 1 << 28  # pixels of the image that are stored at a time to find run lengths in
-_BLOCKS = {"BLOCK_X": BLOCK_X, "BLOCK_Y": BLOCK_Y, "SOURCE_X": SOURCE_X, "SOURCE_Y": SOURCE_Y}
 _X, _Y, _MAP_X = 128, 16, 64  # a tile of the image, and the columns of the map that it takes
 _RUN = 2048  # pixels of a block in which changes are counted
 
 
+@tuned(CONFIGS, key=("out_height", "out_width"))
 @triton.jit
 def _paste_masks_maps_kernel(
     coarse,
@@ -238,7 +238,6 @@ def _maps(
         own_x,
         HAS_ATTENTION=attention is not None,
         SAME=tuple(size) == tuple(out_size),
-        **_BLOCKS,
     )
     return maps
 
@@ -331,7 +330,7 @@ _TYPES = {
 _TILES = {"BLOCK_X": _X, "BLOCK_Y": _Y, "MAP_X": _MAP_X}
 AOT = (
     *(
-        Aot(_paste_masks_maps_kernel, _TYPES, {"HAS_ATTENTION": given, "SAME": same, **_BLOCKS})
+        Aot(_paste_masks_maps_kernel, _TYPES, {"HAS_ATTENTION": given, "SAME": same})
         for given in (True, False)
         for same in (True, False)
     ),

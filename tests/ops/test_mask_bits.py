@@ -73,6 +73,12 @@ def test_any_size(runner, count, coarse, side, size, out_size):
     check(runner(coarse, rows, size, out_size), coarse, rows, size, out_size)
 
 
+@pytest.mark.parametrize("size", [(16, 124), (33, 247)], ids=["enlarged", "same size"])
+def test_wider_than_a_block(runner, size):
+    coarse, rows = inputs(runner, 1, (9, 62), dtype=torch.float32)
+    check(runner(coarse, rows, size, (33, 247)), coarse, rows, size, (33, 247))
+
+
 @pytest.mark.parametrize("pixels", [1, 63, 64, 65, 127, 128, 129])
 def test_words_and_spare_bits(runner, pixels):
     full = runner(constant(runner, 9.0), None, (2, 2), (1, pixels))

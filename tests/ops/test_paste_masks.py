@@ -55,6 +55,13 @@ def test_any_size(runner, data):
     check(runner(coarse, rows, *sizes), coarse, rows, sizes)
 
 
+@pytest.mark.parametrize("original", [(34, 260), (17, 150)], ids=["enlarged", "reduced"])
+def test_wider_than_a_block(runner, original):
+    coarse, rows = inputs(runner, 1, (3, 22), dtype=torch.float32)
+    sizes = ((6, 44), (12, 88), (45, 340), original)
+    check(runner(coarse, rows, *sizes), coarse, rows, sizes)
+
+
 def test_strictly_above_the_threshold(runner):
     """sigmoid(0) = 0.5 exactly, and stays so however often it is enlarged by two."""
     coarse = torch.zeros(1, 2, 2, device=runner.device)
