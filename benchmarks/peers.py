@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -24,6 +25,10 @@ class _NothingCompiled(ModuleType):
     They are on no package registry for today's torch: mmcv-lite has none, and mmdet asks for some when it is
     imported. These raise when they are called.
     """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__spec__ = ModuleSpec(name, loader=None)  # mmengine looks for a loader: it finds none
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -18,7 +18,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 COMPILED = sorted(path.name for path in (ROOT / "csrc").glob("*") if path.name != "common")
 
 # A folder may import those of a lower rank. "" is solo_attn/__init__.py, which gathers the ops for everybody
-# above them; training counts what evaluation measures.
+# above them; training counts what evaluation measures; interop writes checkpoints.
 RANK = {
     "reference": 0,
     "kernels": 0,
@@ -27,10 +27,10 @@ RANK = {
     "": 3,
     "models": 4,
     "data": 4,
-    "interop": 5,
     "evaluation": 5,
     "training": 6,
-    "cli": 7,
+    "interop": 7,
+    "cli": 8,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,13 +17,31 @@ if TYPE_CHECKING:
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
 
+class Format(str, Enum):
+    """What `predict` writes."""
+
+    PICTURE = "picture"
+    COCO = "coco"
+    GEOJSON = "geojson"
+    IDS = "ids"
+
+
+# Of the file that a format writes for each image, behind the image's stem; coco writes one file for all.
+ENDINGS = {Format.PICTURE: ".png", Format.GEOJSON: ".geojson", Format.IDS: ".ids.png"}
+
+
 @command
 def predict(
     checkpoint: Annotated[Path, typer.Argument(help="A .ckpt or .safetensors file.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders that are searched for them.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the pictures and results.json.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for what is found.")],
+    formats: Annotated[
+        list[Format],
+        typer.Option("--format", help="What to write, several times for several; docs/formats.md."),
+    ] = [Format.PICTURE, Format.COCO],  # noqa: B006 - typer reads it
     score: Annotated[
-        float, typer.Option("--score", min=0, max=1, help="Draw instances with at least this score.")
+        float,
+        typer.Option("--score", min=0, max=1, help="Leave out lower scores, but for coco, which keeps all."),
     ] = 0.3,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, ...; auto takes the best.")] = "auto",
 ) -> None:
@@ -30,27 +49,31 @@ def predict(
 
     Example: [cyan]solo-attn predict runs/nuclei/best.ckpt photos/ one.jpg --out found[/cyan]
 
-    The folder receives one picture for each image and results.json in COCO's format, with each image's path
-    as file_name; image_id counts the images from 1. A file that cannot be read, or that the model cannot
-    take, is named, the others are processed, and the exit code is 1. Pictures that an earlier run left in
-    the --out folder are not taken for images.
+    The folder receives one picture for each image, and results.json in COCO's format, with each image's path
+    as file_name; image_id counts the images from 1. [cyan]--format geojson --format ids[/cyan] writes
+    polygons (photo.geojson) and a 16-bit picture of ids (photo.ids.png) for each image instead. A file that
+    cannot be read, or that the model cannot take, is named, the others are processed, and the exit code is 1.
+    Pictures that an earlier run left in the --out folder are not taken for images.
     """
     import torch
 
     from ..data import ImageError, read_image
     from ..evaluation import coco_results, draw_instances, write_results
+    from ..interop.geojson import write_geojson
+    from ..interop.id_map import write_id_map
     from ..training import load_model
     from .progress import pick_device, progress
 
     if out.exists() and not out.is_dir():
         raise UsageError(f"predict: expected --out to be a folder, got the file {out}")
     files = find_images(images, out)
-    targets = picture_paths(files, out)
+    targets = output_paths(files, out, formats)
     device = pick_device(device)
     model, info = load_model(checkpoint, device)
     out.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     failed: list[str] = []
+    count = 0
     with progress("predicting", len(files)) as advance:
         for image_id, (file, target) in enumerate(zip(files, targets, strict=True), start=1):
             try:
@@ -63,14 +86,25 @@ def predict(
                 # A strip too narrow to resize, an image too large for the memory: no fault of the others.
                 failed.append(f"{file}: the model cannot take it: {str(error).partition(chr(10))[0]}")
             else:
-                results += [
-                    {**r, "file_name": str(file)} for r in coco_results(image_id, found, info.category_ids)
-                ]
-                save_png(draw_instances(image, found, info.class_names, score_threshold=score), target)
+                count += len(found["scores"])
+                if Format.COCO in formats:
+                    results += [
+                        {**r, "file_name": str(file)}
+                        for r in coco_results(image_id, found, info.category_ids)
+                    ]
+                names = info.class_names
+                if Format.PICTURE in target:
+                    picture = draw_instances(image, found, names, score_threshold=score)
+                    save_png(picture, target[Format.PICTURE])
+                if Format.GEOJSON in target:
+                    write_geojson(target[Format.GEOJSON], found, names, score_threshold=score)
+                if Format.IDS in target:
+                    write_id_map(target[Format.IDS], found, score_threshold=score)
             advance(1)
-    write_results(out / "results.json", results)
+    if Format.COCO in formats:
+        write_results(out / "results.json", results)
     done = len(files) - len(failed)
-    Console().print(f"{len(results)} instances in {done} images, in {out}", highlight=False, soft_wrap=True)
+    Console().print(f"{count} instances in {done} images, in {out}", highlight=False, soft_wrap=True)
     if failed:
         errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
         for line in failed:
@@ -103,20 +137,27 @@ def find_images(paths: list[Path], out: Path) -> list[Path]:
     return list(files)
 
 
-def picture_paths(files: list[Path], out: Path) -> list[Path]:
-    """Where the picture of each file goes.
+def output_paths(files: list[Path], out: Path, formats: list[Format]) -> list[dict[Format, Path]]:
+    """Where what is found in each file goes.
 
     Raises:
-        UsageError: a picture, or results.json, would overwrite one of the files.
+        UsageError: one of them, or results.json, would overwrite one of the files.
     """
+    endings = {kind: ending for kind, ending in ENDINGS.items() if kind in formats}
     taken: set[str] = set()
-    targets = [out / free_name(file.stem, taken) for file in files]
+    targets = []
+    for file in files:
+        stem = free_stem(file.stem, list(endings.values()), taken)
+        targets.append({kind: out / f"{stem}{ending}" for kind, ending in endings.items()})
     inputs = {_identity(file): file for file in files}
-    for target in [*targets, out / "results.json"]:
-        if target.exists() and (file := inputs.get(_identity(target))):
+    written = [path for target in targets for path in target.values()]
+    if Format.COCO in formats:
+        written.append(out / "results.json")
+    for path in written:
+        if path.exists() and (image := inputs.get(_identity(path))):
             raise UsageError(
                 f"predict: expected --out to be a folder where nothing is overwritten, got {out}, where "
-                f"{target} is the image {file}"
+                f"{path} is the image {image}"
             )
     return targets
 
@@ -134,11 +175,11 @@ def save_png(image: Tensor, path: Path) -> None:
     to_pil_image(image).save(path)
 
 
-def free_name(stem: str, taken: set[str]) -> str:
-    """``stem.png``, numbered where another folder had a file of that name."""
-    name, number = f"{stem}.png", 1
-    while name in taken:
+def free_stem(stem: str, endings: list[str], taken: set[str]) -> str:
+    """``stem``, numbered where another image took one of the names it would make."""
+    name, number = stem, 1
+    while any(f"{name}{ending}" in taken for ending in endings):
         number += 1
-        name = f"{stem}-{number}.png"
-    taken.add(name)
+        name = f"{stem}-{number}"
+    taken.update(f"{name}{ending}" for ending in endings)
     return name

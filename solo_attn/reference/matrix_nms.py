@@ -22,7 +22,7 @@ def matrix_nms(
     decay = torch.empty_like(scores, dtype=accumulator(scores.dtype))
     for label in labels.unique():  # only pairs of one label matter
         group = order[labels[order] == label]
-        decay[group] = _decay(_iou(masks[group]).to(decay.dtype), kernel, sigma)
+        decay[group] = decay_of(_iou(masks[group]).to(decay.dtype), kernel, sigma)
     return (scores * decay).to(scores.dtype), decay
 
 
@@ -46,8 +46,8 @@ def _iou(masks: Tensor) -> Tensor:
     return intersection.double() / union
 
 
-def _decay(iou: Tensor, kernel: str, sigma: float) -> Tensor:
-    """Of masks of one label, best first."""
+def decay_of(iou: Tensor, kernel: str, sigma: float) -> Tensor:
+    """The decay [n] of masks of one label, best first, from their IoU [n, n]."""
     count = len(iou)
     later = torch.ones(count, count, dtype=torch.bool, device=iou.device).triu(1)  # i < j
     overlap = iou * later  # d_ij

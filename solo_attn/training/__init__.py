@@ -1,7 +1,7 @@
 """Training, comparison and checkpoints; needs the extra "train"."""
 
 from .advice import grid_setting, with_proposal
-from .checkpoint import CheckpointError, ModelInfo, export_safetensors, load_model
+from .checkpoint import CheckpointError, ModelInfo, export_safetensors, load_model, save_model
 from .compare import Comparison, compare, system_config
 from .config import (
     Config,
@@ -44,6 +44,7 @@ __all__ = [
     "load_config",
     "load_model",
     "override",
+    "save_model",
     "system_config",
     "train",
     "with_proposal",

@@ -112,9 +112,31 @@ def export_safetensors(checkpoint: str | Path, out: str | Path) -> Path:
         CheckpointError: see `load_model`.
     """
     model, info = load_model(checkpoint)
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(out, to_safetensors(weights, {KEY: json.dumps(asdict(info))}))
+    write_atomically(out, _safetensors(model, info))
     return Path(out)
+
+
+def save_model(model: SOLO, info: ModelInfo, out: str | Path) -> None:
+    """Write what `load_model` reads: safetensors where ``out`` ends so, else a checkpoint without a training.
+
+    Raises:
+        OSError: ``out`` cannot be written.
+    """
+    if Path(out).suffix == ".safetensors":
+        write_atomically(out, _safetensors(model, info))
+        return
+    content: dict[str, Any] = {
+        "state_dict": {PREFIX + name: tensor for name, tensor in model.state_dict().items()}
+    }
+    write_info(content, info)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(out, buffer.getbuffer())
+
+
+def _safetensors(model: SOLO, info: ModelInfo) -> bytes:
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    return to_safetensors(weights, {KEY: json.dumps(asdict(info))})
 
 
 def _read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:

@@ -41,7 +41,7 @@ def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_help_names_every_command() -> None:
     code, output = run("--help")
     assert code == 0
-    for name in ("train", "eval", "predict", "compare", "demo", "doctor"):
+    for name in ("train", "eval", "predict", "compare", "demo", "convert", "doctor"):
         assert f" {name} " in output
         code, text = run(name, "--help")
         assert code == 0

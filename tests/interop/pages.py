@@ -1,0 +1,44 @@
+"""Pages of docs/, followed word for word: their Python and their commands, in one folder, in order."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def script(page: str) -> str:
+    """The page as one Python program. Installing is left to whoever runs the tests."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    lines = ["import subprocess, sys"]
+    for language, block in re.findall(r"```(\w*)\n(.*?)```", text, flags=re.DOTALL):
+        if language == "python":
+            lines.append(block)
+            continue
+        assert language == "sh", f"what is {language!r}?"
+        for line in block.splitlines():
+            words = line.partition("#")[0].split()
+            if words[:1] == ["solo-attn"]:
+                program = "import sys; sys.argv[0] = 'solo-attn'; from solo_attn.cli import main; main()"
+                lines.append(f"subprocess.run([sys.executable, '-c', {program!r}, *{words[1:]}], check=True)")
+            else:
+                assert words[:2] == ["pip", "install"], line
+    return "\n".join(lines)
+
+
+def follow(page: str, folder: Path, *libraries: Path) -> str:
+    """What the page prints. ``libraries`` are folders that hold what it installs."""
+    paths = [str(ROOT), *map(str, libraries)]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script(page)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

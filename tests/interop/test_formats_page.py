@@ -1,0 +1,97 @@
+"""docs/formats.md does what it says, and what it writes is read by the libraries it is for."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pages import follow
+from peers import need
+from PIL import Image
+from pycocotools.coco import COCO
+from typer.testing import CliRunner
+
+from solo_attn.cli import app
+from solo_attn.data import read_image
+from solo_attn.training import load_model
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("page")
+    return folder, follow("formats.md", folder, Path(need("supervision").__file__).parents[1])
+
+
+def test_the_page(followed) -> None:
+    folder, output = followed
+    (count,) = re.findall(r"(\d+) instances\n", output)
+    assert int(count) > 5
+    assert f"{count} instances in 1 images, in found" in output
+    assert re.search(r"\{'id': 1, 'label': '(car|bus)', 'score': 0\.\d+\} (Multi)?Polygon", output)
+    assert "uint16 (240, 320)" in output
+    assert re.search(rf"^{count} \d+ \['(car|bus)'", output, flags=re.MULTILINE)
+    files = {p.name for p in (folder / "found").iterdir()}
+    assert files == {"photo.png", "results.json", "photo.geojson", "photo.ids.png"}
+
+
+def test_all_formats_tell_the_same(followed) -> None:
+    folder, _ = followed
+    model, _ = load_model(folder / "last.ckpt")
+    found = model([read_image(folder / "photo.png") / 255])[0]
+    shown = int((found["scores"] >= 0.3).sum())
+    assert 2 < shown < len(found["scores"])
+    truth = COCO()
+    truth.dataset = {
+        "images": [{"id": 1, "height": 240, "width": 320}],
+        "categories": [{"id": 3, "name": "car"}, {"id": 6, "name": "bus"}],
+        "annotations": [],
+    }
+    truth.createIndex()
+    for place in (folder / "found", folder):
+        read = truth.loadRes(str(place / "results.json"))
+        annotations = [read.anns[k] for k in sorted(read.anns)]
+        assert [a["category_id"] for a in annotations] == [(3, 6)[k] for k in found["labels"].tolist()]
+        for annotation, mask in zip(annotations, found["masks"], strict=True):
+            assert np.array_equal(read.annToMask(annotation), mask.numpy())
+        features = json.loads((place / "photo.geojson").read_text())["features"]
+        assert [f["properties"]["id"] for f in features] == list(range(1, shown + 1))
+        shapely = need("shapely")
+        areas = [shapely.from_geojson(json.dumps(f["geometry"])).area for f in features]
+        assert areas == found["masks"][:shown].sum((1, 2)).tolist()
+        with Image.open(place / "photo.ids.png") as picture:
+            ids = np.asarray(picture)
+        assert set(np.unique(ids)) <= set(range(shown + 1))
+        assert np.array_equal(ids > 0, found["masks"][:shown].any(0).numpy())
+        assert np.array_equal(ids == 1, found["masks"][0].numpy())
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def test_predict_writes_what_is_asked_for_and_overwrites_nothing(followed, tmp_path) -> None:
+    folder, _ = followed
+    photos = tmp_path / "in"
+    photos.mkdir()
+    for name in ("a.png", "a.jpg", "a.ids.png"):
+        with Image.open(folder / "photo.png") as picture:
+            picture.resize((64, 48)).save(photos / name)
+    code, _ = run("predict", folder / "last.ckpt", photos, "--out", tmp_path / "out", "--format", "geojson")
+    assert code == 0
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"a.geojson", "a-2.geojson", "a.ids.geojson"}
+    both = ["--format", "ids", "--format", "picture"]
+    code, _ = run("predict", folder / "last.ckpt", photos, "--out", tmp_path / "both", *both)
+    assert code == 0
+    names = {p.name for p in (tmp_path / "both").iterdir()}
+    assert len(names) == 6, "no picture in the place of another's ids"
+    assert {"a.png", "a.ids.png", "a.ids-2.png"} <= names or {"a-2.png", "a.ids.png"} <= names
+    code, output = run("predict", folder / "last.ckpt", photos / "a.ids.png", "--out", photos, *both)
+    assert (code, "where nothing is overwritten" in output) == (2, True)
+    code, output = run("predict", folder / "last.ckpt", photos, "--out", photos, "--format", "x")
+    assert (code, "'picture', 'coco', 'geojson', 'ids'" in output) == (2, True)
