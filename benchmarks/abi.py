@@ -17,7 +17,8 @@ import zipfile
 from pathlib import Path
 
 from readme import RESULTS, ROOT
-from solo_attn.training.environment import environment
+
+from solo_attn.bench import environment
 
 FOLDER = ROOT / "build" / "abi"
 PYTHON = FOLDER / "venv" / "bin" / "python"

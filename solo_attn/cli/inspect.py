@@ -54,10 +54,10 @@ def inspect(
     is lost. The proposal comes from a small search, described in docs/data.md, and is measured by the same
     counting.
     """
+    from ..bench import environment
     from ..data import CocoInstances
     from ..evaluation.inspection import contact_sheet, inspect_dataset
     from ..training import changes, differences, grid_setting, load_config, with_proposal
-    from ..training.environment import environment
 
     before = load_config(config, overrides or [])
     has_val = bool(val_images and val_annotations)
