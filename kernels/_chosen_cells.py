@@ -165,12 +165,8 @@ def rows_bwd(grad: Tensor, features: Tensor, scale: float, cells: Tensor, out: T
 
 
 def check_cells(cells: Tensor, batch: int, count: int) -> None:
-    """Refuse cells outside the batch or the grid; on a GPU the device does, while the host goes on."""
-    if cells.shape[0] == 0:
-        return
-    if cells.is_cuda:
-        inside = (cells >= 0).all() & (cells[:, 0] < batch).all() & (cells[:, 1] < count).all()
-        torch._assert_async(inside, f"grid_attention: expected cells of (image < {batch}, cell < {count})")
+    """Refuse cells outside the batch or the grid in the interpreter; on a GPU the device has been told to."""
+    if cells.is_cuda or cells.shape[0] == 0:
         return
     low, high = cells.amin(0).tolist(), cells.amax(0).tolist()
     if low[0] < 0 or high[0] >= batch or low[1] < 0 or high[1] >= count:

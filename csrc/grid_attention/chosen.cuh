@@ -1,8 +1,8 @@
 // The rows of chosen cells of the attention map, and their gradient.
 //
-// The list of (image, cell) is on the GPU and stays there: to look at it from here would mean to wait. What
-// points outside of the batch or the grid is never followed: its row is NaN, and it has no part in a
-// gradient.
+// The list of (image, cell) is on the GPU and stays there: to look at it from here would mean to wait. The
+// public function has the device refuse what points outside of the batch or the grid; here it is never
+// followed: its row is NaN, and it has no part in a gradient.
 #pragma once
 
 #include "../common/reduce.h"

@@ -31,17 +31,21 @@ def grid_attention(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype or device, or a cell outside the
-            batch or the grid. The backend ``cuda`` does not wait to see the list of cells, which would also
-            break a CUDA graph: there the row of such a cell is NaN, and it has no part in the gradient.
+            batch or the grid. On a GPU the latter is an assertion on the device, as of PyTorch's own
+            indexing: looking at ``cells`` would have the host wait for them, and break a CUDA graph.
         RuntimeError: the named backend cannot run.
     """
     op = "grid_attention"
     check_grid_features(op, grid_features)
+    batch, _, side, _ = grid_features.shape
     if cells is not None:
         check_tensor(op, "cells", cells, "[K, 2]")
         if cells.shape[1] != 2 or cells.dtype != torch.int64:
             fail(op, "cells", "int64 of shape [K, 2]", f"{cells.dtype} {list(cells.shape)}")
         check_like(op, "cells", cells, "grid_features", grid_features, dtype=False)
+        if cells.is_cuda:
+            inside = (cells >= 0).all() & (cells[:, 0] < batch).all() & (cells[:, 1] < side * side).all()
+            torch._assert_async(inside, "grid_attention: expected cells of (image < B, cell < S*S)")
     return pick(op, grid_features, backend)(grid_features, float(scale), cells)
 
 

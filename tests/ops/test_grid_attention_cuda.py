@@ -61,7 +61,9 @@ def test_images_in_one_block_keep_apart(runner):
 
 
 def test_cells_out_of_range_have_no_part(runner):
-    """To refuse them would mean to wait for the GPU: their rows are NaN, and nothing is read there."""
+    """The public function has them refused on the device; the kernel reads nothing there all the same."""
+    if runner.device == "cuda":
+        pytest.skip("the device says so, and its process dies of it: see tests/gpu")
     x = runner.randn(2, 4, 3, 3, dtype=torch.float32)
     far = 1 << 40
     listed = [[0, 0], [2, 0], [1, 4], [-1, 0], [0, 9], [0, -1], [far, 0], [1, -far], [1, 8]]
