@@ -118,7 +118,7 @@ def test_pip_installs_the_sdist(checkout, tmp_path):
 
 @pytest.fixture
 def little(checkout):
-    """With the kernels of one op."""
+    """With the kernels of one op: the others take minutes, and are compiled once above."""
     for folder in (checkout / "csrc").iterdir():
         if folder.name not in ("common", "matrix_nms", "mask_iou"):
             shutil.rmtree(folder)
@@ -193,17 +193,17 @@ def test_nothing_compiled_forgets_what_was(checkout):
 
 
 @needs_compiler
-def test_editable(checkout):
-    build(checkout, "build_editable('dist')")
-    assert check(checkout, "cpu") == "cpu True"
+def test_editable(little):
+    build(little, "build_editable('dist')")
+    assert check(little, "cpu") == "cpu True"
 
 
 @needs_compiler
-def test_a_failed_compile_fails(checkout):
-    (checkout / "csrc" / "matrix_nms" / "matrix_nms_cpu.cpp").write_text("int main( {")
-    done = backend(checkout, "build_wheel('dist')")
+def test_a_failed_compile_fails(little):
+    (little / "csrc" / "matrix_nms" / "matrix_nms_cpu.cpp").write_text("int main( {")
+    done = backend(little, "build_wheel('dist')")
     assert done.returncode != 0
-    assert not [*checkout.glob("dist/*.whl")]
+    assert not [*little.glob("dist/*.whl")]
     assert "matrix_nms_cpu.cpp" in done.stdout + done.stderr
 
 

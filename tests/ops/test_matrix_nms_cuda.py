@@ -78,7 +78,7 @@ def test_images_of_a_batch_keep_apart(runner):
 
 def test_bad_input_is_an_error(runner):
     """Straight to the op, past the checks of the public function."""
-    masks, labels, scores = blobs(runner, 3, (3, 3), dtype=torch.float32)
+    masks, labels, scores = blobs(runner, 3, (4, 4), dtype=torch.float32)
     good = (masks.flatten(1), labels, scores, "gaussian", 2.0)
     runner.overload()(*good)
     bad = [
