@@ -181,7 +181,9 @@ def _matrix_nms_decay_kernel(
     place = tl.load(order + j, mask=inside, other=0)
     score = tl.load(scores + place, mask=inside, other=0.0).to(tl.float32)
     tl.store(decay + place, least, mask=inside)
-    tl.store(decayed + place, (score * least).to(decayed.dtype.element_ty), mask=inside)
+    # A score that is decayed to nothing is 0, also where it was infinite.
+    value = tl.where((least == 0.0) & (tl.abs(score) == float("inf")), 0.0, score * least)
+    tl.store(decayed + place, value.to(decayed.dtype.element_ty), mask=inside)
 
 
 def matrix_nms(

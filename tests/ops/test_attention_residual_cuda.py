@@ -128,6 +128,6 @@ def test_a_grid_too_large_for_shared_memory(runner):
     check_message(
         lambda: runner.overload()(logits, features, 1.0),
         RuntimeError,
-        "attention_residual: expected grid_features of fewer cells a side, whose rows fit into 98304 bytes "
+        "attention_residual: expected grid_features of fewer cells a side, whose rows fit into 97280 bytes "
         f"of shared memory, got {side}",
     )
