@@ -139,9 +139,9 @@ def test_nan_stays_in_its_row(runner):
     upstream[1] = math.nan
     broken = args[0].clone()
     broken[1, 2, 2] = math.nan
-    for coarse, given in ((args[0], upstream), (broken, torch.ones_like(upstream))):
+    for coarse, grads in ((args[0], upstream), (broken, torch.ones_like(upstream))):
         leaves = [x.clone().requires_grad_() for x in (coarse, args[1])]
-        for grad in torch.autograd.grad(runner(*leaves, targets), leaves, given):
+        for grad in torch.autograd.grad(runner(*leaves, targets), leaves, grads):
             assert grad[1].isnan().all()
             assert grad[[0, 2]].isfinite().all()
 
