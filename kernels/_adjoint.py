@@ -13,7 +13,7 @@ from ._launch import config
 BLOCK_J, BLOCK_X = 64, 128
 
 # One stage: Triton would fetch the taps of later rows through shared memory, four bytes at a time.
-CONFIGS = (config(8, 1, BLOCK_I=16, BLOCK_Y=8, BLOCK_J=BLOCK_J, BLOCK_X=BLOCK_X),)
+CONFIGS = (config(8, 1, BLOCK_I=16, BLOCK_Y=4, BLOCK_J=BLOCK_J, BLOCK_X=BLOCK_X),)
 
 
 def owned_columns(width_in: int, width: int) -> int:

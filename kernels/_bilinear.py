@@ -22,7 +22,7 @@ def bilinear_tap(d, size_in, size_out):
     part = (place - low * (2 * size_out)).to(tl.float32)
     # Tensor / tensor in float32 is an approximation in Triton, and div_rn of each a call, for which registers
     # are spilled. So one div_rn, and what is left over of the product, once: 1/4 is 1/4.
-    step = tl.div_rn(1.0, whole)
+    step = 1.0 / whole
     weight = part * step
     weight = tl.where(low < size_in - 1, tl.fma(tl.fma(-weight, whole, part), step, weight), 0.0)
     low = tl.minimum(low, size_in - 1)

@@ -76,9 +76,12 @@ def sigmoid(x):
 
 @triton.jit
 def add_rows(tile, g, rows, ys, height_in, height):
-    """The transpose of enlarging along y: ``tile`` [I, X] plus the shares in rows ``ys`` of ``g`` [Y, X]."""
-    weight = bilinear_share(rows[:, None], ys[None, :], height_in, height)
-    return tile + tl.sum(weight[:, :, None] * g[None, :, :], 1)
+    """The transpose of enlarging along y: ``tile`` [I, X] plus the shares in rows ``ys`` of ``g`` [Y, X].
+
+    What an input has no share in does not reach it, not even as 0 times NaN.
+    """
+    weight = bilinear_share(rows[:, None], ys[None, :], height_in, height)[:, :, None]
+    return tile + tl.sum(weight * tl.where(weight > 0, g[None, :, :], 0.0), 1)
 
 
 @triton.jit
@@ -96,5 +99,6 @@ def gather_columns(tile, result, chunk, columns, width_in, width, most, BLOCK_X:
         )
         index = tl.broadcast_to(tl.minimum(x - chunk, BLOCK_X - 1)[None, :], result.shape)
         # An index before the chunk is another input's: its weight is 0.
-        result += weight[None, :] * tl.gather(tile, tl.maximum(index, 0), 1)
+        part = tl.gather(tile, tl.maximum(index, 0), 1)
+        result += weight[None, :] * tl.where(weight > 0, part, 0.0)
     return result

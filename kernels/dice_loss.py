@@ -20,7 +20,8 @@ from ._bilinear import bilinear_first, check_sizes
 from ._launch import Aot, launch, tuned
 from ._maps import add_rows, cell_and_tile, gather_columns, logits
 
-_X, _Y, _MOST_PARTS = 128, 8, 64
+_X, _MOST_PARTS = 128, 64
+_ROWS = {True: 4, False: 8}  # of a tile, with attention and without: as many as registers hold
 _PROGRAMS = 2048  # that fill a GPU: few cells are divided into parts
 
 
@@ -42,9 +43,9 @@ def _dice_loss_fwd_kernel(
 ):
     k, part = cell_and_tile(parts)
     tiles_x, tiles_y = tl.cdiv(width, BLOCK_X), tl.cdiv(height, BLOCK_Y)
-    overlap = tl.zeros([BLOCK_X, BLOCK_Y], tl.float32)
-    squares = tl.zeros([BLOCK_X, BLOCK_Y], tl.float32)
-    pixels = tl.zeros([BLOCK_X, BLOCK_Y], tl.float32)
+    overlap = tl.zeros([BLOCK_X], tl.float32)
+    squares = tl.zeros([BLOCK_X], tl.float32)
+    pixels = tl.zeros([BLOCK_X], tl.float32)
     for tile in range(part, tiles_x * tiles_y, parts):
         columns = tile % tiles_x * BLOCK_X + tl.arange(0, BLOCK_X)
         rows = tile // tiles_x * BLOCK_Y + tl.arange(0, BLOCK_Y)
@@ -65,9 +66,10 @@ def _dice_loss_fwd_kernel(
             HAS_ATTENTION,
         )
         p = tl.where(inside, tl.sigmoid(z), 0.0)
-        overlap += tl.where(t, p, 0.0)
-        squares += p * p
-        pixels += t.to(tl.float32)
+        # A thread holds a column of the tile: these sums are its own.
+        overlap += tl.sum(tl.where(t, p, 0.0), 1)
+        squares += tl.sum(p * p, 1)
+        pixels += tl.sum(t.to(tl.float32), 1)
     out = partial + (k * parts + part) * 3
     tl.store(out, tl.sum(overlap))
     tl.store(out + 1, tl.sum(squares))
@@ -155,7 +157,8 @@ def dice_loss(
     if count == 0:
         return loss, sums
     coarse, rows = _inputs(coarse_logits, attention, targets)
-    tiles = triton.cdiv(width, _X) * triton.cdiv(height, _Y)
+    block_y = _ROWS[attention is not None]
+    tiles = triton.cdiv(width, _X) * triton.cdiv(height, block_y)
     parts = max(1, min(tiles, _MOST_PARTS, _PROGRAMS // count))
     partial = loss.new_empty(count, parts, 3)
     launch(
@@ -173,7 +176,7 @@ def dice_loss(
         parts,
         HAS_ATTENTION=attention is not None,
         BLOCK_X=_X,
-        BLOCK_Y=_Y,
+        BLOCK_Y=block_y,
     )
     launch(_dice_loss_sum_kernel, (count,), partial, loss, sums, parts, eps, BLOCK=_MOST_PARTS)
     return loss, sums
@@ -243,8 +246,8 @@ _TYPES = {
 }
 AOT = (
     *(
-        Aot(_dice_loss_fwd_kernel, _TYPES, {"HAS_ATTENTION": given, "BLOCK_X": _X, "BLOCK_Y": _Y})
-        for given in (True, False)
+        Aot(_dice_loss_fwd_kernel, _TYPES, {"HAS_ATTENTION": given, "BLOCK_X": _X, "BLOCK_Y": rows})
+        for given, rows in _ROWS.items()
     ),
     Aot(_dice_loss_sum_kernel, _TYPES, {"BLOCK": _MOST_PARTS}, ("fp32",)),
     *(Aot(_dice_loss_bwd_kernel, _TYPES, {"HAS_ATTENTION": given}) for given in (True, False)),

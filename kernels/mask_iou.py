@@ -25,6 +25,19 @@ def _mask_iou_pack_kernel(masks, words, areas, pixels, width, PACK: tl.constexpr
     tl.store(areas + i, pack_row(masks, words, i, pixels, width, PACK, ROW))
 
 
+@triton.jit
+def _quotient(a, b):
+    """a / b rounded once, also of counts from 2^24 on, which are no float32.
+
+    By Newton's steps in float64, as the division is a call, for which registers are spilled.
+    """
+    inverse = (1.0 / b.to(tl.float32)).to(tl.float64)
+    a, b = a.to(tl.float64), b.to(tl.float64)
+    inverse = tl.fma(tl.fma(-inverse, b, 1.0), inverse, inverse)
+    near = a * inverse
+    return tl.fma(tl.fma(-near, b, a), inverse, near).to(tl.float32)
+
+
 @tuned(_PAIRS, key=("width",))
 @triton.jit
 def _mask_iou_fwd_kernel(
@@ -54,7 +67,7 @@ def _mask_iou_fwd_kernel(
         other = tl.load(other_areas + j, mask=j < other_count, other=0).to(tl.int64)
         # Two empty masks have a union of 0: their IoU is 0, not 0 / 0.
         union = tl.maximum(area[:, None] + other[None, :] - both, 1)
-        iou = tl.div_rn(both.to(tl.float32), union.to(tl.float32))
+        iou = _quotient(both, union)
         inside = (i < count)[:, None] & (j < other_count)[None, :]
         i, j = i.to(tl.int64)[:, None], j.to(tl.int64)[None, :]
         tl.store(out + i * other_count + j, iou, mask=inside)

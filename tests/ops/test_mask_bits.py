@@ -89,6 +89,7 @@ def test_words_and_spare_bits(runner, pixels):
     assert [word < 0 for word in words] == [64 * k + 63 < pixels for k in range(len(words))]
 
 
+@pytest.mark.not_interpreted("150 masks take half a minute, and its kernels hold none")
 def test_more_masks_than_are_held_at_a_time(runner):
     coarse, rows = inputs(runner, 150, (2, 3), 2)
     out = runner(coarse, rows, (4, 6), (8, 9))
@@ -162,6 +163,7 @@ def test_layouts(runner):
     assert torch.equal(wide.words, expected.words[:1].expand(4, -1))
 
 
+@pytest.mark.not_interpreted("it runs one program after another, always in one order")
 def test_repeatable(runner):
     coarse, rows = inputs(runner, 5, (25, 31), 12, dtype=torch.float32)
     with deterministic(False):

@@ -19,6 +19,7 @@ from op_cases import (
 from test_matrix_nms import blobs
 
 from solo_attn import BitMasks, mask_iou
+from solo_attn.backends import triton_runtime
 
 OP = "mask_iou"
 
@@ -52,7 +53,8 @@ def test_by_hand(runner):
     assert torch.equal(runner(masks[:1], masks[1:]).cpu(), torch.tensor(expected)[:1, 1:])
 
 
-@few(max_examples=60)
+# In Triton's interpreter an example, eight runs of the op, takes seconds.
+@few(max_examples=4 if triton_runtime.INTERPRETED else 60)
 @given(st.integers(0, 20), st.integers(0, 20), st.tuples(st.integers(0, 9), st.integers(0, 90)), st.data())
 def test_any_size(runner, count, more, size, data):
     """Few shapes, so that twins and empty masks are common; in all forms that masks have."""
@@ -83,6 +85,7 @@ def test_larger(runner):
     check(runner, noise, noise.flip(0))
 
 
+@pytest.mark.not_interpreted("half a million words a mask take two minutes")
 def test_counts_beyond_float32(runner):
     """2^24 pixels and one less: their quotient is exact, and not 1."""
     masks = torch.ones(2, 4097, 4096, dtype=torch.bool, device=runner.device)
@@ -103,6 +106,7 @@ def test_layouts(runner):
     assert torch.equal(runner(masks[:1].expand(9, -1, -1), others), pairs[:1].expand(9, -1))
 
 
+@pytest.mark.not_interpreted("it runs one program after another, always in one order")
 def test_repeatable(runner):
     masks = runner.rand_bool(50, 40, 70)
     with deterministic(False):
@@ -111,6 +115,7 @@ def test_repeatable(runner):
             assert same_bits(runner(masks), first)
 
 
+@pytest.mark.not_interpreted("its kernels have no threads")
 def test_threads_change_nothing(runner):
     masks = boxes(runner, 200, (60, 70))
     before = torch.get_num_threads()
@@ -143,6 +148,7 @@ print(run(200))
 """
 
 
+@pytest.mark.not_interpreted("33,600 words a mask take minutes, and the memory is the interpreter's")
 @pytest.mark.skipif(sys.platform == "win32", reason="peak memory is read with resource.getrusage")
 def test_bounded_memory(runner):
     """As floats the masks alone would be 860 MB."""

@@ -1,3 +1,5 @@
+import math
+
 import op_oracles as naive
 import pytest
 import torch
@@ -133,8 +135,23 @@ def test_half_precision_is_rounded_once(runner):
     check_rounded_once(runner, at(runner, (13, 17)), inputs(runner))
 
 
+@pytest.mark.not_interpreted("it runs one program after another, always in one order")
 def test_repeatable(runner):
     check_repeatable(runner, at(runner, (56, 62)), inputs(runner, 5, (28, 31), 12, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("to", [(7, 9), (56, 140)], ids=["one block", "several"])
+def test_nan_in_a_gradient_stays_near(runner, to):
+    """It reaches the inputs that have a part in its pixel, and neither other inputs nor other masks."""
+    args = inputs(runner, 3, (28, 70), 12, dtype=torch.float32)
+    leaves = [x.requires_grad_() for x in args]
+    upstream = runner.randn(3, *to, dtype=torch.float32, seed=9)
+    upstream[1, to[0] // 2, to[1] // 2] = math.nan
+    grads = torch.autograd.grad(runner(*leaves, to), leaves, upstream)
+    wanted = torch.autograd.grad(plain(to)(*leaves), leaves, upstream)
+    for grad, allowed in zip(grads, wanted, strict=True):
+        assert grad[1].isnan().any()
+        assert not (grad.isnan() & ~allowed.isnan()).any()
 
 
 def test_no_second_derivative(runner):
