@@ -87,6 +87,11 @@ def cuda_archs(home: Path) -> list[str]:
     if archs == [""]:
         listed = said(home / "bin" / "nvcc", "--list-gpu-arch").split()
         known = [arch for arch in CUDA_ARCHS if f"compute_{arch.replace('.', '')}" in listed]
+        if not known:
+            raise SystemExit(
+                f"solo-attn: expected nvcc to compile for one of {', '.join(CUDA_ARCHS)}, got "
+                f"{' '.join(listed) or 'no list'}; set SOLO_ATTN_CUDA_ARCHS, or SOLO_ATTN_BUILD=cpu"
+            )
         archs = [*known[:-1], f"{known[-1]}+PTX"]
     for arch in archs:
         if not re.fullmatch(r"\d+\.\d(\+PTX)?", arch):
