@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from solo_attn.kernels import _adjoint, _probability  # noqa: E402
+from solo_attn.kernels import _adjoint, _probability
 
 LENGTHS = st.integers(1, 700)
 
