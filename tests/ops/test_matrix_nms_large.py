@@ -41,6 +41,7 @@ print(run(count))
 """
 
 
+@pytest.mark.not_interpreted("so many masks take minutes, and the memory is the interpreter's")
 @pytest.mark.skipif(sys.platform == "win32", reason="peak memory is read with resource.getrusage")
 @pytest.mark.parametrize(("shape", "limit"), [((3000, 48, 64), 700), ((200, 800, 1344), 400)], ids=str)
 def test_bounded_memory(runner, shape, limit):
@@ -71,6 +72,7 @@ def images():
     return found
 
 
+@pytest.mark.not_interpreted("a minute and a half each; test_matrix_nms.py has smaller masks")
 @pytest.mark.data
 @pytest.mark.skipif(not POOL.exists(), reason="shared/data/yolact_pool is not beside the repository")
 @pytest.mark.parametrize("kernel", ["gaussian", "linear"])

@@ -97,6 +97,7 @@ def test_by_way_of_the_padded_input(runner):
         check(runner(coarse, None, *sizes), coarse, None, sizes)
 
 
+@pytest.mark.not_interpreted("so many pixels take minutes")
 def test_more_masks_than_are_held_at_a_time(runner):
     sizes = ((4, 4), (8, 8), (32, 32), (1100, 1300))
     coarse, rows = inputs(runner, 26, (2, 2), 2, dtype=torch.float32)
@@ -153,6 +154,7 @@ def test_layouts(runner):
     assert torch.equal(wide, expected[:1].expand(4, -1, -1))
 
 
+@pytest.mark.not_interpreted("it runs one program after another, always in one order")
 def test_repeatable(runner):
     coarse, rows = inputs(runner, 5, (25, 31), 12, dtype=torch.float32)
     sizes = ((50, 62), (100, 124), (390, 480), (333, 444))
