@@ -12,7 +12,7 @@ from rich.console import Console
 from .app import UsageError, command
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from PIL.Image import Image
 
 MARK = {"Software": "solo-attn predict"}  # in the pictures written here, to know them again
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
@@ -57,11 +57,13 @@ def predict(
     Pictures that an earlier run left in the --out folder are not taken for images.
     """
     import torch
+    from PIL.Image import fromarray
+    from torchvision.transforms.functional import to_pil_image
 
     from ..data import ImageError, read_image
     from ..evaluation import coco_results, draw_instances, write_results
     from ..interop.geojson import write_geojson
-    from ..interop.id_map import write_id_map
+    from ..interop.id_map import to_id_map
     from ..training import load_model
     from .progress import pick_device, progress
 
@@ -96,11 +98,12 @@ def predict(
                 names = info.class_names
                 if Format.PICTURE in target:
                     picture = draw_instances(image, found, names, score_threshold=score)
-                    save_png(picture, target[Format.PICTURE])
+                    save_png(to_pil_image(picture), target[Format.PICTURE])
                 if Format.GEOJSON in target:
                     write_geojson(target[Format.GEOJSON], found, names, score_threshold=score)
                 if Format.IDS in target:
-                    write_id_map(target[Format.IDS], found, score_threshold=score)
+                    ids = fromarray(to_id_map(found, score_threshold=score))
+                    save_png(ids, target[Format.IDS])
             advance(1)
     if Format.COCO in formats:
         write_results(out / "results.json", results)
@@ -184,15 +187,14 @@ def _identity(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def save_png(image: Tensor, path: Path) -> None:
-    """Write uint8 [3, H, W]."""
+def save_png(picture: Image, path: Path) -> None:
+    """Write a picture with the mark by which a later run knows it."""
     from PIL.PngImagePlugin import PngInfo
-    from torchvision.transforms.functional import to_pil_image
 
     mark = PngInfo()
     for key, value in MARK.items():
         mark.add_text(key, value)
-    to_pil_image(image).save(path, pnginfo=mark)
+    picture.save(path, pnginfo=mark)
 
 
 def free_stem(stem: str, endings: list[str], taken: set[str]) -> str:

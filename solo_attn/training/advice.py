@@ -47,7 +47,7 @@ def with_proposal(config: Config, found: Inspection) -> Config:
     if fullest > model.max_detections:
         model.max_detections = fullest
         model.nms_pre = max(model.nms_pre, 2 * fullest)
-        train.eval_max_detections = max(train.eval_max_detections, fullest)
+    train.eval_max_detections = max(train.eval_max_detections, fullest)
     return result
 
 

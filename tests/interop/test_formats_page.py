@@ -91,6 +91,8 @@ def test_predict_writes_what_is_asked_for_and_overwrites_nothing(followed, tmp_p
     names = {p.name for p in (tmp_path / "both").iterdir()}
     assert len(names) == 6, "no picture in the place of another's ids"
     assert {"a.png", "a.ids.png", "a.ids-2.png"} <= names or {"a-2.png", "a.ids.png"} <= names
+    code, output = run("predict", folder / "last.ckpt", tmp_path / "both", "--out", tmp_path / "both", *both)
+    assert (code, "to hold images" in output) == (2, True), "neither pictures nor ids are images"
     code, output = run("predict", folder / "last.ckpt", photos / "a.ids.png", "--out", photos, *both)
     assert (code, "where nothing is overwritten" in output) == (2, True)
     code, output = run("predict", folder / "last.ckpt", photos, "--out", photos, "--format", "x")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +205,12 @@ def test_proposal_scales_what_goes_with_the_input(root: Path, converted: Path) -
     assert after.data.crop_size == [40 * factor, 60 * factor]
     assert after.model.max_detections == max(found.per_image)
     assert config.model.min_size == [24, 48]  # a copy
+
+
+def test_limits_are_raised_each_for_itself(root: Path, converted: Path) -> None:
+    """A model that finds 400 may still be measured with COCO's 100."""
+    dataset = CocoInstances(root / "leftImg8bit" / "train", converted / "instances_train.json")
+    config = Config.from_dict({"model": {"max_detections": 400}})
+    found = inspect_dataset(dataset, grid_setting(config))
+    after = with_proposal(config, replace(found, per_image=[*found.per_image[:-1], 300.0]))
+    assert (after.model.max_detections, after.train.eval_max_detections) == (400, 300)
