@@ -33,15 +33,22 @@ def main() -> int:
         print("gpu-test: PyTorch sees no CUDA device (DRY_RUN=1 runs what a CPU allows)", file=sys.stderr)
         return 1
     device = "cpu" if dry else "cuda"
-    environment = {"SOLO_ATTN_TEST_DEVICES": device, **({"TRITON_INTERPRET": "1"} if dry else {})}
+    environment = {"SOLO_ATTN_TEST_DEVICES": device}
+    shared = ()
+    if dry:  # the interpreter is slow: a process a core, as in `make test`
+        environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+        shared = ("--numprocesses", "auto", "--maxprocesses", "4", "--dist", "worksteal")
     print(f"gpu-test on {'the CPU' if dry else torch.cuda.get_device_name()}", flush=True)
     ops, gpu = str(TESTS / "ops"), str(TESTS / "gpu")
     failed = [
         # Sizes change from test to test: timing configurations for each would take longer than the tests.
-        run(ops, "-q", SOLO_ATTN_TUNE="0", **environment),
+        run(ops, "-q", *shared, SOLO_ATTN_TUNE="0", **environment),
         # Every other configuration against the reference; no kernel has more than four.
-        *(run(ops, "-q", "-k", "test_rule", SOLO_ATTN_TUNE=str(k), **environment) for k in (1, 2, 3)),
-        run(gpu, "-q", **environment),
+        *(
+            run(ops, "-q", "-k", "test_rule", *shared, SOLO_ATTN_TUNE=str(k), **environment)
+            for k in (1, 2, 3)
+        ),
+        run(gpu, "-q", *shared, **environment),
     ]
     return sum(map(bool, failed))
 
