@@ -110,14 +110,11 @@ def measured() -> bool:
 def speed() -> str:
     """What was promised of the kernels, and each op against everything."""
 
-    def latest(name: str) -> Any:
-        return stored(name)
-
     if not measured():
         return "Not measured yet on a quiet machine."
-    missed = speed_tables.missed(latest)
+    missed = speed_tables.missed(stored)
     reasons = [speed_tables.REASONS[name] for name in missed if name in speed_tables.REASONS]
-    memory = speed_tables.memory_line(latest)
+    memory = speed_tables.memory_line(stored)
     remarks = f"Bold rows miss what they should reach. {' '.join(reasons)}\n\n" if missed else ""
     remarks += f"Peak memory beyond the inputs: {memory}.\n\n" if memory else ""
     machines = "; ".join(
@@ -125,10 +122,10 @@ def speed() -> str:
         for name, what in (("ops", "the ops"), ("mmdet", "what is compared with mmdetection 3.3.0"))
     )
     return (
-        f"{speed_tables.goal_table(latest)}\n\n"
+        f"{speed_tables.goal_table(stored)}\n\n"
         f"{remarks}"
         "![How many times as fast as plain PyTorch and torch.compile each op is](docs/images/speed.svg)\n\n"
-        f"{speed_tables.op_table(latest)}\n\n"
+        f"{speed_tables.op_table(stored)}\n\n"
         "Medians of runs that take turns in one process; every result was compared before it was timed. The "
         "floor reads every input and writes every output once, into memory that is there already, and does "
         f"the matrix product if there is one. Milliseconds. Measured: {machines}."
