@@ -140,7 +140,7 @@ def compare(
             settings, range(first, first + seeds), out, systems, minutes=minutes, console=console
         )
     except UnfinishedError as error:
-        console.print(str(error), highlight=False)
+        console.print(str(error), highlight=False, soft_wrap=True)
         raise typer.Exit(TRY_AGAIN) from error
     _show(console, comparison)
 
