@@ -17,6 +17,9 @@ from pathlib import Path
 
 import torch
 
+import solo_attn
+from solo_attn.backends import explain
+
 TESTS = Path(__file__).parents[1]
 MINUTES, DRY_MINUTES = 8.0, 60.0
 
@@ -38,8 +41,9 @@ class Processes:
             self.failed.append(f"no time was left for: {said}")
             return
         print(f"\n{said}", flush=True)
+        # Not in the repository's folder: Python would import that, where it is not built, before the wheel.
         process = subprocess.Popen(
-            command, cwd=TESTS.parent, env={**os.environ, **environment}, start_new_session=True
+            command, cwd=TESTS, env={**os.environ, **environment}, start_new_session=True
         )
         try:
             if process.wait(seconds):
@@ -69,7 +73,8 @@ def main() -> int:
     if dry:  # the interpreter is slow: a process a core, as in `make test`
         environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
         shared = ("-q", "--numprocesses", "auto", "--maxprocesses", "4", "--dist", "worksteal")
-    print(f"gpu-test on {'the CPU' if dry else torch.cuda.get_device_name()}", flush=True)
+    where = "the CPU" if dry else torch.cuda.get_device_name()
+    print(f"gpu-test on {where} of {solo_attn.__file__}\n{explain('matrix_nms', device=device)}", flush=True)
     ops, gpu = str(TESTS / "ops"), str(TESTS / "gpu")
     processes = Processes(60 * (options.minutes or (DRY_MINUTES if dry else MINUTES)))
     # The program that plays a GPU is nothing to prove on one.
