@@ -8,7 +8,7 @@ PEERS := .peers/.installed
 CSRC := $(shell find csrc tests/cuda_shim -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers demo test gpu-test test-sanitize test-abi lint bench bench-peers gpu-bench results format clean
+.PHONY: help setup peers demo test test-sanitize test-abi lint bench bench-peers gpu gpu-test gpu-bench gpu-end-to-end gpu-compare results format clean
 
 help:  ## show these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,9 +42,6 @@ test: setup lint  ## lint, then every test, those of the ops once more in Triton
 	$(TESTS)
 	TRITON_INTERPRET=1 $(TESTS) tests/ops
 
-gpu-test: setup  ## every op on this machine's GPU; DRY_RUN=1: what a CPU allows of it
-	$(BIN)/python tests/gpu/run.py $(if $(DRY_RUN),--dry-run)
-
 # Fresh memory comes as NaN, so that reading what nothing was written to shows. Python itself leaks at its end.
 SANITIZE := -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
 FILLED := max_malloc_fill_size=1073741824:malloc_fill_byte=255
@@ -74,8 +71,30 @@ bench-peers: peers  ## the same for what is compared with mmdetection
 	$(BIN)/python -m pytest benchmarks/bench_mmdet.py -q --timeout 900 --benchmark-columns=rounds --benchmark-json=benchmarks/results/cpu/mmdet.json
 	$(BIN)/python benchmarks/readme.py
 
+# Each command ends within about 8 minutes. Status 75: more remains, and the same command goes on with it.
+DRY := $(if $(DRY_RUN),--dry-run)
+END_TO_END := $(BIN)/python benchmarks/end_to_end.py $(DRY)
+COMPARE_DRY_RUN := --out runs/dry_run
+COMPARE := $(BIN)/solo-attn compare configs/paper_nuclei.yaml --scales --minutes 7.5 \
+	$(if $(DRY_RUN),$(COMPARE_DRY_RUN),--out runs/paper_nuclei)
+PIECE := || { test $$? = 75 && echo "more remains: once more"; }
+PIECES := ; do status=$$?; test $$status = 75 || exit $$status; done
+
+gpu: gpu-test gpu-bench  ## all that a GPU is for: the tests, the speed of the ops, of the model, the paper's tables
+	until $(END_TO_END)$(PIECES)
+	until $(COMPARE)$(PIECES)
+
+gpu-test: setup  ## every op on this machine's GPU; DRY_RUN=1: what a CPU allows of it
+	$(BIN)/python tests/gpu/run.py $(DRY)
+
 gpu-bench: setup  ## time every op on this machine's GPU and store it; DRY_RUN=1: go through it on the CPU
-	$(BIN)/python benchmarks/gpu.py run $(if $(DRY_RUN),--dry-run)
+	$(BIN)/python benchmarks/gpu.py run $(DRY)
+
+gpu-end-to-end: setup  ## one piece of timing training and inference, ours and the dense way; DRY_RUN=1 as above
+	$(END_TO_END) $(PIECE)
+
+gpu-compare: setup  ## one piece of training the paper's systems on real images; DRY_RUN=1: a tiny setting
+	$(COMPARE) $(PIECE)
 
 results: setup  ## write benchmarks/results into the README and docs
 	$(BIN)/python benchmarks/readme.py

@@ -2,8 +2,9 @@
 
 Each op at the paper's sizes, batch 1, 2 and 8, float32 and bfloat16, forward and backward, against plain
 PyTorch and torch.compile of that (batch 1), each held against PyTorch in float32 before it is timed.
-Contenders take turns; times are CUDA events behind a wait that hides the host, medians. The floor of a case
-is what its bytes and flops take at the rates of a copy and a matrix product measured in the same run.
+Contenders take turns; times are CUDA events, medians, from a cold L2 cache and without the host's part
+(gpu_timing.py; what that could not be taken from is listed as host_bound). The floor of a case is what its
+bytes and flops take at the rates of a copy and a matrix product measured in the same run.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import re
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,14 +21,14 @@ from typing import Annotated, Any
 import gpu_lazy
 import torch
 import typer
-from gpu_plot import draw
+from gpu_timing import GpuRace
+from machine import facts, folder_of
 from torch import Tensor
 
 from solo_attn import BitMasks
-from solo_attn.bench import CASES, COMPILED, PLAIN, Case, Race, agree, backends, environment, peak_memory
+from solo_attn.bench import CASES, COMPILED, PLAIN, Case, agree, backends, peak_memory
 from solo_attn.bench.cases import attention_residual
 
-RESULTS = Path(__file__).parent / "results"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BATCHES = (1, 2, 8)
 # S and feature size of the paper's other levels (Table 2); the first is what every case has.
@@ -45,24 +44,8 @@ TINY: dict[str, dict[str, Any]] = {
     },
 }
 TINY["paste_masks"]["original"] = (30, 50)
-SLEEP = 400_000  # clock cycles, some 200 microseconds: the host is ahead when the clock starts
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)
-
-
-class GpuRace(Race):
-    """Without the time that the host takes to launch, where the GPU would wait for it."""
-
-    def _time(self, run: Callable[[], Any]) -> float:
-        if not self._cuda:
-            return super()._time(run)
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(SLEEP)
-        start.record()
-        run()
-        stop.record()
-        torch.cuda.synchronize()
-        return float(start.elapsed_time(stop)) / 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +158,8 @@ def race(runs: dict[str, Callable[[], Any]], device: str, dry: bool) -> dict[str
     started = GpuRace(runs, device)
     for _ in range(1 if dry else started.affordable(0.5, least=5, most=30)):
         started.round()
-    return {"seconds": {n: t.as_dict() for n, t in started.times().items()}, "memory": memory}
+    times = {name: found.as_dict() for name, found in started.times().items()}
+    return {"seconds": times, "memory": memory, "host_bound": started.host_bound}
 
 
 def forward(
@@ -218,17 +202,6 @@ def lazy(device: str, dry: bool) -> list[dict[str, Any]]:
     return found
 
 
-def facts(device: str) -> dict[str, Any]:
-    """What it ran on: `solo_attn.bench.environment`, driver, CUDA, Triton."""
-    import triton
-
-    more = {"cuda": torch.version.cuda, "triton": triton.__version__, "driver": None}
-    if device == "cuda":
-        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        more["driver"] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
-    return {**environment(device), **more}
-
-
 @app.command()
 def run(
     dry_run: Annotated[bool, typer.Option(help="Tiny sizes on the CPU: every line, no number.")] = False,
@@ -262,8 +235,7 @@ def run(
             store(result, Path(folder))
         typer.echo(f"dry run: {len(found)} measurements, none of them kept")
         return
-    device_name = re.sub(r"\W+", "_", result["environment"]["device"]).strip("_").lower()
-    store(result, out or RESULTS / device_name)
+    store(result, out or folder_of(device))
     typer.echo(f"left out: {', '.join(left_out) or 'nothing'}")
 
 
@@ -271,13 +243,18 @@ def store(result: dict[str, Any], folder: Path) -> None:
     """Numbers, and the picture that is made from them."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "gpu.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    typer.echo(folder / "gpu.json")
     plot(folder / "gpu.json")
-    typer.echo(f"{folder / 'gpu.json'} and gpu.png")
 
 
 @app.command()
 def plot(stored: Annotated[Path, typer.Argument(help="gpu.json that `run` stored.")]) -> None:
     """Draw the times again, beside what is stored."""
+    try:
+        from gpu_plot import draw
+    except ModuleNotFoundError as missing:  # measuring must not need it
+        typer.echo(f"no picture ({missing}); later: python benchmarks/gpu.py plot {stored}")
+        return
     draw(json.loads(stored.read_text(encoding="utf-8")), stored.with_suffix(".png"))
 
 

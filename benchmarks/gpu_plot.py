@@ -23,13 +23,18 @@ def draw(result: dict[str, Any], path: Path) -> None:
             rows = [j for j, case in enumerate(shown) if name in case["seconds"]]
             times = [1e3 * shown[j]["seconds"][name]["median"] for j in rows]
             panel.barh([j + k * height for j in rows], times, height, label=name)
+            for j, seconds in zip(rows, times, strict=True):
+                if name in shown[j]["host_bound"]:
+                    panel.text(seconds, j + k * height, " host", fontsize=5, verticalalignment="center")
         floors = [(j, 1e3 * case["floor"]) for j, case in enumerate(shown) if "floor" in case]
         for j, floor in floors:
             panel.plot([floor, floor], [j - height / 2, j + 0.8 - height / 2], color="black", linewidth=1)
         labels = [f"{case['op']} {case['direction']}\n{case['what']}" for case in shown]
         panel.set_yticks([j + 0.4 - height / 2 for j in range(len(shown))], labels, fontsize=7)
         panel.set_xscale("log")
-        panel.set_xlabel("milliseconds (black: what bytes and flops take at the measured rates)")
+        panel.set_xlabel(
+            "milliseconds (black: what bytes and flops take at the measured rates; host: its part is in it)"
+        )
         panel.set_title(dtype)
         panel.legend(fontsize=7)
     facts = result["environment"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from datetime import datetime, timezone
@@ -14,7 +15,9 @@ from .. import __version__
 
 
 def environment(device: str | None = None) -> dict[str, Any]:
-    """Versions, device, commit (None outside a git checkout) and date, ready for `json`.
+    """Versions, device, commit and date, ready for `json`.
+
+    The commit is that of the git checkout around the package; outside of one SOLO_ATTN_COMMIT's, or None.
 
     Args:
         device: what it ran on; None for the first GPU where there is one, else the CPU.
@@ -34,11 +37,12 @@ def environment(device: str | None = None) -> dict[str, Any]:
 def _commit() -> str | None:
     here = Path(__file__).parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
+    told = os.environ.get("SOLO_ATTN_COMMIT") or None
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip() or None
+        return told
+    return found.stdout.strip() or told
 
 
 def _cpu() -> str:

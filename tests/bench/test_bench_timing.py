@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 
 import pytest
@@ -75,3 +76,12 @@ def test_the_environment_names_what_it_ran_on():
     facts = environment("cpu")
     assert facts["device"]
     assert facts["threads"] == torch.get_num_threads()
+
+
+def test_outside_of_a_checkout_the_commit_is_what_one_is_told(monkeypatch, tmp_path):
+    module = importlib.import_module("solo_attn.bench.environment")  # its function hides it
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "environment.py"))
+    monkeypatch.delenv("SOLO_ATTN_COMMIT", raising=False)
+    assert environment("cpu")["commit"] is None
+    monkeypatch.setenv("SOLO_ATTN_COMMIT", "0123456789ab")
+    assert environment("cpu")["commit"] == "0123456789ab"

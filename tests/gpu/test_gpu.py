@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ DEVICE = os.environ.get("SOLO_ATTN_TEST_DEVICES", "cuda")
 if DEVICE == "cuda" and not torch.cuda.is_available():
     pytest.skip("there is no GPU", allow_module_level=True)
 
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+SANITIZER_SECONDS = 150
 needs_gpu = pytest.mark.skipif(DEVICE != "cuda", reason="there is no GPU")
 # Half of Triton's interpreter is too slow for.
 SIZES = PAPER if DEVICE == "cuda" else SMALL
@@ -162,16 +165,57 @@ def test_tf32_is_an_option():
     assert errors["ieee"] < 1e-6 < 1e-5 < errors["tf32"] < 2e-3
 
 
-@needs_gpu
-@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "initcheck", "synccheck"])
-def test_sanitizer(tool):
-    program = shutil.which("compute-sanitizer")
-    if program is None:
+def sanitizer() -> str | None:
+    """The program, on the path or beside nvcc."""
+    beside = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin" / "compute-sanitizer"
+    return shutil.which("compute-sanitizer") or (str(beside) if beside.exists() else None)
+
+
+class Sanitized:
+    """Every op in compute-sanitizer, all its tools at the same time: it takes as long as the slowest."""
+
+    def __init__(self, folder: Path) -> None:
+        script = Path(__file__).with_name("gpu_cases.py")
+        # PyTorch's caching allocator would hide what is read beyond a tensor's end; tuning takes for ever.
+        environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "SOLO_ATTN_TUNE": "0"}
+        environment["PYTHONUNBUFFERED"] = "1"
+        self.said = {tool: folder / f"{tool}.txt" for tool in TOOLS}
+        self.end = time.monotonic() + SANITIZER_SECONDS
+        self.processes = {}
+        for tool, said in self.said.items():
+            command = [sanitizer(), "--tool", tool, "--error-exitcode", "1", sys.executable, str(script)]
+            with said.open("w") as file:
+                self.processes[tool] = subprocess.Popen(
+                    command, stdout=file, stderr=subprocess.STDOUT, env=environment
+                )
+
+    def wait(self, tool: str) -> tuple[int | None, str]:
+        """Exit status, None where its time was over, and what it said."""
+        try:
+            status = self.processes[tool].wait(max(0.0, self.end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self.processes[tool].kill()
+            status = None
+        return status, self.said[tool].read_text()
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory):
+    if sanitizer() is None:
         pytest.skip("compute-sanitizer is not installed")
-    script = Path(__file__).with_name("gpu_cases.py")
-    command = [program, "--tool", tool, "--error-exitcode", "1", sys.executable, str(script)]
-    # PyTorch's caching allocator would hide what is read beyond the end of a tensor; tuning takes for ever.
-    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "SOLO_ATTN_TUNE": "0"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert {line.split()[0] for line in done.stdout.splitlines() if line.split()[0:1]} >= set(CASES)
+    started = Sanitized(tmp_path_factory.mktemp("sanitizer"))
+    yield started
+    for process in started.processes.values():
+        process.kill()
+
+
+@needs_gpu
+@pytest.mark.parametrize("tool", TOOLS)
+def test_sanitizer(sanitized, tool):
+    status, said = sanitized.wait(tool)
+    reached = {line.split()[0] for line in said.splitlines() if line.split()[0:1]} & set(CASES)
+    assert status is not None, (
+        f"cut off after {SANITIZER_SECONDS} s, {len(reached)} of {len(CASES)} cases done"
+    )
+    assert status == 0, said[-3000:]
+    assert reached == set(CASES)

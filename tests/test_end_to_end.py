@@ -1,0 +1,123 @@
+"""The benchmark of training and inference at a tiny size: what it times is proven, and what fails is said."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import dense_solo  # benchmarks/ is on pytest's path
+import end_to_end
+import pytest
+import torch
+from end_to_end_model import TINY, candidates_of
+from typer.testing import CliRunner
+
+from solo_attn.models import losses
+from solo_attn.models.targets import assign
+
+
+@pytest.fixture(scope="module")
+def bench() -> end_to_end.Bench:
+    return end_to_end.Bench(TINY, "cpu", 0, lambda part: part)
+
+
+def test_dry_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    done = CliRunner().invoke(end_to_end.app, ["--dry-run"])
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[-1] == "dry run: 12 rows, 0 failed, none of them kept"
+
+
+def test_every_level_has_work(bench: end_to_end.Bench) -> None:
+    images, targets = bench.prepare(2)
+    found = candidates_of(bench.model, images)
+    assert min(found) > 0
+    assert sum(found) == 2 * TINY.candidates
+    head, model = bench.model.head, bench.model
+    assert all(len(x.cells) for x in assign(targets, TINY.size, head.num_grids, model.scale_ranges))
+
+
+def test_proof(bench: end_to_end.Bench) -> None:
+    proof = bench.prove()
+    assert 0.1 < proof["training"]["losses"]["loss_mask"] < 3
+    assert max(proof["training"]["largest_difference"].values()) < 1e-4
+    assert proof["inference"]["without_a_twin"] == 0
+
+
+def off(module: Any, name: str, by: float) -> Any:
+    """A function that is a little wrong."""
+    right = getattr(module, name)
+    return lambda *args: right(*args) * by
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "value", "said"),
+    [
+        (losses, "dice_loss", off(losses, "dice_loss", 1.01), "loss_mask"),
+        (dense_solo, "category_loss", off(dense_solo, "category_loss", 1.01), "loss_category"),
+        (dense_solo, "DICE_EPS", 10.0, "loss_mask"),
+        (dense_solo.plain, "attention_residual", lambda grid, logits: logits, "loss_mask"),
+        (dense_solo, "STRIDES", (400,) * 5, "instances differ"),
+        (dense_solo, "points_nms", lambda scores: scores, "instances differ"),
+        (dense_solo.plain, "matrix_nms", lambda masks, labels, scores, sigma: scores, "instances differ"),
+    ],
+)
+def test_disagreement_is_found(
+    bench: end_to_end.Bench, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, value: Any, said: str
+) -> None:
+    monkeypatch.setattr(module, name, value)
+    with pytest.raises(AssertionError, match=said):
+        bench.prove()
+
+
+def test_what_fails_is_recorded_and_the_others_run() -> None:
+    held = []
+
+    def fails_later() -> None:
+        held.append(None)
+        if len(held) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 99 GiB\nand more")
+
+    found, failed = end_to_end.race({"fine": lambda: None, "large": fails_later}, "cpu", 0)
+    assert failed == {"large": "OutOfMemoryError: CUDA out of memory. Tried to allocate 99 GiB"}
+    assert list(found) == ["fine"]
+    assert end_to_end.race({"large": fails_later}, "cpu", 0)[0] == {}
+
+
+def test_what_is_left_out_is_listed_and_done_next(
+    bench: end_to_end.Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    now, told = [0.0], []
+
+    def measure(what: str, batch: int, dtype: str, compiled: bool) -> tuple[list[dict[str, Any]], list[int]]:
+        now[0] += 1
+        told.append((what, dtype, compiled))
+        names = ["fast", "dense", *(["fast, compiled"] if compiled else [])]
+        row = {"what": what, "batch": batch, "dtype": dtype, "failed": f"{compiled}"}
+        return [{**row, "contender": name} for name in names], [1, 2]
+
+    monkeypatch.setattr(bench, "measure", measure)
+    monkeypatch.setattr(bench, "prove", dict)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    todo = list(end_to_end.jobs((1,), ("float32", "bfloat16"), True))
+    assert [job[3] for job in todo] == [False] * 4 + [True] * 4
+
+    first = end_to_end.go(bench, todo, tmp_path, 5)
+    assert len(told) == 5
+    assert first["left_out"] == [end_to_end.said(job) for job in todo[5:]]
+    second = end_to_end.go(bench, todo, tmp_path, 99)
+    assert len(told) == 8
+    assert second["left_out"] == []
+    assert len(second["rows"]) == 4 * 3, "the race with compiled contenders replaces the one without"
+    assert all(row["failed"] == "True" for row in second["rows"])
+    stored = json.loads((tmp_path / "end_to_end.json").read_text())
+    assert stored == second
+    for key in ("commit", "device", "date", "torch", "cuda", "triton", "driver"):
+        assert key in stored["environment"]
+
+    stored["environment"]["commit"] = "another"
+    (tmp_path / "end_to_end.json").write_text(json.dumps(stored))
+    assert end_to_end.go(bench, todo, tmp_path, now[0])["rows"] == [], "another commit's are not kept"

@@ -1,0 +1,122 @@
+"""The commands for a GPU where there is none: what they would run, and that none of them runs for ever."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from test_commands import ROOT, dry_run, needs_make
+from typer.testing import CliRunner
+
+
+@pytest.fixture(scope="module")
+def runner() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("gpu_run", ROOT / "tests" / "gpu" / "run.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+HANGING = """
+import subprocess, sys, time
+from pathlib import Path
+
+def test_hangs():
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    Path(__file__).with_name("child").write_text(str(child.pid))
+    time.sleep(600)
+"""
+
+
+def test_a_process_that_hangs_is_cut_off(runner: ModuleType, tmp_path: Path) -> None:
+    """With what it started; and what comes when no time is left is not begun."""
+    (tmp_path / "test_hangs.py").write_text(HANGING)
+    (tmp_path / "test_passes.py").write_text("def test_passes(): pass\n")
+    processes = runner.Processes(40)
+    processes.run(str(tmp_path / "test_passes.py"), "-q", share=1.0)
+    assert processes.failed == []
+    started = tmp_path / "child"
+    processes.run(str(tmp_path / "test_hangs.py"), "-q", share=0.25)
+    assert started.exists()
+    (cut,) = processes.failed
+    assert cut.startswith("cut off after 10 s: ")
+    assert cut.endswith(f"pytest {tmp_path / 'test_hangs.py'} -q")
+    time.sleep(0.1)
+    state = Path(f"/proc/{started.read_text()}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+    processes.end = time.monotonic()
+    processes.run(str(tmp_path / "test_passes.py"), share=1.0)
+    assert processes.failed[1].startswith("no time was left for: ")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_model_is_not_timed() -> None:
+    import end_to_end
+
+    done = CliRunner().invoke(end_to_end.app, [])
+    assert done.exit_code == 1
+    (line,) = done.output.splitlines()
+    assert "PyTorch sees no CUDA device" in line
+
+
+@needs_make
+def test_all_of_it_in_pieces(tmp_path: Path) -> None:
+    """`make gpu` goes on while a piece ends with 75, and ends with any other status; nothing is set up."""
+    lines = dry_run("gpu").splitlines()
+    for line, name in zip(lines[-4:], ("run.py", "gpu.py run", "end_to_end.py", "compare"), strict=True):
+        assert name in line
+    for name, pieces, last in (("python", 3, 0), ("solo-attn", 2, 7)):
+        (tmp_path / name).write_text(
+            f"#!/bin/sh\necho $* >> {tmp_path}/said\n"
+            "case $* in *end_to_end*|compare*) ;; *) exit 0;; esac\n"
+            f"test $(grep -c $1 {tmp_path}/said) = {pieces} && exit {last} || exit 75\n"
+        )
+        (tmp_path / name).chmod(0o755)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    command = ["make", "--old-file=setup", "gpu", f"BIN={tmp_path}", "DRY_RUN=1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    assert "7" in done.stderr.splitlines()[-1]
+    said = (tmp_path / "said").read_text().splitlines()
+    assert [line.split()[0] for line in said] == [
+        "tests/gpu/run.py",
+        "benchmarks/gpu.py",
+        *["benchmarks/end_to_end.py"] * 3,
+        *["compare"] * 2,
+    ]
+    assert all("--dry-run" in line for line in said if "compare" not in line)
+    assert "runs/paper_nuclei" not in said[-1]
+
+
+def test_sanitizers_are_cut_off(tmp_path: Path) -> None:
+    """Played by a script: it says so of one that hangs, and of one that passes what it reached."""
+    program = tmp_path / "compute-sanitizer"
+    program.write_text("#!/bin/sh\ncase $2 in memcheck) sleep 600;; *) echo $2 $4 $5 $6;; esac\n")
+    program.chmod(0o755)
+    code = (
+        "import sys, pathlib; sys.path.insert(0, 'tests/gpu'); import test_gpu; "
+        "test_gpu.SANITIZER_SECONDS = 3; "
+        f"found = test_gpu.Sanitized(pathlib.Path({str(tmp_path)!r})); "
+        "print([found.wait(tool) for tool in ('memcheck', 'racecheck')])"
+    )
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SOLO_ATTN_TEST_DEVICES": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.strip()
+    assert said.startswith("[(None, ''), (0, 'racecheck 1 ")
+    assert "gpu_cases.py" in said
