@@ -8,7 +8,7 @@ PEERS := .peers/.installed
 CSRC := $(shell find csrc tests/cuda_shim -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers demo test test-sanitize test-abi lint bench bench-peers gpu gpu-test gpu-bench gpu-end-to-end gpu-compare results format clean
+.PHONY: help setup peers demo test test-sanitize test-abi lint bench bench-peers gpu gpu-test gpu-bench gpu-end-to-end gpu-compare-nuclei gpu-compare-scenes results format clean
 
 help:  ## show these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -74,15 +74,19 @@ bench-peers: peers  ## the same for what is compared with mmdetection
 # Each command ends within about 8 minutes. Status 75: more remains, and the same command goes on with it.
 DRY := $(if $(DRY_RUN),--dry-run)
 END_TO_END := $(BIN)/python benchmarks/end_to_end.py $(DRY)
-COMPARE_DRY_RUN := --out runs/dry_run
-COMPARE := $(BIN)/solo-attn compare configs/paper_nuclei.yaml --scales --minutes 7.5 \
-	$(if $(DRY_RUN),$(COMPARE_DRY_RUN),--out runs/paper_nuclei)
+TINY := $(addprefix train.,max_steps=1 batch_size=1 accelerator=cpu precision=32-true) data.workers=0 \
+	$(addprefix model.,backbone=resnet18 fpn_channels=32 head_channels=32 num_convs=1 min_size=96 max_size=192)
+compare = $(BIN)/solo-attn compare configs/paper_$(1).yaml --scales --minutes 7.5 \
+	$(if $(DRY_RUN),$(TINY) --seeds 1 --out runs/dry_run_$(1),--out runs/paper_$(1))
+SCENES := $(BIN)/solo-attn scenes data/scenes --train 450 --val 50 --test 100 --size 256 512
 PIECE := || { test $$? = 75 && echo "more remains: once more"; }
 PIECES := ; do status=$$?; test $$status = 75 || exit $$status; done
 
 gpu: gpu-test gpu-bench  ## all that a GPU is for: the tests, the speed of the ops, of the model, the paper's tables
 	until $(END_TO_END)$(PIECES)
-	until $(COMPARE)$(PIECES)
+	until $(call compare,nuclei)$(PIECES)
+	$(SCENES)
+	until $(call compare,scenes)$(PIECES)
 
 gpu-test: setup  ## every op on this machine's GPU; DRY_RUN=1: what a CPU allows of it
 	$(BIN)/python tests/gpu/run.py $(DRY)
@@ -93,8 +97,12 @@ gpu-bench: setup  ## time every op on this machine's GPU and store it; DRY_RUN=1
 gpu-end-to-end: setup  ## one piece of timing training and inference, ours and the dense way; DRY_RUN=1 as above
 	$(END_TO_END) $(PIECE)
 
-gpu-compare: setup  ## one piece of training the paper's systems on real images; DRY_RUN=1: a tiny setting
-	$(COMPARE) $(PIECE)
+gpu-compare-nuclei: setup  ## one piece of training the paper's systems on nuclei; DRY_RUN=1: a tiny model, a step
+	$(call compare,nuclei) $(PIECE)
+
+gpu-compare-scenes: setup  ## the same on synthetic street scenes
+	$(SCENES)
+	$(call compare,scenes) $(PIECE)
 
 results: setup  ## write benchmarks/results into the README and docs
 	$(BIN)/python benchmarks/readme.py

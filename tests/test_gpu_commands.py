@@ -72,13 +72,16 @@ def test_without_a_gpu_the_model_is_not_timed() -> None:
 def test_all_of_it_in_pieces(tmp_path: Path) -> None:
     """`make gpu` goes on while a piece ends with 75, and ends with any other status; nothing is set up."""
     lines = dry_run("gpu").splitlines()
-    for line, name in zip(lines[-4:], ("run.py", "gpu.py run", "end_to_end.py", "compare"), strict=True):
-        assert name in line
-    for name, pieces, last in (("python", 3, 0), ("solo-attn", 2, 7)):
+    parts = ("run.py", "gpu.py run", "end_to_end.py", "compare", "solo-attn scenes", "compare")
+    found = [line for line in lines if any(part in line for part in parts)]
+    for line, part in zip(found, parts, strict=True):
+        assert part in line
+    for name in ("python", "solo-attn"):
         (tmp_path / name).write_text(
             f"#!/bin/sh\necho $* >> {tmp_path}/said\n"
             "case $* in *end_to_end*|compare*) ;; *) exit 0;; esac\n"
-            f"test $(grep -c $1 {tmp_path}/said) = {pieces} && exit {last} || exit 75\n"
+            f'test $(grep -c "$1 $2" {tmp_path}/said) = 3 || exit 75\n'
+            "case $* in *scenes*) exit 7;; esac\n"
         )
         (tmp_path / name).chmod(0o755)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
@@ -91,10 +94,13 @@ def test_all_of_it_in_pieces(tmp_path: Path) -> None:
         "tests/gpu/run.py",
         "benchmarks/gpu.py",
         *["benchmarks/end_to_end.py"] * 3,
-        *["compare"] * 2,
+        *["compare"] * 3,
+        "scenes",
+        *["compare"] * 3,
     ]
-    assert all("--dry-run" in line for line in said if "compare" not in line)
-    assert "runs/paper_nuclei" not in said[-1]
+    assert all("--dry-run" in line for line in said[:5])
+    assert all("train.max_steps=1" in line for line in said if line.startswith("compare"))
+    assert all(f"runs/paper_{data}" not in "".join(said) for data in ("nuclei", "scenes"))
 
 
 def test_sanitizers_are_cut_off(tmp_path: Path) -> None:
