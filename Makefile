@@ -66,13 +66,13 @@ lint: setup  ## ruff, the type checker, clang-format
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CSRC)
 
-bench: setup  ## time every op, store the result, remake the README's table and plot from it
+bench: setup  ## time every op, store the result, remake tables and plot from it
 	$(BIN)/python -m pytest benchmarks --ignore=benchmarks/bench_mmdet.py -q --timeout 900 --benchmark-columns=rounds --benchmark-json=benchmarks/results/cpu/ops.json
-	$(BIN)/python benchmarks/readme.py
+	$(MAKE) --no-print-directory results
 
 bench-peers: peers  ## the same for what is compared with mmdetection
 	$(BIN)/python -m pytest benchmarks/bench_mmdet.py -q --timeout 900 --benchmark-columns=rounds --benchmark-json=benchmarks/results/cpu/mmdet.json
-	$(BIN)/python benchmarks/readme.py
+	$(MAKE) --no-print-directory results
 
 gpu-bench: setup  ## time every op on this machine's GPU and store it; DRY_RUN=1: go through it on the CPU
 	$(BIN)/python benchmarks/gpu.py run $(if $(DRY_RUN),--dry-run)
@@ -80,6 +80,7 @@ gpu-bench: setup  ## time every op on this machine's GPU and store it; DRY_RUN=1
 results: setup  ## write benchmarks/results into the README and docs
 	$(BIN)/python benchmarks/readme.py
 	$(BIN)/python benchmarks/data_page.py
+	$(BIN)/python benchmarks/results_page.py
 
 format: setup  ## let ruff and clang-format rewrite what they can
 	$(BIN)/ruff check --fix .

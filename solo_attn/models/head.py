@@ -77,8 +77,8 @@ class SOLOHead(nn.Module):
         coords: "paper", "inclusive" or None: the coordinate channels of the mask branch.
         attention: add the attention branch.
         attention_scale: what multiplies the dot products: a number (1 is the paper's literal reading),
-            "rsqrt" for C^-1/2, or "cosine" for dot products of vectors of length 1. The README says why
-            the last is the default.
+            "rsqrt" for C^-1/2, or "cosine" for dot products of vectors of length 1. docs/results.md says
+            why the last is the default.
 
     Raises:
         ValueError: an argument outside of what is said above.
