@@ -21,7 +21,7 @@ CATEGORIES = [1, 2, 3]
 # Grids that keep the look-alikes' cells apart (points-NMS joins neighbours), all objects on the finer levels.
 GRIDS = (12, 12, 8, 6, 4)
 RANGES = ((1, 28), (24, 64), (64, 128), (128, 256), (256, 2048))
-STEPS, WARMUP, RATE = 120, 15, 0.15
+STEPS, WARMUP, RATE = 120, 30, 0.15
 
 
 def pictures():
