@@ -1,7 +1,16 @@
 """The command ``solo-attn``. Torch and Lightning are imported inside the commands that need them."""
 
 # The commands register themselves when their modules are imported.
-from . import bench, convert, convert_data, doctor, inspect, predict, train
+from . import (  # noqa: F401
+    bench,
+    convert,
+    convert_data,
+    doctor,
+    inspect,
+    predict,
+    scenes,
+    train,
+)
 from .app import app, main
 
-__all__ = ["app", "bench", "convert", "convert_data", "doctor", "inspect", "main", "predict", "train"]
+__all__ = ["app", "main"]

@@ -11,6 +11,8 @@ from rich.console import Console
 
 from .app import UsageError, command
 
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
+
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file; see configs/.", metavar="CONFIG")]
 Overrides = Annotated[
     list[str] | None,
@@ -43,6 +45,8 @@ def train(
     console = Console(quiet=os.environ.get("LOCAL_RANK", "0") != "0")
     result = run(load_config(config, overrides or []), out, resume=resume, console=console)
     console.print(str(result.metrics), highlight=False)
+    if result.test_metrics is not None:
+        console.print(f"on the test images:\n{result.test_metrics}", highlight=False)
     console.print(
         f"checkpoints: {result.last}" + (f", {result.best}" if result.best else ""), highlight=False
     )
@@ -111,20 +115,33 @@ def compare(
     overrides: Overrides = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds for each system.")] = 3,
     out: Annotated[Path, typer.Option("--out", help="Folder of the runs and tables.")] = Path("runs/compare"),
+    scales: Annotated[
+        bool, typer.Option("--scales", help="Also the attention with the other scales: 1, C^-1/2, cosine.")
+    ] = False,
+    minutes: Annotated[
+        float | None,
+        typer.Option("--minutes", help="Stop after so many, with exit status 75 if more remains to be done."),
+    ] = None,
 ) -> None:
     """Train the three systems of the paper's Table 3 over several seeds and tabulate them.
 
-    Example: [cyan]solo-attn compare configs/nuclei_small.yaml --seeds 3 --out runs/nuclei_compare[/cyan]
+    Example: [cyan]solo-attn compare configs/paper_nuclei.yaml --seeds 3 --out runs/paper_nuclei[/cyan]
 
     Finished runs are kept: the same command again goes on where it was stopped. The seeds are train.seed,
-    train.seed + 1 and so on.
+    train.seed + 1 and so on. The tables are of data.test_annotations where the configuration has them.
     """
+    from ..training import UnfinishedError, load_config, systems_of
     from ..training import compare as run
-    from ..training import load_config
 
     settings, console = load_config(config, overrides or []), Console()
-    first = settings.train.seed
-    comparison = run(settings, range(first, first + seeds), out, console=console)
+    first, systems = settings.train.seed, systems_of(settings, scales=scales)
+    try:
+        comparison = run(
+            settings, range(first, first + seeds), out, systems, minutes=minutes, console=console
+        )
+    except UnfinishedError as error:
+        console.print(str(error), highlight=False, soft_wrap=True)
+        raise typer.Exit(TRY_AGAIN) from error
     _show(console, comparison)
 
 

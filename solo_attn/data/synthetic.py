@@ -29,12 +29,14 @@ Pen = Callable[[str, list[tuple[float, float]], Colour], None]
 
 @dataclass(frozen=True)
 class StreetScenes:
-    """Where `write_street_scenes` has put what it wrote."""
+    """Where `write_street_scenes` has put what it wrote; the test part is None if none was asked for."""
 
     train_images: Path
     train_annotations: Path
     val_images: Path
     val_annotations: Path
+    test_images: Path | None = None
+    test_annotations: Path | None = None
 
 
 def write_street_scenes(
@@ -42,6 +44,7 @@ def write_street_scenes(
     *,
     num_train: int,
     num_val: int,
+    num_test: int = 0,
     size: tuple[int, int] = (128, 256),
     seed: int = 0,
 ) -> StreetScenes:
@@ -50,25 +53,30 @@ def write_street_scenes(
     A folder that holds the same scenes already is left as it is.
 
     Args:
-        folder: receives train/, val/, train.json and val.json.
+        folder: receives train/, val/, train.json and val.json; with ``num_test`` test/ and test.json too.
         num_train: scenes for training.
         num_val: scenes for validation.
+        num_test: scenes for a test.
         size: (height, width) in pixels, at least 32 x 32.
         seed: of all scenes.
 
     Raises:
         ValueError: a number of scenes below 1 or a size that is too small.
     """
-    if num_train < 1 or num_val < 1:
-        raise ValueError(f"write_street_scenes: expected num_train, num_val >= 1, got {num_train}, {num_val}")
+    if num_train < 1 or num_val < 1 or num_test < 0:
+        raise ValueError(
+            f"write_street_scenes: expected num_train, num_val >= 1 and num_test >= 0, got {num_train}, "
+            f"{num_val}, {num_test}"
+        )
     if min(size) < 32:
         raise ValueError(f"write_street_scenes: expected size of at least (32, 32), got {size}")
     folder = Path(folder)
-    scenes = StreetScenes(folder / "train", folder / "train.json", folder / "val", folder / "val.json")
+    counts = {"train": num_train, "val": num_val, **({"test": num_test} if num_test else {})}
+    places = [path for part in counts for path in (folder / part, folder / f"{part}.json")]
+    scenes = StreetScenes(*places)
     parameters = {
         "version": _VERSION,
-        "num_train": num_train,
-        "num_val": num_val,
+        **{f"num_{part}": count for part, count in counts.items()},
         "size": list(size),
         "seed": seed,
     }
@@ -76,8 +84,8 @@ def write_street_scenes(
     if done.exists() and json.loads(done.read_text(encoding="utf-8")) == parameters:
         return scenes
     done.unlink(missing_ok=True)
-    _write_split(scenes.train_images, scenes.train_annotations, num_train, size, (seed, 0))
-    _write_split(scenes.val_images, scenes.val_annotations, num_val, size, (seed, 1))
+    for number, (part, count) in enumerate(counts.items()):
+        _write_split(folder / part, folder / f"{part}.json", count, size, (seed, number))
     done.write_text(json.dumps(parameters), encoding="utf-8")  # last: an interrupted writing starts again
     return scenes
 

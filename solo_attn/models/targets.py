@@ -119,6 +119,8 @@ def assign(
         num_grids: S of each level.
         scale_ranges: of each level, the sqrt of box area that it takes; both ends inclusive.
     """
+    # What is not zero is asked once: the masks are read many times.
+    targets = [{**target, "masks": as_bytes(target["masks"]).view(torch.bool)} for target in targets]
     objects = [describe(target) for target in targets]
     sizes = {stride: (input_size[0] // stride, input_size[1] // stride) for stride in MASK_STRIDES}
     reduced = [{k: reduce_masks(target["masks"], k, sizes[k]) for k in sizes} for target in targets]

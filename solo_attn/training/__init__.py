@@ -1,8 +1,9 @@
 """Training, comparison and checkpoints; needs the extra "train"."""
 
 from .advice import grid_setting, with_proposal
+from .callbacks import UnfinishedError
 from .checkpoint import CheckpointError, ModelInfo, export_safetensors, load_model, save_model
-from .compare import Comparison, compare, system_config
+from .compare import Comparison, compare, system_config, systems_of
 from .config import (
     Config,
     ConfigError,
@@ -33,6 +34,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "TrainingError",
+    "UnfinishedError",
     "changes",
     "compare",
     "demo",
@@ -46,6 +48,7 @@ __all__ = [
     "override",
     "save_model",
     "system_config",
+    "systems_of",
     "train",
     "with_proposal",
 ]

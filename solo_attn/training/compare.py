@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -22,11 +24,19 @@ from ..evaluation import (
     side_by_side,
     summary_json,
 )
+from .callbacks import UnfinishedError
 from .checkpoint import load_model, write_atomically
 from .config import Config, ConfigError, changes, differences
 from .train import FREE, RESULT, train
 
 FIGURE_IMAGES = 3  # as many samples as the paper's Figure 5 has
+
+SCALES: dict[str, float | str] = {
+    "Attention mechanism, scale 1": 1.0,
+    "Attention mechanism, scale C^-1/2": "rsqrt",
+    "Attention mechanism, cosine": "cosine",
+}
+"""The attention's dot products as the paper has them, and the two ways to make them smaller (spec 1)."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +52,28 @@ class Comparison:
     files: list[Path]
 
 
+def systems_of(config: Config, *, scales: bool = False) -> tuple[str, ...]:
+    """The systems of Table 3; with ``scales`` also the attention with the scales that ``config`` has not."""
+    others = [name for name, scale in SCALES.items() if scale != config.model.attention_scale]
+    return (*SYSTEMS, *(others if scales else ()))
+
+
 def system_config(config: Config, system: str, seed: int) -> Config:
-    """``config`` with what tells a system of Table 3 from the others.
+    """``config`` with what tells a system of Table 3, or of `SCALES`, from the others.
 
     Raises:
         ConfigError: no system of that name.
     """
+    coords = config.model.coords or "paper"
     settings: dict[str, dict[str, Any]] = {
         SYSTEMS[0]: {"coords": None, "attention": False},
-        SYSTEMS[1]: {"coords": config.model.coords or "paper", "attention": False},
-        SYSTEMS[2]: {"coords": config.model.coords or "paper", "attention": True},
+        SYSTEMS[1]: {"coords": coords, "attention": False},
+        SYSTEMS[2]: {"coords": coords, "attention": True},
     }
+    for name, scale in SCALES.items():
+        settings[name] = {"coords": coords, "attention": True, "attention_scale": scale}
     if system not in settings:
-        raise ConfigError(f"compare: expected systems among {', '.join(SYSTEMS)}, got {system!r}")
+        raise ConfigError(f"compare: expected systems among {', '.join(settings)}, got {system!r}")
     values = config.as_dict()
     values["model"] |= settings[system]
     values["train"]["seed"] = seed
@@ -67,26 +86,31 @@ def compare(
     out_dir: str | Path,
     systems: Sequence[str] = SYSTEMS,
     *,
+    minutes: float | None = None,
     console: Console | None = None,
 ) -> Comparison:
-    """Train and validate each system with each seed, and write the paper's Tables 3 and 4 and Figure 5.
+    """Train and evaluate each system with each seed, and write the paper's Tables 3 and 4 and Figure 5.
 
-    Every run lies in a folder of its own below ``out_dir/runs``. One that is finished is read from its
-    ``result.json``, one that was interrupted goes on from its checkpoint. The numbers are those of the last
-    epoch, not of the best one: the validation images must not choose the model. Processes with seeds of
-    their own may share ``out_dir``: the same command with all the seeds then only makes the tables.
+    The numbers are those of the test images where the configuration names some, else of the validation
+    images. Every run lies in a folder of its own below ``out_dir/runs``. One that is finished is read from
+    its ``result.json``, which is all of it that has to be kept; one that was interrupted goes on from its
+    checkpoint. The weights are those of the last epoch, not of the best one: the validation images must not
+    choose the model. Processes with seeds of their own may share ``out_dir``: the same command with all the
+    seeds then only makes the tables.
 
     Args:
         config: what the systems have in common; ``train.seed`` is not used.
         seeds: one run of each system for each.
         out_dir: receives ``tables.md``, ``results.json``, ``comparison.png`` and ``figure5.png``.
-        systems: names of Table 3.
+        systems: names of Table 3 and of `SCALES`.
+        minutes: end with `UnfinishedError` after so many, for machines that are lent for a while.
         console: where progress goes; a new one by default.
 
     Raises:
         ConfigError: an unknown system, no seed, more than one device, or finished runs in ``out_dir`` that
             had other settings.
         DatasetError, TrainingError: see `train`.
+        UnfinishedError: ``minutes`` are over; the same call goes on.
     """
     out_dir, console = Path(out_dir), console or Console()
     if not seeds or not systems:
@@ -97,12 +121,23 @@ def compare(
             f"compare: expected train.devices to be 1, got {config.train.devices}; use several devices by "
             f"running one process for each, with CUDA_VISIBLE_DEVICES and train.seed of its own"
         )
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
     results: dict[str, list[dict[str, Any]]] = {system: [] for system in systems}
     # Seeds outside: an interrupted comparison has whole rows of the table rather than single systems.
     for seed in seeds:
         for system in systems:
-            results[system].append(_run(system_config(config, system, seed), system, out_dir, console))
-    rows = {system: [CocoMetrics(**r["metrics"]) for r in found] for system, found in results.items()}
+            chosen = system_config(config, system, seed)
+            try:
+                # A call however short makes one step at least: repeated, it comes to an end.
+                results[system].append(_run(chosen, system, out_dir, deadline, console))
+            except UnfinishedError as error:
+                done = sum(map(len, results.values()))
+                raise UnfinishedError(
+                    f"compare: {minutes:g} minutes are over with {done} of {len(seeds) * len(systems)} runs "
+                    f"finished; the same command goes on"
+                ) from error
+    which = "metrics" if config.data.test_annotations == "" else "test_metrics"
+    rows = {system: [CocoMetrics(**r[which]) for r in found] for system, found in results.items()}
     return Comparison(rows, _write(config, seeds, out_dir, rows, results))
 
 
@@ -111,14 +146,16 @@ def _folder(out_dir: Path, system: str, seed: int) -> Path:
     return out_dir / "runs" / f"{slug}-seed{seed}"
 
 
-def _run(config: Config, system: str, out_dir: Path, console: Console) -> dict[str, Any]:
+def _run(
+    config: Config, system: str, out_dir: Path, deadline: float | None, console: Console
+) -> dict[str, Any]:
     seed = config.train.seed
     folder = _folder(out_dir, system, seed)
     file = folder / RESULT
     done = file.exists()
     if not done:
         console.print(f"{system}, seed {seed}: training", highlight=False)
-        train(config, folder, resume=True, console=console)
+        train(config, folder, resume=True, deadline=deadline, console=console)
     result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     before = Config.from_dict(result["config"], str(file))
     if keys := [key for key in differences(before, config) if key not in FREE]:
@@ -127,9 +164,7 @@ def _run(config: Config, system: str, out_dir: Path, console: Console) -> dict[s
             f"{changes(before, config, keys)}; name another folder with --out or remove {out_dir}"
         )
     if done:
-        console.print(
-            f"{system}, seed {seed}: done before, AP {100 * result['metrics']['ap']:.1f}", highlight=False
-        )
+        console.print(f"{system}, seed {seed}: done before", highlight=False)
     return result
 
 
@@ -142,21 +177,28 @@ def _write(
 ) -> list[Path]:
     tables, numbers = out_dir / "tables.md", out_dir / "results.json"
     plot, figure = out_dir / "comparison.png", out_dir / "figure5.png"
+    split = "test" if config.data.test_annotations else "validation"
     # The paper's Table 4 leaves the system without coordinates out; a fuller table does no harm.
     text = (
-        f"Validation AP, mean ± standard deviation of {len(seeds)} seed(s).\n\n"
+        f"AP on the {split} images, mean ± standard deviation of {len(seeds)} seed(s).\n\n"
         f"Table 3\n\n{paper_table3(rows)}\nTable 4\n\n{paper_table4(rows)}"
     )
     write_atomically(tables, text.encode())
     _write_json(
         numbers,
         {
+            "split": split,
             "summary": summary_json(rows),
             "config": config.as_dict(),
             "environment": environment(),
             "runs": {
                 system: [
-                    {"seed": seed, **{key: run[key] for key in ("steps", "seconds", "environment")}}
+                    {
+                        "seed": seed,
+                        **{key: run[key] for key in ("steps", "seconds", "environment")},
+                        "losses": last_losses(run["curve"]),
+                        "validation": run["metrics"],
+                    }
                     for seed, run in zip(seeds, found, strict=True)
                 ]
                 for system, found in results.items()
@@ -164,21 +206,37 @@ def _write(
         },
     )
     comparison_plot(rows, plot)
-    _figure5(config, seeds[0], out_dir, list(rows), figure)
-    return [tables, numbers, plot, figure]
+    drawn = _figure5(config, seeds[0], out_dir, list(rows), figure)
+    return [tables, numbers, plot, *([figure] if drawn else [])]
 
 
-def _figure5(config: Config, seed: int, out_dir: Path, systems: Sequence[str], path: Path) -> None:
-    """The systems' instances on the first validation images, the same for all."""
+def last_losses(curve: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Dice and focal loss, means over what was logged in the last tenth of the steps."""
+    logged = [row for row in curve if "train/dice" in row]
+    end = [row for row in logged if row["step"] >= 0.9 * logged[-1]["step"]]
+    return {
+        name: fmean(row[key] for row in end)
+        for name, key in (("dice", "train/dice"), ("focal", "train/loss_category"))
+        if end
+    }
+
+
+def _figure5(config: Config, seed: int, out_dir: Path, systems: Sequence[str], path: Path) -> bool:
+    """The systems' instances on the first images, the same for all; False if no checkpoint is left."""
+    checkpoints = {system: _folder(out_dir, system, seed) / "last.ckpt" for system in systems}
+    checkpoints = {system: file for system, file in checkpoints.items() if file.exists()}
+    if not checkpoints:
+        return False
     data = config.data
-    dataset = CocoInstances(
-        data.val_images, data.val_annotations, eval_transforms(), on_degenerate=data.on_degenerate
-    )
+    images_dir, annotations = data.val_images, data.val_annotations
+    if data.test_annotations:
+        images_dir, annotations = data.test_images, data.test_annotations
+    dataset = CocoInstances(images_dir, annotations, eval_transforms(), on_degenerate=data.on_degenerate)
     samples = [dataset[index] for index in range(min(FIGURE_IMAGES, len(dataset)))]
     images, truth = [image for image, _ in samples], [target for _, target in samples]
     predictions = {}
-    for system in systems:
-        model, _ = load_model(_folder(out_dir, system, seed) / "last.ckpt")
+    for system, checkpoint in checkpoints.items():
+        model, _ = load_model(checkpoint)
         with torch.inference_mode():
             predictions[system] = [model([image])[0] for image in images]
     side_by_side(
@@ -190,6 +248,7 @@ def _figure5(config: Config, seed: int, out_dir: Path, systems: Sequence[str], p
             {key: value for key, value in t.items() if key in ("boxes", "labels", "masks")} for t in truth
         ],
     )
+    return True
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -30,6 +30,8 @@ class DataConfig:
         train_annotations: their COCO JSON.
         val_images: folder of the validation images.
         val_annotations: their COCO JSON.
+        test_images: folder of images that no choice was made by, looked at once after training, or "".
+        test_annotations: their COCO JSON; with it `compare` makes its tables of these.
         flip: probability of a horizontal flip.
         vertical_flip: probability of a vertical flip.
         shortest_size: lengths in pixels, one of which the shorter side is resized to at random, or null.
@@ -47,6 +49,8 @@ class DataConfig:
     train_annotations: str = ""
     val_images: str = ""
     val_annotations: str = ""
+    test_images: str = ""
+    test_annotations: str = ""
     flip: float = 0.5
     vertical_flip: float = 0.0
     shortest_size: list[int] | None = None

@@ -83,11 +83,11 @@ class SeededDataset(Dataset[Any]):
 
 
 class SOLODataModule(pl.LightningDataModule):
-    """Training and validation images of a `Config`.
+    """Training, validation and test images of a `Config`; ``test_set`` is None where it names none.
 
     Raises:
         DatasetError: folders or annotations that cannot be read.
-        ConfigError: a path that is not given, or other categories in validation than in training.
+        ConfigError: a path that is not given, or other categories in one part than in training.
     """
 
     def __init__(self, config: Config) -> None:
@@ -96,6 +96,11 @@ class SOLODataModule(pl.LightningDataModule):
         for key in ("train_images", "train_annotations", "val_images", "val_annotations"):
             if not getattr(data, key):
                 raise ConfigError(f"config: expected data.{key} to be a path, got nothing")
+        if bool(data.test_images) != bool(data.test_annotations):
+            raise ConfigError(
+                "config: expected both data.test_images and data.test_annotations or neither, got "
+                f"{data.test_images!r} and {data.test_annotations!r}"
+            )
         try:
             varied = train_transforms(
                 shortest_size=data.shortest_size,
@@ -109,18 +114,26 @@ class SOLODataModule(pl.LightningDataModule):
             )
         except ValueError as error:
             raise ConfigError(f"config: the section data does not make transforms: {error}") from error
-        skip = data.on_degenerate
-        self.train_set = CocoInstances(data.train_images, data.train_annotations, varied, on_degenerate=skip)
-        self.val_set = CocoInstances(
-            data.val_images, data.val_annotations, eval_transforms(), on_degenerate=skip
+        self.train_set = CocoInstances(
+            data.train_images, data.train_annotations, varied, on_degenerate=data.on_degenerate
         )
-        if self.train_set.category_ids != self.val_set.category_ids:
-            raise ConfigError(
-                f"{data.val_annotations}: expected the categories of {data.train_annotations}, "
-                f"{self.train_set.category_ids}, got {self.val_set.category_ids}"
-            )
+        self.val_set = self._evaluated(data.val_images, data.val_annotations)
+        self.test_set = (
+            self._evaluated(data.test_images, data.test_annotations) if data.test_annotations else None
+        )
         self.batches_done = 0
         self._sampler: PositionSampler | None = None
+
+    def _evaluated(self, images: str, annotations: str) -> CocoInstances:
+        """A part that is not trained on."""
+        data = self.config.data
+        found = CocoInstances(images, annotations, eval_transforms(), on_degenerate=data.on_degenerate)
+        if self.train_set.category_ids != found.category_ids:
+            raise ConfigError(
+                f"{annotations}: expected the categories of {data.train_annotations}, "
+                f"{self.train_set.category_ids}, got {found.category_ids}"
+            )
+        return found
 
     def total_steps(self, world_size: int) -> int:
         """Optimizer steps of the whole run."""

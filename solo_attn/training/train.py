@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, Timer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -22,9 +22,11 @@ from rich.progress import Progress
 from ..bench import environment
 from ..evaluation import CocoMetrics, learning_curve
 from ..models import build_solo
+from .callbacks import EpochBar, EpochLines, StopAt
 from .checkpoint import AtomicCheckpointIO, write_atomically
 from .config import Config, ConfigError, changes, differences, load_config
 from .datamodule import SOLODataModule
+from .evaluate import evaluate_model
 from .module import SOLOModule
 from .quiet import quiet_lightning
 
@@ -49,7 +51,8 @@ class TrainResult:
         run_dir: folder of config.yaml, the checkpoints and the logs.
         last: the newest checkpoint.
         best: the checkpoint with the best AP of the validations between epochs, None if there were none.
-        metrics: of the model as it stands at the end.
+        metrics: of the model as it stands at the end, on the validation images.
+        test_metrics: the same on the test images; None where the configuration names none.
         steps: optimizer steps, those before a resume included.
         seconds: of training and validation, those before a resume included.
     """
@@ -58,14 +61,20 @@ class TrainResult:
     last: Path
     best: Path | None
     metrics: CocoMetrics
+    test_metrics: CocoMetrics | None
     steps: int
     seconds: float
 
 
 def train(
-    config: Config, run_dir: str | Path, *, resume: bool = False, console: Console | None = None
+    config: Config,
+    run_dir: str | Path,
+    *,
+    resume: bool = False,
+    deadline: float | None = None,
+    console: Console | None = None,
 ) -> TrainResult:
-    """Train and validate.
+    """Train, validate, and look once at the test images if there are some.
 
     The run folder receives ``config.yaml``, ``last.ckpt`` (after each epoch and every
     ``train.checkpoint_steps``), ``best.ckpt`` (by validation AP), TensorBoard logs, ``csv/`` and at the end
@@ -77,6 +86,7 @@ def train(
         config: what to train, on which data.
         run_dir: folder of the run, made if it is not there.
         resume: go on from ``last.ckpt`` where there is one, else start.
+        deadline: of `time.monotonic`, at which a checkpoint is saved and `UnfinishedError` raised.
         console: where progress goes; a new one by default.
 
     Raises:
@@ -84,6 +94,7 @@ def train(
             that was started with other settings.
         DatasetError: data that cannot be used; nothing has been trained then.
         TrainingError: the loss is not finite.
+        UnfinishedError: the deadline came first.
     """
     run_dir, console = Path(run_dir), console or Console()
     last = run_dir / "last.ckpt"
@@ -112,6 +123,8 @@ def train(
             None if config.train.max_minutes is None else timedelta(minutes=config.train.max_minutes)
         )
         trainer = _trainer(config, run_dir, timer, console)
+        if deadline is not None:
+            trainer.callbacks.insert(0, StopAt(deadline, last))  # type: ignore[attr-defined]
         if trainer.precision != config.train.precision:  # Lightning takes another one with only a warning
             raise ConfigError(
                 "config: expected train.precision to be one that this machine has, bf16-mixed or 32-true, "
@@ -131,10 +144,19 @@ def train(
         if module.validated_step != trainer.global_step:
             trainer.validate(module, datamodule=datamodule, verbose=False)
             seconds += timer.time_elapsed("validate")
+        tested = None
+        if datamodule.test_set is not None and trainer.is_global_zero:
+            tested, _ = evaluate_model(
+                model.to(trainer.strategy.root_device),
+                datamodule.test_set,
+                batch_size=config.train.eval_batch_size,
+                workers=config.data.workers,
+                max_detections=config.train.eval_max_detections,
+            )
     assert module.metrics is not None
     best = run_dir / "best.ckpt"
     result = TrainResult(
-        run_dir, last, best if best.exists() else None, module.metrics, trainer.global_step, seconds
+        run_dir, last, best if best.exists() else None, module.metrics, tested, trainer.global_step, seconds
     )
     if trainer.is_global_zero:
         _store(result, config)
@@ -142,7 +164,7 @@ def train(
 
 
 def _check_images(datamodule: SOLODataModule, console: Console) -> None:
-    sets = (datamodule.train_set, datamodule.val_set)
+    sets = [s for s in (datamodule.train_set, datamodule.val_set, datamodule.test_set) if s is not None]
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("checking images", total=sum(map(len, sets)))
         for dataset in sets:
@@ -200,52 +222,14 @@ def _trainer(config: Config, run_dir: Path, timer: Timer, console: Console) -> p
         ) from error
 
 
-class EpochBar(RichProgressBar):
-    """Lightning's bar, without the -1 that stands for "as many epochs as max_steps takes"."""
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        return super()._get_train_description(current_epoch).replace("/-2", "")
-
-
-class EpochLines(Callback):
-    """One line for each validation, which stays readable in a log file too."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.losses: dict[str, float] = {}
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the losses: a validation after the training begins with empty metrics."""
-        self.losses = {name: float(value) for name, value in trainer.callback_metrics.items()}
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print epoch, losses, and AP in per cent."""
-        if trainer.sanity_checking or not trainer.is_global_zero:
-            return
-        logged = {**self.losses, **{k: float(v) for k, v in trainer.callback_metrics.items()}}
-        losses = {"loss": "train/loss", "dice": "train/dice"}
-        values = [f"{name} {logged[key]:.3f}" for name, key in losses.items() if key in logged]
-        for name, key in {"AP": "val/ap", "AP50": "val/ap50"}.items():
-            if logged.get(key, -1) >= 0:
-                values.append(f"{name} {100 * logged[key]:.1f}")
-        epoch = trainer.datamodule.epochs_begun  # type: ignore[attr-defined]
-        self.console.print(f"epoch {epoch}  step {trainer.global_step}  {'  '.join(values)}", highlight=False)
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Lightning ends an interrupted process without a word."""
-        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
-            self.console.print("interrupted; the same command with --resume goes on", highlight=False)
-
-
 def _store(result: TrainResult, config: Config) -> None:
     """result.json: the numbers and all that they were measured with; curve.png: the way there."""
     rows = _logged(result.run_dir)
     if any("train/loss_mask" in row or "val/ap" in row for row in rows):
         learning_curve(rows, result.run_dir / "curve.png")
     stored = {
-        "metrics": {**result.metrics.as_dict(), "max_detections": result.metrics.max_detections},
+        "metrics": _with_limit(result.metrics),
+        "test_metrics": None if result.test_metrics is None else _with_limit(result.test_metrics),
         "steps": result.steps,
         "seconds": round(result.seconds, 1),
         "environment": environment(),
@@ -253,6 +237,10 @@ def _store(result: TrainResult, config: Config) -> None:
         "curve": rows,
     }
     write_atomically(result.run_dir / RESULT, (json.dumps(stored, indent=1) + "\n").encode())
+
+
+def _with_limit(metrics: CocoMetrics) -> dict[str, Any]:
+    return {**metrics.as_dict(), "max_detections": metrics.max_detections}
 
 
 def _logged(run_dir: Path) -> list[dict[str, float]]:

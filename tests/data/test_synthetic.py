@@ -131,6 +131,20 @@ def test_other_seed_split_or_index_is_another_scene(scenes: StreetScenes, tmp_pa
     assert len({file.read_bytes() for file in files}) == len(files)
 
 
+def test_a_part_for_the_test(scenes: StreetScenes, tmp_path: Path) -> None:
+    assert scenes.test_images is None
+    assert scenes.test_annotations is None
+    other = write_street_scenes(tmp_path, num_train=1, num_val=1, num_test=2, seed=4)
+    assert other.test_images is not None
+    assert other.test_annotations is not None
+    assert check_dataset(other.test_images, other.test_annotations).images == 2
+    pictures = [other.test_images / "00000.png", other.test_images / "00001.png"]
+    before = [scenes.train_images / "00000.png", scenes.val_images / "00000.png"]
+    assert len({file.read_bytes() for file in pictures + before}) == 4
+    # The other parts do not change by it.
+    assert (other.train_images / "00000.png").read_bytes() == before[0].read_bytes()
+
+
 def test_finished_folder_is_left_alone(tmp_path: Path) -> None:
     first = write_street_scenes(tmp_path, num_train=1, num_val=1, size=(32, 64))
     image = first.train_images / "00000.png"
@@ -162,7 +176,9 @@ def test_other_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
         assert image.size == size[::-1]
 
 
-@pytest.mark.parametrize(("argument", "value"), [("num_train", 0), ("num_val", -1), ("size", (16, 256))])
+@pytest.mark.parametrize(
+    ("argument", "value"), [("num_train", 0), ("num_val", -1), ("num_test", -1), ("size", (16, 256))]
+)
 def test_bad_argument_is_named(tmp_path: Path, argument: str, value: object) -> None:
     arguments = {"num_train": 1, "num_val": 1, argument: value}
     with pytest.raises(ValueError, match=f"expected .*{argument}"):

@@ -10,8 +10,22 @@ from typing import Any
 import pytest
 import torch
 
+from solo_attn.data import CocoInstances, eval_transforms, write_street_scenes
 from solo_attn.evaluation import CocoMetrics
-from solo_attn.training import Config, ConfigError, compare, demo, demo_config, load_model, system_config
+from solo_attn.training import (
+    Comparison,
+    Config,
+    ConfigError,
+    UnfinishedError,
+    compare,
+    demo,
+    demo_config,
+    evaluate_model,
+    load_model,
+    override,
+    system_config,
+    systems_of,
+)
 
 # The function of that name hides the module.
 compare_file = importlib.import_module("solo_attn.training.compare")
@@ -122,6 +136,93 @@ def test_each_system_has_its_own_numbers_and_pictures(
     assert {name: runs[kind][1]["seconds"] for name, kind in kinds.items()} == {
         name: row[0]["seconds"] for name, row in written.items()
     }
+
+
+def test_scales_are_more_systems(config: MakeConfig) -> None:
+    names = systems_of(config(), scales=True)
+    assert names[:3] == systems_of(config())
+    assert names[3:] == ("Attention mechanism, scale 1", "Attention mechanism, scale C^-1/2")
+    assert [system_config(config(), name, 0).model.attention_scale for name in names[2:]] == [
+        "cosine",
+        1.0,
+        "rsqrt",
+    ]
+    assert all(system_config(config(), name, 0).model.attention for name in names[2:])
+    literal = override(config(), ["model.attention_scale=1"])
+    assert "Attention mechanism, cosine" in systems_of(literal, scales=True)
+    assert "Attention mechanism, scale 1" not in systems_of(literal, scales=True)
+
+
+def test_tables_are_of_the_test_images(config: MakeConfig, tmp_path: Path) -> None:
+    """Where the configuration names some: no choice was made by them."""
+    scenes = write_street_scenes(tmp_path / "scenes", num_train=1, num_val=1, num_test=4, size=(64, 96))
+    settings = config(epochs=1, learning_rate=0.1, warmup_steps=0)
+    settings.data.test_images, settings.data.test_annotations = (
+        str(scenes.test_images),
+        str(scenes.test_annotations),
+    )
+    found = compare(settings, [0], tmp_path / "out", ["SOLO"])
+    (folder,) = (tmp_path / "out" / "runs").iterdir()
+    model, _ = load_model(folder / "last.ckpt")
+    for part, expected in (("test", found.rows["SOLO"][0]), ("val", None)):
+        images = getattr(settings.data, f"{part}_images")
+        dataset = CocoInstances(images, getattr(settings.data, f"{part}_annotations"), eval_transforms())
+        measured, _ = evaluate_model(model, dataset)
+        stored = json.loads((tmp_path / "out" / "results.json").read_text())
+        if expected is None:
+            assert stored["runs"]["SOLO"][0]["validation"] == {
+                **measured.as_dict(),
+                "max_detections": measured.max_detections,
+            }
+        else:
+            assert measured == expected
+            assert stored["split"] == "test"
+    losses = stored["runs"]["SOLO"][0]["losses"]
+    assert 0 < losses["dice"] <= 1
+    assert losses["focal"] > 0
+    assert "AP on the test images" in (tmp_path / "out" / "tables.md").read_text()
+
+
+def test_goes_on_after_its_minutes(config: MakeConfig, tmp_path: Path) -> None:
+    """Pieces end within a step, wherever it is, and together make what one call makes."""
+    settings = config(epochs=2)
+    systems = ("SOLO (no coords)", "SOLO")
+    whole = compare(settings, [0], tmp_path / "whole", systems)
+    parts = tmp_path / "parts"
+
+    def piece() -> Comparison | None:
+        try:
+            # So short that it is over by the end of the first step.
+            return compare(settings, [0], parts, systems, minutes=1e-3)
+        except UnfinishedError as error:
+            told.append(str(error))
+            return None
+
+    told: list[str] = []
+    while (found := piece()) is None:
+        done = len(list(parts.glob("runs/*/result.json")))
+        assert f" {done} of 2 runs finished" in told[-1]
+        assert not (parts / "results.json").exists()
+        assert len(told) < 20
+    assert len(told) >= 10  # two epochs of three batches, twice, of which the last does not end a piece
+    assert found.rows == whole.rows
+    for name in ("solo-seed0", "solo_no_coords-seed0"):
+        a, b = (load_model(tmp_path / part / "runs" / name / "last.ckpt")[0] for part in ("whole", "parts"))
+        assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_results_alone_make_the_tables(config: MakeConfig, tmp_path: Path) -> None:
+    """Runs of several machines: their checkpoints are large and stay there."""
+    settings = config(epochs=1)
+    first = compare(settings, [0], tmp_path, ["SOLO"])
+    figure = tmp_path / "figure5.png"
+    figure.unlink()
+    for checkpoint in tmp_path.glob("runs/*/*.ckpt"):
+        checkpoint.unlink()
+    again = compare(settings, [0], tmp_path, ["SOLO"])
+    assert again.rows == first.rows
+    assert figure not in again.files
+    assert not figure.exists()
 
 
 def test_refuses(config: MakeConfig, tmp_path: Path) -> None:
