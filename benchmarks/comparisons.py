@@ -111,15 +111,24 @@ def budget(result: dict[str, Any]) -> str:
     for system, runs in result["runs"].items():
         steps = " to ".join(dict.fromkeys(f"{f(run['steps'] for run in runs):,}" for f in (min, max)))
         minutes = sum(run["seconds"] for run in runs) / 60
-        lines.append([system, ", ".join(str(run["seed"]) for run in runs), steps, f"{minutes:,.0f}"])
+        losses = [
+            f"{mean(run['losses'][name] for run in runs):.3f}"
+            if all(run.get("losses") for run in runs)
+            else "–"
+            for name in ("dice", "focal")
+        ]
+        seeds = ", ".join(str(run["seed"]) for run in runs)
+        lines.append([system, seeds, steps, f"{minutes:,.0f}", *losses])
+    head = ["algorithms", "seeds", "steps", "minutes in all", "dice loss", "focal loss"]
     sides = model["min_size"]
     size = "/".join(map(str, sides)) if isinstance(sides, list) else str(sides)
     weights = "pretrained" if model["pretrained"] else "from scratch"
     return (
-        f"{table(['algorithms', 'seeds', 'steps', 'minutes in all'], lines)}\n\n"
+        f"{table(head, lines)}\n\n"
         f"{model['backbone']} with {model['norm'] or 'gn'}, {weights}; "
         f"shorter side {size}, at most {model['max_size']}; {train['batch_size']} images a step, "
-        f"{train['epochs']} epochs of {train['optimizer']}; the last epoch's weights."
+        f"{train['epochs']} epochs of {train['optimizer']}; the last epoch's weights. "
+        "Losses: means of the last tenth of the steps; a dice loss near 1 means that no mask was learned."
     )
 
 

@@ -2,7 +2,7 @@
 
 python benchmarks/store.py demo demo
 python benchmarks/store.py nuclei runs/nuclei runs/nuclei/overlays/results.json
-python benchmarks/store.py comparison nuclei runs/compare --split test
+python benchmarks/store.py comparison nuclei runs/compare
 python benchmarks/store.py inspect nuclei=runs/inspect_nuclei photographs=runs/inspect_photographs
 """
 
@@ -53,30 +53,22 @@ class Data(str, Enum):
     scenes = "scenes"
 
 
-class Split(str, Enum):
-    """Of its images, those that the numbers come from."""
-
-    test = "test"
-    validation = "validation"
-
-
 @app.command()
 def comparison(
     name: Annotated[Data, typer.Argument(help="What it was trained on.")],
     folder: Annotated[Path, typer.Argument(help="The folder that `solo-attn compare` wrote.")],
-    split: Annotated[Split, typer.Option(help="The images that the numbers come from.")],
     machine: Annotated[str, typer.Option(help="A folder of benchmarks/results.")] = CPU,
 ) -> None:
     """Numbers and plot of a finished comparison; of drawn scenes also the systems' instances.
 
     Photographs stay with their data set.
     """
-    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     (RESULTS / machine).mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"split": split.value, **found}, indent=1) + "\n"
-    (RESULTS / machine / f"comparison_{name.value}.json").write_text(text, encoding="utf-8")
+    shutil.copyfile(folder / "results.json", RESULTS / machine / f"comparison_{name.value}.json")
     for kind in ("comparison", "figure5") if name is Data.scenes else ("comparison",):
-        shutil.copyfile(folder / f"{kind}.png", IMAGES / f"{machine}_{name.value}_{kind}.png")
+        # Without checkpoints, which need not be kept, there is no figure 5.
+        if (folder / f"{kind}.png").exists():
+            shutil.copyfile(folder / f"{kind}.png", IMAGES / f"{machine}_{name.value}_{kind}.png")
 
 
 @app.command()

@@ -40,7 +40,14 @@ def comparison(aps: dict[str, list[float]]) -> dict[str, Any]:
     }
     runs = {
         system: [
-            {"seed": seed, "steps": 500, "seconds": 600.0, "environment": FACTS} for seed in range(len(found))
+            {
+                "seed": seed,
+                "steps": 500 + seed,
+                "seconds": 600.0,
+                "environment": FACTS,
+                "losses": {"dice": 0.5 + seed, "focal": 0.25},
+            }
+            for seed in range(len(found))
         ]
         for system, found in aps.items()
     }
@@ -127,6 +134,9 @@ def test_any_subset_makes_a_page(results: Path, missing: str | None) -> None:
     write(results, made)
     text = page()
     assert ("| 20.2 ± 0.1 | 20.2 ± 0.1 | 20.2 ± 0.1 | 14.7 / 26.6 / 14.0 |" in text) == (
+        "gpu/comparison_nuclei" in made
+    )
+    assert ("| SOLO | 0, 1, 2 | 500 to 502 | 30 | 1.500 | 0.250 |" in text) == (
         "gpu/comparison_nuclei" in made
     )
     assert ("| fast | 24 | 333 | 3.0x | 3,072 |" in text) == ("gpu/end_to_end" in made)
@@ -220,12 +230,12 @@ def test_a_comparison_is_kept(
     monkeypatch.setattr(store, "IMAGES", stored.IMAGES)
     run = results.parent / "run"
     run.mkdir()
-    found = {k: v for k, v in MADE["cpu/comparison_scenes"].items() if k != "split"}
+    found = {**MADE["cpu/comparison_scenes"], "split": "validation"}
     (run / "results.json").write_text(json.dumps(found))
     for kind in ("comparison", "figure5"):
         (run / f"{kind}.png").write_bytes(b"")
-    done = CliRunner().invoke(store.app, ["comparison", name, str(run), "--split", "validation"])
+    done = CliRunner().invoke(store.app, ["comparison", name, str(run)])
     assert done.exit_code == 0, done.output
-    assert stored.kept(f"comparison_{name}") == {"split": "validation", **found}
+    assert stored.kept(f"comparison_{name}") == found
     assert page().count(f"(images/cpu_{name}_") == len(list(stored.IMAGES.iterdir())) == pictures
     assert "on the validation images" in page()
