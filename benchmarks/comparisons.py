@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import sqrt
+from pathlib import PurePath
 from statistics import mean, variance
 from typing import Any
 
@@ -123,8 +124,12 @@ def budget(result: dict[str, Any]) -> str:
     sides = model["min_size"]
     size = "/".join(map(str, sides)) if isinstance(sides, list) else str(sides)
     weights = "pretrained" if model["pretrained"] else "from scratch"
+    data = result["config"]["data"]
+    measured = data.get("test_annotations") if result["split"] == "test" else data["val_annotations"]
+    files = [PurePath(file or "").name for file in (data["train_annotations"], measured)]
     return (
         f"{table(head, lines)}\n\n"
+        f"Learned from `{files[0]}`, measured on `{files[1]}`. "
         f"{model['backbone']} with {model['norm'] or 'gn'}, {weights}; "
         f"shorter side {size}, at most {model['max_size']}; {train['batch_size']} images a step, "
         f"{train['epochs']} epochs of {train['optimizer']}; the last epoch's weights. "
@@ -157,7 +162,7 @@ def comparison(machine: str, name: str) -> str:
         f"{judged_ones}\n\n"
         f"Per cent, on the {result['split']} images, mean ± sample standard deviation over the seeds, "
         f"at most {limit} instances an image. Only the seed differs between runs of a system: the spread is "
-        f"not that of other images. Each system had the same budget:\n\n{budget(result)} "
+        f"not that of other images. What each was trained with:\n\n{budget(result)} "
         f"{' '.join(told)}{pictures}"
     )
 

@@ -76,11 +76,12 @@ def end_to_end_of(machine: str, found: dict[str, Any]) -> str:
         rows += [[f"{row['what']}, batch {row['batch']}, {row['dtype']}", *shown(row, base)] for row in same]
     head = ["work", "contender", "images/s", "ms", "times dense", "MiB"]
     height, width = found["setting"]["size"]
+    compiled = "".join(f'"{name}": {what}. ' for name, what in found.get("compiled", {}).items())
     left_out = "; ".join(found.get("left_out", ())) or "nothing"
     return (
         f"### {machine}\n\n{table(head, rows, words=2)}\n\n"
-        f"{width} x {height}; all contenders gave the same losses, gradients and instances before they were "
-        f"timed. MiB: peak beyond weights and optimizer. Left out: {left_out}. "
+        f"{width} x {height}; all gave the same losses, gradients and instances in float32 before they were "
+        f"timed. MiB: peak beyond weights and optimizer. {compiled}Left out: {left_out}. "
         f"{measured_on(found['environment'])}"
     )
 

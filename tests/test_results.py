@@ -87,3 +87,8 @@ def test_links_exist(name: str) -> None:
     folder = ROOT if name == "README.md" else ROOT / "docs"
     for target in re.findall(r"\]\((?!http)([^)]+)\)", text_of(name)):
         assert (folder / target).exists(), target
+
+
+def test_what_is_said_of_gpus_is_so() -> None:
+    said = "Nothing here has been measured on a GPU yet" in text_of("README.md")
+    assert said == (stored.machines() == [stored.CPU])

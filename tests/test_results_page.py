@@ -51,7 +51,9 @@ def comparison(aps: dict[str, list[float]]) -> dict[str, Any]:
         ]
         for system, found in aps.items()
     }
-    made = {"summary": summary_json(rows), "config": Config().as_dict(), "environment": FACTS, "runs": runs}
+    config = Config().as_dict()
+    config["data"] |= {"train_annotations": "x/train.json", "test_annotations": "x/test.json"}
+    made = {"summary": summary_json(rows), "config": config, "environment": FACTS, "runs": runs}
     return {"split": "test", **made}
 
 
@@ -147,6 +149,7 @@ def test_any_subset_makes_a_page(results: Path, missing: str | None) -> None:
         assert "Training and inference end to end." not in text
         assert "cuda | 2.00 | 1.00* | 4.00 | – | 1 | – |" in text
         assert "failed: RuntimeError: no" in text
+        assert "Learned from `train.json`, measured on `test.json`." in text
 
 
 def test_each_number_of_a_comparison_counts(results: Path) -> None:
