@@ -63,13 +63,13 @@ lint: setup  ## ruff, the type checker, clang-format
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CSRC)
 
-bench: setup  ## time every op, store the result, remake the README's table and plot from it
+bench: setup  ## time every op, store the result, remake tables and plot from it
 	$(BIN)/python -m pytest benchmarks --ignore=benchmarks/bench_mmdet.py -q --timeout 900 --benchmark-columns=rounds --benchmark-json=benchmarks/results/cpu/ops.json
-	$(BIN)/python benchmarks/readme.py
+	$(MAKE) --no-print-directory results
 
 bench-peers: peers  ## the same for what is compared with mmdetection
 	$(BIN)/python -m pytest benchmarks/bench_mmdet.py -q --timeout 900 --benchmark-columns=rounds --benchmark-json=benchmarks/results/cpu/mmdet.json
-	$(BIN)/python benchmarks/readme.py
+	$(MAKE) --no-print-directory results
 
 # Each command ends within about 8 minutes. Status 75: more remains, and the same command goes on with it.
 DRY := $(if $(DRY_RUN),--dry-run)
@@ -107,6 +107,7 @@ gpu-compare-scenes: setup  ## the same on synthetic street scenes
 results: setup  ## write benchmarks/results into the README and docs
 	$(BIN)/python benchmarks/readme.py
 	$(BIN)/python benchmarks/data_page.py
+	$(BIN)/python benchmarks/results_page.py
 
 format: setup  ## let ruff and clang-format rewrite what they can
 	$(BIN)/ruff check --fix .

@@ -16,7 +16,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from readme import RESULTS, ROOT
+from stored import CPU, RESULTS, ROOT
 
 from solo_attn.bench import environment
 
@@ -77,7 +77,7 @@ def main() -> None:
         **{kind: int(count) for count, kind in counts},
         "environment": environment(),
     }
-    path = RESULTS / "abi.json"
+    path = RESULTS / CPU / "abi.json"
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(path.read_text(encoding="utf-8"))
 

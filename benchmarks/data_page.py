@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from readme import ROOT, measured_on, stored
+import stored
+from stored import ROOT, measured_on
 
 PAGE = ROOT / "docs" / "data.md"
 
@@ -23,7 +23,7 @@ def setting(found: dict[str, Any]) -> str:
 
 def inspected() -> str:
     """Before and after on each data set."""
-    found = stored("inspect")
+    found = stored.kept("inspect")
     lines = [
         "| data | | S of each level | ranges, pixels | input | in no range | no cell | centre taken | "
         "< 8 x 8 | cells | pixels |",
@@ -48,12 +48,7 @@ def inspected() -> str:
 
 def filled(text: str) -> str:
     """``text`` with its block made anew."""
-    begin, end = "<!-- begin:inspect -->\n", "<!-- end:inspect -->"
-    block = f"{begin}{inspected()}\n{end}"
-    text, count = re.subn(f"{begin}.*?{end}", lambda _: block, text, flags=re.DOTALL)
-    if count != 1:
-        raise ValueError(f"data_page: expected one block inspect in {PAGE.name}, got {count}")
-    return text
+    return stored.filled(text, {"inspect": inspected}, PAGE.name)
 
 
 if __name__ == "__main__":

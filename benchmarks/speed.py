@@ -1,4 +1,7 @@
-"""The README's tables and plot of speed, from ``results/cpu/ops.json`` and ``results/cpu/mmdet.json``."""
+"""Tables and plot of speed, from ``results/cpu/ops.json`` and ``results/cpu/mmdet.json``.
+
+`make bench` and `make bench-peers` store these each on its own: what is not there is told as not measured.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ GOALS = (
     Goal("Matrix NMS, 500 masks predicted on COCO images", "mmdet_nms_real", THEIRS, 40, 100),
     Goal("mask IoU, the same 500 masks, all pairs", "mask_iou", "pycocotools", 10, 30),
     Goal("attention residual in place, 1600 maps 168 x 336", "attention_residual_inplace", PLAIN, 8, 13),
-    Goal("the same", "attention_residual_inplace", COMPILED, 5, 10),
+    Goal("attention residual in place, 1600 maps 168 x 336", "attention_residual_inplace", COMPILED, 5, 10),
     Goal("head and prediction, 200 candidates on 3 levels", "mmdet_predict[three]", THEIRS, 1.5, 3),
     Goal("head and a training step, 12 objects", "mmdet_train", THEIRS, 1.4, 2),
     Goal("100 masks to COCO RLE at 1024 x 2048", "paste_masks_rle", PLAIN, 10, 30),
@@ -53,13 +56,14 @@ MEMORY_GOALS = (("mmdet_predict[three]", THEIRS, 1 / 3), ("mmdet_train", THEIRS,
 # Why a row that misses what it must does so.
 REASONS = {
     "attention_residual_inplace": "In place, the attention residual stays above its floor, one pass over the "
-    "logits and the matrix product (ours / floor below), and the floor itself would pass only narrowly.",
+    "logits and the matrix product, and the floor itself would pass only narrowly.",
 }
 
 
 def benchmarks(stored: Stored) -> dict[str, Any]:
-    """All of them, by name."""
-    return {**stored("ops")["benchmarks"], **stored("mmdet")["benchmarks"]}
+    """All that were run, by name."""
+    found = [stored(name) for name in ("ops", "mmdet")]
+    return {name: entry for half in found if half for name, entry in half["benchmarks"].items()}
 
 
 def median(entry: dict[str, Any], name: str) -> float:
@@ -86,23 +90,26 @@ def times(ratio: float) -> str:
 
 
 def goals(stored: Stored) -> Iterator[tuple[Goal, dict[str, Any], float]]:
-    """Each goal that was measured, and how many times as fast as the other ours is."""
+    """Each goal, and how many times as fast as the other ours is; NaN where that was not measured."""
     found = benchmarks(stored)
     for goal in GOALS:
-        entry = found.get(goal.name, {"seconds": {}})
-        if goal.against in entry["seconds"]:
-            yield goal, entry, median(entry, goal.against) / ours(entry)
+        entry = found.get(goal.name)
+        yield goal, entry or {}, median(entry, goal.against) / ours(entry) if entry else math.nan
+
+
+def memories(stored: Stored) -> Iterator[tuple[str, int, int, float]]:
+    """Each goal of memory that was measured: (benchmark, our peak, theirs, the share aimed at)."""
+    found = benchmarks(stored)
+    for name, against, share in MEMORY_GOALS:
+        memory = found.get(name, {}).get("memory", {})
+        if against in memory and found[name]["ours"] in memory:
+            yield name, memory[found[name]["ours"]], memory[against], share
 
 
 def missed(stored: Stored) -> list[str]:
     """Names of the benchmarks that do not reach what they must."""
     slow = [goal.name for goal, _, ratio in goals(stored) if ratio < goal.least]
-    found = benchmarks(stored)
-    large = []
-    for name, against, share in MEMORY_GOALS:
-        memory = found.get(name, {}).get("memory", {})
-        if memory and memory[found[name]["ours"]] > share * memory[against]:
-            large.append(name)
+    large = [name for name, mine, their, share in memories(stored) if mine > share * their]
     return list(dict.fromkeys([*slow, *large]))
 
 
@@ -113,12 +120,18 @@ def goal_table(stored: Stored) -> str:
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for goal, entry, ratio in goals(stored):
-        shown = times(ratio) if ratio >= goal.least else f"**{times(ratio)}**"
-        lines.append(
-            f"| {goal.work} | {goal.against} | {milliseconds(median(entry, goal.against))} | "
-            f"{milliseconds(ours(entry))} | {shown} | {goal.least:g}x | {goal.aim:g}x |"
-        )
+        numbers = "– | – | not measured"
+        if not math.isnan(ratio):
+            shown = times(ratio) if ratio >= goal.least else f"**{times(ratio)}**"
+            numbers = f"{milliseconds(median(entry, goal.against))} | {milliseconds(ours(entry))} | {shown}"
+        lines.append(f"| {goal.work} | {goal.against} | {numbers} | {goal.least:g}x | {goal.aim:g}x |")
     return "\n".join(lines)
+
+
+def mebibytes(entry: dict[str, Any], name: str) -> str:
+    """Peak memory of one contender; "–" where none was taken."""
+    peak = entry.get("memory", {}).get(name)
+    return "–" if peak is None else f"{peak / 2**20:,.0f}"
 
 
 def op_table(stored: Stored) -> str:
@@ -136,30 +149,28 @@ def op_table(stored: Stored) -> str:
         f"{PLAIN}, MiB",
     )
     lines = [f"| {' | '.join(head)} |", "| --- | --- |" + " ---: |" * (len(head) - 2)]
-    for entry in stored("ops")["benchmarks"].values():
+    for entry in (stored("ops") or {"benchmarks": {}})["benchmarks"].values():
         case = entry["what"] + (", backward" if entry["direction"] == "backward" else "")
         cells = [
             milliseconds(median(entry, name)) for name in (entry["ours"], PLAIN, COMPILED, REFERENCE, FLOOR)
         ]
-        memory = [f"{entry['memory'][name] / 2**20:,.0f}" for name in (entry["ours"], PLAIN)]
-        ratio = f"{ours(entry) / median(entry, FLOOR):.1f}"
+        memory = [mebibytes(entry, name) for name in (entry["ours"], PLAIN)]
+        above = ours(entry) / median(entry, FLOOR)
+        ratio = "–" if math.isnan(above) else f"{above:.1f}"
         lines.append(f"| {' | '.join([entry['op'], case, *cells, ratio, *memory])} |")
     return "\n".join(lines)
 
 
 def memory_line(stored: Stored) -> str:
     """Peak memory of the heads."""
-    found = benchmarks(stored)
     parts = []
-    for name, against, share in MEMORY_GOALS:
-        memory = found.get(name, {}).get("memory")
-        if memory:
-            mine, their = memory[found[name]["ours"]], memory[against]
-            work = next(goal.work for goal in GOALS if goal.name == name)
-            parts.append(
-                f"{work}, {mine / 2**20:,.0f} MiB against {their / 2**20:,.0f} ({mine / their:.0%}; "
-                f"at most {share:.0%} was aimed at)"
-            )
+    for name, mine, their, share in memories(stored):
+        work = next(goal.work for goal in GOALS if goal.name == name)
+        shown = f"{mine / their:.0%}" if mine <= share * their else f"**{mine / their:.0%}**"
+        parts.append(
+            f"{work}, {mine / 2**20:,.0f} MiB against {their / 2**20:,.0f} ({shown}; at most {share:.0%} was "
+            "aimed at)"
+        )
     return "; ".join(parts)
 
 

@@ -2,6 +2,7 @@
 
 python benchmarks/store.py demo demo
 python benchmarks/store.py nuclei runs/nuclei runs/nuclei/overlays/results.json
+python benchmarks/store.py comparison nuclei runs/compare
 python benchmarks/store.py inspect nuclei=runs/inspect_nuclei photographs=runs/inspect_photographs
 """
 
@@ -9,11 +10,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from readme import IMAGES, RESULTS
+from stored import CPU, IMAGES, RESULTS
 
 PICTURES, SCORE = 3, 0.3  # of the images that are drawn, and from which on
 
@@ -23,7 +25,7 @@ app = typer.Typer(no_args_is_help=True, help=__doc__)
 @app.command()
 def demo(folder: Annotated[Path, typer.Argument(help="The folder that `solo-attn demo` wrote.")]) -> None:
     """Numbers and figure of the demo."""
-    shutil.copyfile(folder / "results.json", RESULTS / "demo.json")
+    shutil.copyfile(folder / "results.json", RESULTS / CPU / "demo.json")
     shutil.copyfile(folder / "figure5.png", IMAGES / "demo_figure5.png")
 
 
@@ -33,7 +35,7 @@ def nuclei(
     found: Annotated[Path, typer.Argument(help="results.json that `solo-attn predict` wrote.")],
 ) -> None:
     """Numbers of a training, and the instances found on a few images from crowded to sparse."""
-    shutil.copyfile(run / "result.json", RESULTS / "nuclei.json")
+    shutil.copyfile(run / "result.json", RESULTS / CPU / "nuclei.json")
     images: dict[str, list[dict[str, object]]] = {}
     for result in json.loads(found.read_text(encoding="utf-8")):
         if result["score"] >= SCORE:
@@ -41,7 +43,32 @@ def nuclei(
     names = sorted(images, key=lambda name: (-len(images[name]), name))
     chosen = [names[k * (len(names) - 1) // PICTURES] for k in range(PICTURES)]
     kept = [{**r, "file_name": name} for name in chosen for r in images[name]]
-    (RESULTS / "nuclei_found.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / CPU / "nuclei_found.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+class Data(str, Enum):
+    """What systems are compared on; docs/results.md has a place for each."""
+
+    nuclei = "nuclei"
+    scenes = "scenes"
+
+
+@app.command()
+def comparison(
+    name: Annotated[Data, typer.Argument(help="What it was trained on.")],
+    folder: Annotated[Path, typer.Argument(help="The folder that `solo-attn compare` wrote.")],
+    machine: Annotated[str, typer.Option(help="A folder of benchmarks/results.")] = CPU,
+) -> None:
+    """Numbers and plot of a finished comparison; of drawn scenes also the systems' instances.
+
+    Photographs stay with their data set.
+    """
+    (RESULTS / machine).mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(folder / "results.json", RESULTS / machine / f"comparison_{name.value}.json")
+    for kind in ("comparison", "figure5") if name is Data.scenes else ("comparison",):
+        # Without checkpoints, which need not be kept, there is no figure 5.
+        if (folder / f"{kind}.png").exists():
+            shutil.copyfile(folder / f"{kind}.png", IMAGES / f"{machine}_{name.value}_{kind}.png")
 
 
 @app.command()
@@ -51,10 +78,10 @@ def inspect(
     """What was counted on each data set."""
     named = (report.partition("=") for report in reports)
     found = {name: json.loads((Path(folder) / "inspect.json").read_text()) for name, _, folder in named}
-    (RESULTS / "inspect.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / CPU / "inspect.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / CPU).mkdir(parents=True, exist_ok=True)
     IMAGES.mkdir(parents=True, exist_ok=True)
     app()

@@ -78,3 +78,10 @@ def test_the_gpu_benchmark_runs_dry() -> None:
 def test_the_gpu_commands() -> None:
     assert dry_run("gpu-test").strip().endswith("tests/gpu/run.py")
     assert dry_run("gpu-bench").strip().endswith("benchmarks/gpu.py run")
+
+
+@needs_make
+@pytest.mark.parametrize("target", ["results", "bench", "bench-peers"])
+def test_every_page_is_made_anew(target: str) -> None:
+    written = re.findall(r"benchmarks/(\w+)\.py$", dry_run(target), flags=re.MULTILINE)
+    assert written == ["readme", "data_page", "results_page"]

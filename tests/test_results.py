@@ -1,75 +1,94 @@
-"""The README's numbers are those of the stored measurements."""
+"""The numbers in README and docs are those of the stored measurements."""
 
 from __future__ import annotations
 
-import importlib.util
+import json
 import re
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
+import data_page  # benchmarks/ is on pytest's path
 import pytest
+import readme
+import results_page
+import speed
+import stored
 
 ROOT = Path(__file__).parents[1]
+PAGES = {page.PAGE.name: page for page in (data_page, results_page)} | {"README.md": readme}
 
 
-@pytest.fixture(scope="module")
-def readme() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("readme", ROOT / "benchmarks" / "readme.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+def text_of(name: str) -> str:
+    return (ROOT / ("" if name == "README.md" else "docs") / name).read_text(encoding="utf-8")
 
 
-def test_readme_says_what_was_measured(readme: ModuleType) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme.filled(text) == text, "README and benchmarks/results disagree: make results"
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_says_what_was_measured(name: str) -> None:
+    text = text_of(name)
+    assert PAGES[name].filled(text) == text, f"{name} and benchmarks/results disagree: make results"
 
 
-def test_a_changed_number_is_found(readme: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    really = readme.stored
+@pytest.mark.parametrize(
+    ("page", "file", "change"),
+    [
+        ("README.md", "nuclei", lambda found: found["metrics"].update(ap50=0.123)),
+        ("README.md", "mmdet", lambda found: found["benchmarks"]["mmdet_train"]["memory"].clear()),
+        ("data.md", "inspect", lambda found: found["nuclei"].update(images=12)),
+        ("results.md", "attention_scale", lambda found: found["1"].update({"train/dice": 0.5})),
+        ("results.md", "ops", lambda found: found["benchmarks"].popitem()),
+        ("results.md", "demo", lambda found: found["summary"]["systems"]["SOLO"]["mean"].update(ap=0.9)),
+    ],
+)
+def test_a_changed_number_is_found(
+    page: str, file: str, change: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = stored.kept
 
-    def changed(name: str) -> dict:
-        found = really(name)
-        if name == "nuclei":
-            found["metrics"]["ap50"] += 0.1
+    def changed(name: str, machine: str = stored.CPU) -> Any:
+        found = really(name, machine)
+        if (name, machine) == (file, stored.CPU):
+            change(found)
         return found
 
-    monkeypatch.setattr(readme, "stored", changed)
-    assert readme.filled(text) != text
+    monkeypatch.setattr(stored, "kept", changed)
+    assert PAGES[page].filled(text_of(page)) != text_of(page)
 
 
-def test_what_misses_is_explained(readme: ModuleType) -> None:
-    if not readme.measured():
-        pytest.skip("benchmarks/results has no ops.json and mmdet.json yet: make bench bench-peers")
-    unexplained = set(readme.speed_tables.missed(readme.stored)) - set(readme.speed_tables.REASONS)
+def test_a_changed_text_is_found() -> None:
+    text = text_of("data.md")
+    assert data_page.filled(text.replace("| as set |", "| before |")) == text
+    with pytest.raises(ValueError, match=r"expected blocks inspect in data.md, got inspect, other"):
+        data_page.filled(text + "<!-- begin:other -->\n<!-- end:other -->")
+    with pytest.raises(ValueError, match=r"expected one end of block inspect in data.md, got 0"):
+        data_page.filled(text.replace("<!-- end:inspect -->", ""))
+
+
+def test_what_misses_is_explained() -> None:
+    unexplained = set(speed.missed(stored.kept)) - set(speed.REASONS)
     assert not unexplained, "say why in REASONS of benchmarks/speed.py"
 
 
-def test_every_result_names_machine_and_commit(readme: ModuleType) -> None:
-    for path in readme.RESULTS.glob("*.json"):
-        name = path.stem
-        if name == "nuclei_found":
+def test_every_result_names_machine_and_commit() -> None:
+    paths = sorted(stored.RESULTS.rglob("*.json"))
+    assert paths
+    for path in paths:
+        if path.stem == "nuclei_found":
             continue  # what was drawn from the run of nuclei.json
-        found = str(readme.stored(name))
+        found = str(json.loads(path.read_text(encoding="utf-8")))
         for key in ("commit", "device", "date", "torch"):
-            assert re.search(rf"'{key}': '[^']+'", found), (name, key)
-
-
-def test_readme_links_exist() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for target in re.findall(r"\]\((?!http)([^)]+)\)", text):
-        assert (ROOT / target).exists(), target
-
-
-def test_the_data_page_says_what_was_counted(readme: ModuleType) -> None:
-    import data_page  # benchmarks/ is on pytest's path
-
-    text = data_page.PAGE.read_text(encoding="utf-8")
-    assert data_page.filled(text) == text, "docs/data.md and benchmarks/results disagree: make results"
-    assert data_page.filled(text.replace("| as set |", "| before |")) == text
-    for report in readme.stored("inspect").values():
-        assert report["environment"]["commit"]
+            assert re.search(rf"'{key}': '[^']+'", found), (path, key)
+    for report in stored.kept("inspect").values():
         assert "dirty" not in report["environment"]["commit"]
+
+
+@pytest.mark.parametrize("name", ["README.md", "results.md", "data.md"])
+def test_links_exist(name: str) -> None:
+    folder = ROOT if name == "README.md" else ROOT / "docs"
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", text_of(name)):
+        assert (folder / target).exists(), target
+
+
+def test_what_is_said_of_gpus_is_so() -> None:
+    said = "Nothing here has been measured on a GPU yet" in text_of("README.md")
+    assert said == (stored.machines() == [stored.CPU])

@@ -42,12 +42,13 @@ def coordinates(like: Tensor, formula: str) -> Tensor:
     "paper" is eq. 1, x = -1 + 2 i / w; "inclusive" has both ends, linspace(-1, 1, w), as mmdetection does.
     """
     batch, _, height, width = like.shape
+    dtype = torch.promote_types(like.dtype, torch.float32)  # half precision is rounded once, at the end
     if formula == "paper":
-        x = -1 + 2 * torch.arange(width, device=like.device) / width
-        y = -1 + 2 * torch.arange(height, device=like.device) / height
+        x = -1 + 2 * torch.arange(width, device=like.device, dtype=dtype) / width
+        y = -1 + 2 * torch.arange(height, device=like.device, dtype=dtype) / height
     else:
-        x = torch.linspace(-1, 1, width, device=like.device)
-        y = torch.linspace(-1, 1, height, device=like.device)
+        x = torch.linspace(-1, 1, width, device=like.device, dtype=dtype)
+        y = torch.linspace(-1, 1, height, device=like.device, dtype=dtype)
     channels = torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
     return channels.to(like.dtype).expand(batch, -1, -1, -1)
 
@@ -76,8 +77,8 @@ class SOLOHead(nn.Module):
         coords: "paper", "inclusive" or None: the coordinate channels of the mask branch.
         attention: add the attention branch.
         attention_scale: what multiplies the dot products: a number (1 is the paper's literal reading),
-            "rsqrt" for C^-1/2, or "cosine" for dot products of vectors of length 1. The README says why
-            the last is the default.
+            "rsqrt" for C^-1/2, or "cosine" for dot products of vectors of length 1. docs/results.md says
+            why the last is the default.
 
     Raises:
         ValueError: an argument outside of what is said above.

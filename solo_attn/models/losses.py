@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
@@ -17,14 +18,18 @@ DICE_EPS = 1e-3
 
 
 def category_loss(category_logits: Sequence[Tensor], targets: Sequence[LevelTargets]) -> Tensor:
-    """Sigmoid focal loss summed over all cells and categories / (number of positive cells + 1)."""
+    """Sigmoid focal loss summed over all cells and categories / (number of positive cells + 1).
+
+    Half precision is summed in float32.
+    """
     positives = sum(len(level.cells) for level in targets)
-    total = category_logits[0].new_zeros((), dtype=category_logits[0].float().dtype)
+    dtype = torch.promote_types(category_logits[0].dtype, torch.float32)
+    total = category_logits[0].new_zeros((), dtype=dtype)
     for logits, level in zip(category_logits, targets, strict=True):
         # BACKGROUND is -1: its one-hot row is the dropped first column.
         truth = F.one_hot(level.labels + 1, logits.shape[1] + 1)[..., 1:].permute(0, 3, 1, 2)
         total = total + sigmoid_focal_loss(
-            logits.float(), truth.float(), alpha=FOCAL_ALPHA, gamma=FOCAL_GAMMA, reduction="sum"
+            logits.to(dtype), truth.to(dtype), alpha=FOCAL_ALPHA, gamma=FOCAL_GAMMA, reduction="sum"
         )
     return total / (positives + 1)
 

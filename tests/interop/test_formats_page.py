@@ -22,14 +22,16 @@ from solo_attn.training import load_model
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("page")
-    return folder, follow("formats.md", folder, Path(need("supervision").__file__).parents[1])
+    output = follow("formats.md", folder, Path(need("supervision").__file__).parents[1])
+    assert [path.name for path in folder.iterdir()] == ["runs"], "in a clone, git ignores no other folder"
+    return folder / "runs" / "formats", output
 
 
 def test_the_page(followed) -> None:
     folder, output = followed
     (count,) = re.findall(r"(\d+) instances\n", output)
     assert int(count) > 5
-    assert f"{count} instances in 1 images, in found" in output
+    assert f"{count} instances in 1 images, in runs/formats/found" in output
     assert re.search(r"\{'id': 1, 'label': '(car|bus)', 'score': 0\.\d+\} (Multi)?Polygon", output)
     assert "uint16 (240, 320)" in output
     assert re.search(rf"^{count} \d+ \['(car|bus)'", output, flags=re.MULTILINE)

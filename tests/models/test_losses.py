@@ -2,33 +2,27 @@ import math
 
 import pytest
 import torch
-from small_solo import SYSTEMS, batch, rectangles, small
+from dense_step import dense_losses
+from small_solo import SETTINGS, SYSTEMS, batch, rectangles, small
+from target_loops import assigned_by_loops
 
 from solo_attn.models.losses import category_loss, mask_loss
 from solo_attn.models.targets import LevelTargets, assign
 
+# The second object and the last are on two levels each, the third and fourth contend for cells.
+BOXES = [(3, 5, 13, 14), (20, 9, 49, 40), (50, 30, 75, 61), (52, 27, 79, 60), (1, 1, 78, 63), (60, 3, 71, 20)]
+SIZES = ((64, 80), (64, 64), (64, 96))
 
-def dense_losses(model, images, targets):
-    """The two losses from the full S^2 x 2h x 2w logits, with nothing of the library's losses."""
-    head = model.head
-    batch, resized = model.transform(images, targets)
-    levels = head.levels(list(model.backbone(batch.tensors).values()))
-    grids = head.grids(levels)
-    assigned = assign(resized, tuple(batch.tensors.shape[-2:]), head.num_grids, model.scale_ranges)
-    dice, focal, positives = [], 0.0, []
-    for k, (features, grid, level) in enumerate(zip(levels, grids, assigned, strict=True)):
-        masks = head.dense_mask_logits(k, features, grid).sigmoid()
-        for (image, cell), truth in zip(level.cells.tolist(), level.masks.to(masks.dtype), strict=True):
-            p = masks[image, cell]
-            union = ((p * p).sum() + 1e-3) + ((truth * truth).sum() + 1e-3)
-            dice.append(1 - 2 * (p * truth).sum() / union)
-        p = head.category_output(head.category_tower(grid)).sigmoid()
-        truth = torch.stack([level.labels == c for c in range(p.shape[1])], dim=1)
-        focal = focal - (0.25 * (1 - p) ** 2 * p.log())[truth].sum()
-        focal = focal - (0.75 * p**2 * (1 - p).log())[~truth].sum()
-        positives.append(len(level.cells))
-    loss_mask = 3 * sum(dice) / len(dice)
-    return {"loss_category": focal / (len(dice) + 1), "loss_mask": loss_mask}, positives
+
+def scenes():
+    """Three images of different sizes, the one in the middle without objects."""
+    images, _ = batch(sizes=SIZES)
+    numbers = ([0, 1, 2, 3, 5], [], [0, 2, 4, 5])
+    targets = [
+        rectangles([BOXES[k] for k in chosen], [(k + image) % 3 for k in chosen], size)
+        for image, (chosen, size) in enumerate(zip(numbers, SIZES, strict=True))
+    ]
+    return [image.double() for image in images], targets
 
 
 def gradients(model, loss):
@@ -37,41 +31,61 @@ def gradients(model, loss):
     return {name: grad for name, grad in zip(names, found, strict=True) if grad is not None}
 
 
+def test_the_scenes_hold_what_is_difficult():
+    _, targets = scenes()
+    grids, ranges = SETTINGS["num_grids"], SETTINGS["scale_ranges"]
+    found = assigned_by_loops(targets, (64, 96), grids, ranges)
+    assert len({len(level) for level in found}) > 2  # else a mean of the levels' means would do as well
+    assert all(found)
+    both, contended = 0, 0
+    alone = [
+        assigned_by_loops([{k: v[n : n + 1] for k, v in targets[0].items()}], (64, 96), grids, ranges)
+        for n in range(len(targets[0]["labels"]))
+    ]
+    both = sum(sum(map(bool, levels)) > 1 for levels in alone)
+    for k, level in enumerate(found):
+        cells = [cell for levels in alone for cell in levels[k]]
+        contended += len(cells) - len({cell for cell in level if cell[0] == 0})
+    assert both > 0
+    assert contended > 0
+
+
 @pytest.mark.parametrize(
-    ("system", "scale"),
+    ("system", "settings"),
     [
-        ("without_coords", 1.0),
-        ("solo", 1.0),
-        ("attention", 0.5),
-        ("attention", "rsqrt"),
-        ("attention", "cosine"),
+        ("without_coords", {}),
+        ("solo", {}),
+        ("solo", {"coords": "inclusive"}),
+        ("attention", {"attention_scale": 1.0}),
+        ("attention", {"attention_scale": "rsqrt"}),
+        ("attention", {"attention_scale": "cosine"}),
     ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value,
 )
-def test_a_training_step_is_that_of_the_dense_formulation(system, scale):
-    model = small(system, attention_scale=scale).double().train()
+def test_a_training_step_is_that_of_the_dense_formulation(system, settings):
+    """Both losses and each one's gradient of every parameter."""
+    model = small(system, **settings).double().train()
     for output in model.head.mask_outputs:  # as they are after some training: masks that are not all alike
         torch.nn.init.normal_(output.weight, std=0.3)
         torch.nn.init.zeros_(output.bias)
-    images, targets = batch()
-    images = [image.double() for image in images]
+    images, targets = scenes()
     losses = model(images, targets)
-    expected, positives = dense_losses(model, images, targets)
-    assert len(set(positives)) > 2  # else a mean of the levels' means would do as well
-    assert min(positives) > 0
-    assert set(losses) == {"loss_category", "loss_mask"}
-    # The focal loss is in float32, whatever the logits are.
-    tolerance = {"loss_category": 1e-5, "loss_mask": 1e-9}
+    expected, _ = dense_losses(model, images, targets)
+    assert set(losses) == set(expected)
+    touched = set()
     for name, loss in losses.items():
-        assert loss.item() == pytest.approx(expected[name].item(), rel=tolerance[name])
+        assert loss.dtype == torch.float64
+        assert loss.item() == pytest.approx(expected[name].item(), rel=1e-10)
         found, wanted = gradients(model, loss), gradients(model, expected[name])
         assert set(found) >= set(wanted)
-        assert any(key.startswith("backbone.body") for key in wanted)
+        touched |= {key for key, grad in wanted.items() if grad.any()}
         for key, grad in found.items():
             if key not in wanted:
                 assert not grad.any(), key
                 continue
             worst = (grad - wanted[key]).abs().max().item()
-            assert worst <= tolerance[name] * max(1e-3, wanted[key].abs().max().item()), (name, key)
+            assert worst <= 1e-9 * max(1e-3, wanted[key].abs().max().item()), (name, key)
+    assert touched == {name for name, _ in model.named_parameters()}
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

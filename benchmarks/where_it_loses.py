@@ -1,0 +1,129 @@
+"""Every stored number in which this library is slower, larger or worse: found by rule, none chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gpu_tables
+import speed
+import stored
+from comparisons import ATTENTION, DATA, SOLO
+from stored import per_cent, table
+
+from solo_attn.bench import FLOOR
+from solo_attn.evaluation import METRICS
+
+Loss = list[str]  # what, where, against, theirs, ours
+HEAD = ["what", "where", "against", "theirs", "ours"]
+OURS_END_TO_END = ("fast", "fast, compiled")
+OTHER_FORMS = ("of bits", "drop-in")  # of ours, with other input or behind another interface
+
+SCALE_NUMBERS: tuple[tuple[str, int, Callable[[dict[str, Any]], float]], ...] = (
+    ("dice loss", -1, lambda run: run["train/dice"]),
+    ("focal loss", -1, lambda run: run["train/loss_category"]),
+    ("AP50", 1, lambda run: run["metrics"]["ap50"]),
+)
+
+
+def timed(name: str, where: str, entry: dict[str, Any], ours: str) -> Iterator[Loss]:
+    """Of one benchmark, the contenders that are faster than ours, or need less memory."""
+    for other in entry["seconds"]:
+        if other in (ours, FLOOR, *OTHER_FORMS):
+            continue
+        mine, their = speed.median(entry, ours), speed.median(entry, other)
+        if their < mine:
+            yield [name, where, other, f"{speed.milliseconds(their)} ms", f"{speed.milliseconds(mine)} ms"]
+        memory = entry.get("memory", {})
+        sizes = memory.get(other), memory.get(ours)
+        if None not in sizes and sizes[0] < sizes[1]:
+            yield [name, where, other, *(f"{size / 2**20:,.1f} MiB" for size in sizes)]
+
+
+def ops(machine: str) -> Iterator[Loss]:
+    """Of the ops and what is compared with mmdetection, on a CPU or on a GPU."""
+    for half in ("ops", "mmdet"):
+        for entry in (stored.kept(half, machine) or {"benchmarks": {}})["benchmarks"].values():
+            direction = ", backward" if entry.get("direction") == "backward" else ""
+            yield from timed(f"{entry['op']}: {entry['what']}{direction}", machine, entry, entry["ours"])
+    for case in (stored.kept("gpu", machine) or {"cases": []})["cases"]:
+        yield from timed(gpu_tables.named(case), machine, case, gpu_tables.ours_of(case))
+
+
+def end_to_end(machine: str) -> Iterator[Loss]:
+    """Each of ours against each dense one of the same work, and ours that failed."""
+    rows = (stored.kept("end_to_end", machine) or {"rows": []})["rows"]
+    for mine in rows:
+        if mine["contender"] not in OURS_END_TO_END:
+            continue
+        work = f"{mine['what']}, batch {mine['batch']}, {mine['dtype']}: {mine['contender']}"
+        if "failed" in mine:
+            yield [work, machine, "–", "–", f"failed: {mine['failed']}"]
+            continue
+        for other in rows:
+            same = all(other[key] == mine[key] for key in ("what", "batch", "dtype"))
+            if not same or other["contender"] in OURS_END_TO_END or "failed" in other:
+                continue
+            speeds = other["images_per_second"], mine["images_per_second"]
+            if speeds[0] > speeds[1]:
+                yield [work, machine, other["contender"], *(f"{x:.3g} images/s" for x in speeds)]
+            peaks = other["peak_bytes"], mine["peak_bytes"]
+            if None not in peaks and peaks[0] < peaks[1]:
+                yield [work, machine, other["contender"], *(f"{x / 2**20:,.0f} MiB" for x in peaks)]
+
+
+def learned(machine: str) -> Iterator[Loss]:
+    """Means over the seeds in which attention is below SOLO without it."""
+    for name in ("demo", *(f"comparison_{name}" for name in DATA)):
+        found = stored.kept(name, machine)
+        systems = found["summary"]["systems"] if found else {}
+        for system in systems:
+            if SOLO not in systems or not system.startswith(ATTENTION):
+                continue
+            for metric in METRICS:
+                their, mine = (systems[s]["mean"][metric] for s in (SOLO, system))
+                if None not in (their, mine) and mine < their:
+                    count = len(systems[system]["seeds"])
+                    what = f"{name.removeprefix('comparison_')}, {count} seed(s): {system}, {metric}"
+                    yield [what, machine, SOLO, per_cent(their), per_cent(mine)]
+
+
+def scales(machine: str) -> Iterator[Loss]:
+    """What the default scale of the attention did worse than another, or than no attention."""
+    found = stored.kept("attention_scale", machine) or {}
+    for other in found:
+        for name, sign, of in SCALE_NUMBERS:
+            their, mine = (of(found[scale]) for scale in (other, "cosine"))
+            if sign * mine < sign * their:
+                yield [
+                    f"first steps with scale cosine: {name}",
+                    machine,
+                    other,
+                    f"{their:.3f}",
+                    f"{mine:.3f}",
+                ]
+
+
+def losses() -> list[Loss]:
+    """All of them."""
+    kinds = (ops, end_to_end, learned, scales)
+    return [loss for machine in stored.machines() for kind in kinds for loss in kind(machine)]
+
+
+def aims() -> list[list[str]]:
+    """Goals that are not reached, or only as far as they must be."""
+    return [
+        [goal.work, goal.against, speed.times(ratio), f"{goal.least:g}x", f"{goal.aim:g}x"]
+        for goal, _, ratio in speed.goals(stored.kept)
+        if ratio < goal.aim
+    ]
+
+
+def where_it_loses() -> str:
+    """The section."""
+    found, short = losses(), aims()
+    text = table(HEAD, found, words=3) if found else "In nothing that was measured."
+    if short:
+        head = ["work", "against", "faster", "at least", "aim"]
+        text += f"\n\nFaster, but by less than was aimed at:\n\n{table(head, short, words=2)}"
+    return text
