@@ -12,6 +12,8 @@ namespace solo_attn::grid_attention {
 template <class S, bool kSplit>
 struct Product {
   using T = accumulator_t<S>;
+  // Of the sum, which the callers keep below 2^31. For float types 32 bits leave fewer registers, not more.
+  using Index = std::conditional_t<kTensorCores<S>, int, int64_t>;
   static constexpr int kRows = 64, kColumns = 32, kPart = 32;
   // Four words apart in the banks, row by row: reads of eight rows x four columns, or of eight rows by 16
   // bytes, meet no bank twice.
@@ -31,11 +33,11 @@ struct Product {
   // factor is right(column, k), read in the same way, plus turned(k, column), read with the column from lane
   // to lane; either may be None. What lies outside of the matrices they return as 0.
   template <class L, class R, class U>
-  __device__ __forceinline__ void run(Shared& shared, int begin, int end, const L& left, const R& right,
+  __device__ __forceinline__ void run(Shared& shared, Index begin, Index end, const L& left, const R& right,
                                       const U& turned) {
     T a[16], b[8], u[8];
     const int fast = threadIdx.x % kWarp, slow = threadIdx.x / kWarp;
-    const auto fetch = [&](int k) {
+    const auto fetch = [&](Index k) {
       const bool inside = k + fast < end;
 #pragma unroll
       for (int i = 0; i < 16; ++i) a[i] = inside ? left(slow + 4 * i, k + fast) : T(0);
@@ -46,7 +48,7 @@ struct Product {
       }
     };
     if (begin < end) fetch(begin);
-    for (int k = begin; k < end; k += kPart) {
+    for (Index k = begin; k < end; k += kPart) {
       __syncthreads();
 #pragma unroll
       for (int i = 0; i < 16; ++i) shared.left[slow + 4 * i][fast] = held(a[i]);
@@ -186,7 +188,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAnSm<S>)
   Sum product;
   product.clear();
   product.run(
-      shared, 0, static_cast<int>(cells),
+      shared, 0, cells,
       [&](int row, int64_t k) {
         return c0 + row < channels ? static_cast<T>(features[(c0 + row) * cells + k]) : T(0);
       },
