@@ -73,7 +73,7 @@ PLANS = {
     "symmetric_gradient_kernel": Plan(128, 4, MAPS + V, V, PRODUCT),
     "picked_kernel": Plan(128, 2, V + 4 * CHOSEN * CELLS, PICKED, 2 * CHANNELS * CHOSEN * CELLS),
     "chosen_gradient_kernel": Plan(128, 4, V + 4 * CHOSEN * CELLS + PICKED, V, 2 * CHANNELS * CHOSEN * CELLS),
-    "turn_kernel": Plan(128, 8, V / 2, V / 2),
+    "turn_kernel": Plan(128, 8, V, V),  # with tf32
     "attention_residual_fwd_kernel": Plan(128, 4, LOGITS + V, LOGITS, PRODUCT + 3 * CELLS * PIXELS, 46_976),
     "gather_kernel": Plan(128, 5, LOGITS, MAPS, 4 * CELLS * PIXELS, 22_376),
     "prepare_kernel": Plan(256, 5, MASKS * MASK_PIXELS, BITS),
@@ -86,7 +86,8 @@ PLANS = {
 class Usage:
     """One instantiation of a kernel on one arch, as cuobjdump says.
 
-    `usual`: it is not of float64, nor for input that is not aligned, of which there is little.
+    `usual`: it is not of float64, nor for input that is not aligned, of which there is little. `tf32`: it is
+    of float32 on the tensor cores.
     """
 
     kernel: str
@@ -96,6 +97,7 @@ class Usage:
     stack: int
     local: int
     shared: int
+    tf32: bool = False
 
     @property
     def blocks(self) -> int:
@@ -141,7 +143,8 @@ def usages(library: Path = LIBRARY) -> list[Usage]:
             usual = re.search(r"kernelI(d|\w*?L(i1|b0)E)", match[1]) is None
             registers, stack, shared, local = (int(match[k]) for k in (2, 3, 4, 5))
             asked = max(0, shared - (RESERVED if arch >= 90 else 0))
-            found.append(Usage(name[1], usual, arch, registers, stack, local, asked))
+            tf32 = "4Tf32" in match[1]
+            found.append(Usage(name[1], usual, arch, registers, stack, local, asked, tf32))
     return found
 
 

@@ -71,6 +71,12 @@ def window(size_in: int, size_out: int) -> int:
 def check_sizes(op: str, *steps: tuple[Sequence[int], Sequence[int]]) -> None:
     """Refuse (from, to), each (height, width), that 32 bits do not hold up to a block past the end."""
     for small, large in steps:
+        for height, width in (small, large):
+            if height * width >= 1 << 31:
+                raise ValueError(
+                    f"{op}: expected maps of fewer than 2^31 pixels for backend 'triton', "
+                    f"got {height} x {width}"
+                )
         for size_in, size_out in zip(small, large, strict=True):
             if 2 * size_in * (size_out + 256) >= 1 << 31:
                 raise ValueError(

@@ -139,24 +139,24 @@ def _grid_attention_cells_bwd_kernel(
     tl.store(out, (total * scale).to(out.dtype.element_ty), mask=mask)
 
 
-def rows(features: Tensor, scale: float, cells: Tensor) -> Tensor:
+def rows(features: Tensor, scale: float, cells: Tensor, tf32: bool) -> Tensor:
     """[K, S, S] of the cells [K, 2]; one outside the batch or the grid is never read."""
     batch, channels, side, _ = features.shape
     check_cells(cells, batch, side * side)
     chosen, out = cells.contiguous(), features.new_empty(len(cells), side, side)
     if out.numel() > 0 and batch > 0:
         sizes, grid = (len(cells), channels, side * side), _blocks(len(cells), side * side, batch)
-        mode = mode_of(features)
+        mode = mode_of(features, tf32)
         launch(_grid_attention_cells_fwd_kernel, grid, features, chosen, out, scale, *sizes, **mode)
     return out
 
 
-def rows_bwd(grad: Tensor, features: Tensor, scale: float, cells: Tensor, out: Tensor) -> None:
+def rows_bwd(grad: Tensor, features: Tensor, scale: float, cells: Tensor, tf32: bool, out: Tensor) -> None:
     """What the rows' gradient [K, S, S] is to the features, written to ``out``, which is not empty."""
     batch, channels, side, _ = features.shape
     chosen, sizes = cells.contiguous(), (len(cells), channels, side * side)
     products = features.new_empty(len(cells), channels, dtype=torch.float32)
-    mode = mode_of(features)
+    mode = mode_of(features, tf32)
     if len(cells) > 0:
         grid = _blocks(len(cells), channels, batch)
         launch(_grid_attention_products_bwd_kernel, grid, grad, features, chosen, products, *sizes, **mode)

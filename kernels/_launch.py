@@ -19,6 +19,7 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 # The number of the configuration that every kernel takes (counted round where it has fewer), instead of the
 # fastest: bitwise the same on every machine with the same GPU. The interpreter has no clock worth reading.
 _GIVEN = os.environ.get("SOLO_ATTN_TUNE") or ("0" if INTERPRETED else None)
+MOST_PROGRAMS = 65_535  # that CUDA starts along the second and the third axis
 _state = threading.local()
 
 
@@ -89,22 +90,24 @@ def launch(kernel: Any, grid: Any, *args: Any, **constants: Any) -> None:
     A direct call costs microseconds where the call that a compiler can trace costs a millisecond; and
     ``wrap_triton`` refuses a kernel that the interpreter runs.
     """
+    name = getattr(kernel, "fn", kernel).__name__
+
+    def checked(meta: dict[str, Any]) -> tuple[int, ...]:
+        sizes = grid(meta) if callable(grid) else grid
+        if any(size > MOST_PROGRAMS for size in sizes[1:]):
+            raise ValueError(
+                f"{name.lstrip('_')}: expected sizes that need at most {MOST_PROGRAMS} programs along the "
+                f"second and third axis of a launch, got {list(sizes)}"
+            )
+        return tuple(sizes)
+
     if getattr(_state, "traced", False):
-        wrap_triton(kernel)[grid](*args, **constants)
+        wrap_triton(kernel)[checked](*args, **constants)
     elif args[0].is_cuda:
         with torch.cuda.device(args[0].device):
-            kernel[grid](*args, **constants)
+            kernel[checked](*args, **constants)
     else:
-        kernel[grid](*args, **constants)
-
-
-def precision() -> str:
-    """How float32 is multiplied: exactly, or as TensorFloat-32 where PyTorch's own matmuls may.
-
-    That is ``torch.backends.cuda.matmul.fp32_precision``, which ``allow_tf32`` and
-    ``torch.set_float32_matmul_precision`` set as well; torch.compile compiles again when it changes.
-    """
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+        kernel[checked](*args, **constants)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ._bilinear import bilinear_first, bilinear_part, bilinear_tap, check_sizes, window
-from ._launch import Aot, config, launch, precision, tuned
+from ._launch import Aot, config, launch, tuned
+from ._vectors import check_features
 from .grid_attention import grid_attention_bwd
 
 _WIDTH = 64  # output columns of a program
@@ -160,18 +161,20 @@ def _attention_residual_bwd_kernel(
         this = following
 
 
-def attention_residual(mask_logits: Tensor, grid_features: Tensor, scale: float) -> Tensor:
+def attention_residual(
+    mask_logits: Tensor, grid_features: Tensor, scale: float, tf32: bool = False
+) -> Tensor:
     """Mask logits [B, N, H, W] + the S x S maps of grid attention, enlarged bilinearly to H x W."""
     logits = mask_logits.contiguous()
     out = torch.empty_like(logits)
-    _add(_forward, logits, grid_features, scale, out)
+    _add(_forward, logits, grid_features, scale, tf32, out)
     return out
 
 
-def attention_residual_(mask_logits: Tensor, grid_features: Tensor, scale: float) -> None:
+def attention_residual_(mask_logits: Tensor, grid_features: Tensor, scale: float, tf32: bool = False) -> None:
     """The same, written over the mask logits."""
     logits = mask_logits.contiguous()
-    _add(_in_place, logits, grid_features, scale, logits)
+    _add(_in_place, logits, grid_features, scale, tf32, logits)
     if logits is mask_logits:
         # Autograd counts writes to a tensor and its views; what a kernel writes it would miss.
         mask_logits.narrow(0, 0, 0).zero_()
@@ -179,27 +182,29 @@ def attention_residual_(mask_logits: Tensor, grid_features: Tensor, scale: float
         mask_logits.copy_(logits)
 
 
-def _add(kernel: Any, logits: Tensor, grid_features: Tensor, scale: float, out: Tensor) -> None:
+def _add(kernel: Any, logits: Tensor, grid_features: Tensor, scale: float, tf32: bool, out: Tensor) -> None:
     features = grid_features.contiguous()
     batch, channels, side, _ = features.shape
     height, width = logits.shape[2:]
     if logits.numel() == 0:
         return
+    check_features("attention_residual", features)
     check_sizes("attention_residual", ((side, side), (height, width)))
-    # The grid columns beneath the output columns of a program. A dot product has at least 16 columns.
-    span = max(2, triton.next_power_of_2(min(side, triton.cdiv((_WIDTH - 1) * side, width) + 2)))
+    # The grid columns beneath the output columns of a program: with four rows of the grid at least, a dot
+    # product has 16 columns.
+    span = max(4, triton.next_power_of_2(min(side, triton.cdiv((_WIDTH - 1) * side, width) + 2)))
 
     def grid(meta: dict[str, Any]) -> tuple[int, int, int]:
         bands = triton.cdiv(side, meta["ROWS"] - 1)
         return triton.cdiv(width, _WIDTH) * bands, triton.cdiv(side * side, meta["CELLS"]), batch
 
-    mode = precision() if features.dtype == torch.float32 else "ieee"
+    mode = "tf32" if features.dtype == torch.float32 and tf32 else "ieee"
     sizes = channels, side, height, width
     constants = {"WIDTH": _WIDTH, "SPAN": span, "PRECISION": mode}
     launch(kernel, grid, logits, features, out, scale, *sizes, **constants)
 
 
-def attention_residual_bwd(grad: Tensor, grid_features: Tensor, scale: float) -> Tensor:
+def attention_residual_bwd(grad: Tensor, grid_features: Tensor, scale: float, tf32: bool = False) -> Tensor:
     """The gradient of the grid features; that of the mask logits is ``grad`` itself."""
     upstream = grad.contiguous()
     batch, cells, height, width = upstream.shape
@@ -217,7 +222,7 @@ def attention_residual_bwd(grad: Tensor, grid_features: Tensor, scale: float) ->
 
         constants = {"COLUMNS": columns, "TAPS": taps}
         launch(_attention_residual_bwd_kernel, grid, upstream, maps, side, height, width, **constants)
-    return grid_attention_bwd(maps, grid_features, scale, None)
+    return grid_attention_bwd(maps, grid_features, scale, None, tf32)
 
 
 # At the sizes of the paper: 40 x 40 cells and 336 columns.

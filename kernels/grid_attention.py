@@ -22,7 +22,7 @@ from ._chosen_cells import (
     rows_bwd,
 )
 from ._launch import Aot, config, launch, tuned
-from ._vectors import mode_of, vectors
+from ._vectors import check_features, mode_of, vectors
 
 # Multiplied exactly, float32 takes its operands through registers: blocks of 16 along the sum, small tiles.
 _CONFIGS = (
@@ -101,15 +101,16 @@ def _grid_attention_bwd_kernel(
     tl.store(out, (total * scale).to(out.dtype.element_ty), mask=mask)
 
 
-def grid_attention(grid_features: Tensor, scale: float, cells: Tensor | None) -> Tensor:
+def grid_attention(grid_features: Tensor, scale: float, cells: Tensor | None, tf32: bool = False) -> Tensor:
     """F_new(c, i, j) = scale * V_c . V_(i*S+j) (eq. 3), for all cells c or for the chosen ones.
 
     A chosen cell outside the batch or the grid is never read. On a GPU it fails as PyTorch's own indexing
     does, by an assertion on the device, since looking at the numbers would have the host wait for them.
     """
+    check_features("grid_attention", grid_features)
     features = grid_features.contiguous()
     if cells is not None:
-        return rows(features, scale, cells)
+        return rows(features, scale, cells, tf32)
     batch, channels, side, _ = features.shape
     count = side * side
     out = features.new_empty(batch, count, side, side)
@@ -119,16 +120,19 @@ def grid_attention(grid_features: Tensor, scale: float, cells: Tensor | None) ->
         return tiles * (tiles + 1) // 2, batch
 
     if out.numel() > 0:
-        mode = mode_of(features)
+        mode = mode_of(features, tf32)
         launch(_grid_attention_fwd_kernel, triangle, features, out, scale, channels, count, **mode)
     return out
 
 
-def grid_attention_bwd(grad: Tensor, grid_features: Tensor, scale: float, cells: Tensor | None) -> Tensor:
+def grid_attention_bwd(
+    grad: Tensor, grid_features: Tensor, scale: float, cells: Tensor | None, tf32: bool = False
+) -> Tensor:
     """DV = scale * V (dG + dG^T); with chosen cells only their rows of dG are not zero.
 
     ``grad`` may be float32 beside features in half precision: it is not rounded to theirs.
     """
+    check_features("grid_attention", grid_features)
     features, upstream = grid_features.contiguous(), grad.contiguous()
     batch, channels, side, _ = features.shape
     count = side * side
@@ -136,14 +140,14 @@ def grid_attention_bwd(grad: Tensor, grid_features: Tensor, scale: float, cells:
     if out.numel() == 0:
         return out
     if cells is not None:
-        rows_bwd(upstream, features, scale, cells, out)
+        rows_bwd(upstream, features, scale, cells, tf32, out)
         return out
 
     def blocks(meta: dict[str, Any]) -> tuple[int, int, int]:
         block = meta["BLOCK"]
         return triton.cdiv(channels, block), triton.cdiv(count, block), batch
 
-    mode = mode_of(features)
+    mode = mode_of(features, tf32)
     launch(_grid_attention_bwd_kernel, blocks, upstream, features, out, scale, channels, count, **mode)
     return out
 

@@ -30,14 +30,13 @@ _STRIP = 1024  # columns of pairs that are stored at a time
 _PROGRAMS, _MOST_PARTS = 1536, 8  # few masks are divided into parts, so that they fill a GPU
 _SCORES = 1024  # that a program looks through at a time
 _I, _J = 64, 16  # a tile of pairs once they are counted
-_LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
 
 
 @triton.jit
-def _rankable(score):
-    """NaN last; an infinitely low score shares its place with the lowest, as in the reference."""
-    score = score.to(tl.float32)
-    return tl.where(score != score, float("-inf"), tl.maximum(score, _LOWEST))
+def _better(other, j, score, i):
+    """Whether mask ``j`` stands before mask ``i``: the higher score, then the lower index; NaN last."""
+    before_nan = (other == other) | (j < i)
+    return tl.where(score != score, before_nan, (other > score) | ((other == score) & (j < i)))
 
 
 @triton.jit
@@ -58,14 +57,13 @@ def _matrix_nms_sort_kernel(
 ):
     i = tl.program_id(0)
     area = pack_row(masks, words, i.to(tl.int64), pixels, width, PACK, ROW)
-    label, score = tl.load(labels + i), _rankable(tl.load(scores + i))
+    label, score = tl.load(labels + i), tl.load(scores + i).to(tl.float32)
     before = tl.zeros([SCORES], tl.int32)
     for start in range(0, count, SCORES):
         j = start + tl.arange(0, SCORES)
         other_label = tl.load(labels + j, mask=j < count, other=0)
-        other = _rankable(tl.load(scores + j, mask=j < count, other=0.0))
-        better = (other > score) | ((other == score) & (j < i))
-        first = (other_label < label) | ((other_label == label) & better)
+        other = tl.load(scores + j, mask=j < count, other=0.0).to(tl.float32)
+        first = (other_label < label) | ((other_label == label) & _better(other, j, score, i))
         before += (first & (j < count)).to(tl.int32)
     place = tl.sum(before)
     tl.store(order + place, i)

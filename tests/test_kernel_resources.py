@@ -31,6 +31,20 @@ def test_every_kernel_has_a_plan_and_every_arch(found):
         assert any(usage.usual for usage in found if usage.kernel == kernel)
 
 
+def test_what_multiplies_has_a_form_for_tf32(found):
+    multiply = {
+        "grid_attention_fwd_kernel",
+        "chosen_fwd_kernel",
+        "symmetric_gradient_kernel",
+        "picked_kernel",
+        "chosen_gradient_kernel",
+        "turn_kernel",  # for the others
+        "attention_residual_fwd_kernel",
+    }
+    for arch in {usage.arch for usage in found}:
+        assert {usage.kernel for usage in found if usage.tf32 and usage.arch == arch} == multiply
+
+
 def test_nothing_spills(found):
     """Neither does an array whose index the compiler does not know end up in local memory."""
     assert [usage for usage in found if usage.stack or usage.local] == []

@@ -16,7 +16,7 @@ using grid_attention::kThreads;
 using grid_attention::Vectors;
 
 constexpr int kGroup = 32;                 // cells of a block
-constexpr int kTileWidth = 1024;           // columns of pixels of a block
+constexpr int kTileWidth = 1024;           // columns of pixels of a block, at most
 constexpr int kTapRows = 64;               // rows of pixels whose taps are in shared memory at a time
 constexpr int kAhead = 8;                  // rows that a thread has on their way
 constexpr size_t kSharedLimit = 95 << 10;  // dynamic; with 4 KB of Dots, the 99 KB a block has on 8.6
@@ -26,21 +26,29 @@ struct AddPlan {
   int64_t groups;
   int64_t bands;
   int64_t tiles;
+  int tile;       // columns of pixels
+  int span;       // columns of the grid, all of them or as many as a tile has taps in
   int rows;       // of the grid, that are computed at a time; one more is kept from before
   int intervals;  // between rows of the grid, of a band: pixels between row i and i + 1 belong to interval i
   int stride;     // of a cell's dot products in shared memory
 
-  AddPlan(const Sizes& size, int columns_at_a_time) {
+  // `most`: columns of the grid that shared memory has room for, in a row and the one before.
+  AddPlan(const Sizes& size, int columns_at_a_time, int most) {
     const int side = static_cast<int>(size.side);
-    rows = std::max(1, (columns_at_a_time - 3) / side);
+    const bool whole = side <= most;
+    // Pixels that are `apart` have taps in apart * side / width + 3 columns.
+    const int64_t apart = (most - 3) * size.width / side;
+    tile = static_cast<int>(whole ? kTileWidth : std::min<int64_t>(kTileWidth, 1 + apart));
+    span = whole ? side : static_cast<int>(std::min(size.side, (tile - 1) * size.side / size.width + 3));
+    rows = whole ? std::max(1, (columns_at_a_time - 3) / side) : 1;
     groups = ceil_div<int64_t>(size.cells(), kGroup);
-    tiles = ceil_div<int64_t>(size.width, kTileWidth);
+    tiles = ceil_div<int64_t>(size.width, tile);
     // Two steps of rows at least, for a band's first row is computed by the band above as well. 1,024 blocks
     // are two waves of four blocks for each of an H200's multiprocessors.
     const int64_t wanted = ceil_div<int64_t>(1024, std::max<int64_t>(1, size.batch * groups * tiles));
     intervals = static_cast<int>(std::max<int64_t>(2 * rows - 1, ceil_div<int64_t>(side, wanted)));
     bands = ceil_div<int64_t>(side, intervals);
-    stride = (rows + 1) * side;
+    stride = (rows + 1) * span;
     stride += (40 - stride % 32) % 32;  // 8 banks from cell to cell
   }
   int64_t blocks(const Sizes& size) const { return size.batch * groups * bands * tiles; }
@@ -63,6 +71,16 @@ struct alignas(16) AddShared {
   RowTap<T> y[kTapRows];
   int cells[kGroup];
 };
+
+// Columns of which two rows fit, each cell's rounded up by 31 at most; few for the shim, whose grids are
+// small.
+template <class S>
+constexpr int kMostColumns =
+    kPlayed ? 24
+            : static_cast<int>(
+                  ((kSharedLimit - sizeof(AddShared<S, kPer16Bytes<S>>)) / kGroup / sizeof(accumulator_t<S>) -
+                   31) /
+                  2);
 
 template <class S, int kWidth>
 size_t add_shared_bytes(const AddPlan& plan) {
@@ -132,9 +150,15 @@ __device__ __forceinline__ void add_rows(const S* logits, S* out, const Sizes& s
   }
 }
 
-// Narrow or unaligned, a thread needs some registers more; such maps are small.
+// Narrow or unaligned, a thread needs some registers more; such maps are small. Before 9.0 shared memory has
+// no room for four.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kMostBlocks = 3;
+#else
+constexpr int kMostBlocks = 4;
+#endif
 template <class S, int kWidth, bool kAligned>
-constexpr int kAddBlocks = std::min(kBlocksAnSm<S>, kAligned&& kWidth == kPer16Bytes<S> ? 4 : 3);
+constexpr int kAddBlocks = std::min(kBlocksAnSm<S>, kAligned&& kWidth == kPer16Bytes<S> ? kMostBlocks : 3);
 
 // out = logits + the enlarged map; they may be one tensor. kWidth pixels by one instruction.
 template <class S, int kWidth, bool kAligned>
@@ -149,8 +173,8 @@ __global__ void __launch_bounds__(kThreads, (kAddBlocks<S, kWidth, kAligned>))
   T* ring = reinterpret_cast<T*>(shared_memory + 1);
   const int side = static_cast<int>(size.side), cells = vectors.cells;
   int64_t index = blockIdx.x;
-  const int x0 = static_cast<int>(index % plan.tiles) * kTileWidth;
-  const int columns = min(kTileWidth, static_cast<int>(size.width) - x0);
+  const int x0 = static_cast<int>(index % plan.tiles) * plan.tile;
+  const int columns = min(plan.tile, static_cast<int>(size.width) - x0);
   const int64_t band = (index /= plan.tiles) % plan.bands;
   const int n0 = static_cast<int>((index /= plan.bands) % plan.groups) * kGroup;
   const int64_t b = index / plan.groups;
@@ -163,9 +187,14 @@ __global__ void __launch_bounds__(kThreads, (kAddBlocks<S, kWidth, kAligned>))
   out += size.logits(b, n0) + d * size.width + x0;
 
   if (threadIdx.x < kGroup) shared.cells[threadIdx.x] = min(n0 + static_cast<int>(threadIdx.x), cells - 1);
+  // The columns of the grid begin at `left`. Wide reads are for grids whose rows fit: registers are few.
+  constexpr bool kWhole = kWidth > 1;
+  const int span = kWhole ? side : plan.span;
+  const int left =
+      kWhole ? 0 : static_cast<int>(min(bilinear_tap<T>(x0, size.side, size.width).low, size.side - span));
   for (int x = threadIdx.x; x < columns; x += kThreads) {
     const auto tap = bilinear_tap<T>(x0 + x, size.side, size.width);
-    shared.columns[x] = static_cast<uint32_t>(tap.low | tap.high << 16);
+    shared.columns[x] = static_cast<uint32_t>((tap.low - left) | (tap.high - left) << 16);
     shared.weight[x] = tap.weight;
   }
   __syncthreads();
@@ -173,14 +202,15 @@ __global__ void __launch_bounds__(kThreads, (kAddBlocks<S, kWidth, kAligned>))
   const int last = min(end, side - 1);  // row of the grid
   for (int row = begin; d < stop; row += plan.rows) {
     const int ready = min(row + plan.rows - 1, last);
-    const int to = (ready + 1) * side, room = (plan.rows + 1) * side;
-    const int begin_of_ring = row % (plan.rows + 1) * side;
-    for (int first = row * side & ~3; first < to; first += Tile::kColumns) {
+    // All rows from their first column to their last, or one from column `left` on.
+    const int from = row * side + left, to = ready * side + left + span;
+    const int begin_of_ring = row % (plan.rows + 1) * span, room = (plan.rows + 1) * span;
+    for (int first = from & ~3; first < to; first += Tile::kColumns) {
       Tile tile;
       tile.run(vectors, b, shared.cells, first);
       tile.each([&](int cell, int column, T value) {
-        const int n = first + column - row * side;
-        if (n < 0 || n >= to - row * side) return;
+        const int n = first + column - from;
+        if (n < 0 || n >= to - from) return;
         const int place = begin_of_ring + n;
         ring[cell * plan.stride + (place < room ? place : place - room)] = scale * value;
       });
@@ -191,8 +221,8 @@ __global__ void __launch_bounds__(kThreads, (kAddBlocks<S, kWidth, kAligned>))
       if (static_cast<int>(threadIdx.x) < count) {
         const auto tap = bilinear_tap<T>(d + threadIdx.x, size.side, size.height);
         const int lines = plan.rows + 1;
-        shared.y[threadIdx.x] = {static_cast<int>(tap.low) % lines * side,
-                                 static_cast<int>(tap.high) % lines * side, tap.weight};
+        shared.y[threadIdx.x] = {static_cast<int>(tap.low) % lines * span,
+                                 static_cast<int>(tap.high) % lines * span, tap.weight};
       }
       __syncthreads();
       add_rows(logits, out, size, plan, shared, ring, min(kGroup, cells - n0), columns, count);

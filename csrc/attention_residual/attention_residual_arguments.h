@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "../common/check.h"
+#include "../common/describe.h"
 #include "../common/dtypes.h"
 #include "attention_residual.h"
 
@@ -12,13 +13,15 @@ namespace solo_attn::attention_residual {
 
 // `there`: both are on the device of the implementation.
 inline void check_arguments(const char* what, const Tensor& logits, const Tensor& features, bool there) {
-  check(features.dim() == 4 && features.size(2) == features.size(3), "attention_residual",
-        ": expected grid_features of shape [B, C, S, S]");
+  check(features.dim() == 4 && features.size(2) == features.size(3),
+        "attention_residual: expected grid_features of shape [B, C, S, S], got ", shape_of(features));
   check(logits.dim() == 4 && logits.size(0) == features.size(0) &&
             logits.size(1) == features.size(2) * features.size(2) && logits.size(2) > 0 &&
             logits.size(3) > 0 && logits.scalar_type() == features.scalar_type() && there,
         "attention_residual: expected ", what,
-        " of shape [B, S*S, H, W] with H, W >= 1, dtype and device of grid_features");
+        " of shape [B, S*S, H, W] with H, W >= 1, dtype and device for grid_features ", dtype_name(features),
+        " ", shape_of(features), " on ", device_name(features), ", got ", dtype_name(logits), " ",
+        shape_of(logits), " on ", device_name(logits));
 }
 
 inline Sizes sizes(const Tensor& logits, const Tensor& features) {

@@ -122,19 +122,19 @@ void add(const Tensor& logits, const Tensor& grid_features, double scale, Tensor
   });
 }
 
-Tensor attention_residual_cpu(const Tensor& mask_logits, const Tensor& grid_features, double scale) {
+Tensor attention_residual_cpu(const Tensor& mask_logits, const Tensor& grid_features, double scale, bool) {
   check_arguments("mask_logits", mask_logits, grid_features);
   Tensor out = torch::stable::new_empty(mask_logits, mask_logits.sizes());
   add(torch::stable::contiguous(mask_logits), grid_features, scale, out);
   return out;
 }
 
-void attention_residual_inplace_cpu(Tensor mask_logits, const Tensor& grid_features, double scale) {
+void attention_residual_inplace_cpu(Tensor mask_logits, const Tensor& grid_features, double scale, bool) {
   check_arguments("mask_logits", mask_logits, grid_features);
   write_over(mask_logits, [&](const Tensor& in, Tensor& out) { add(in, grid_features, scale, out); });
 }
 
-Tensor attention_residual_bwd_cpu(const Tensor& grad, const Tensor& grid_features, double scale) {
+Tensor attention_residual_bwd_cpu(const Tensor& grad, const Tensor& grid_features, double scale, bool) {
   check_arguments("grad", grad, grid_features);
   const Tensor upstream = torch::stable::contiguous(grad),
                features = torch::stable::contiguous(grid_features);

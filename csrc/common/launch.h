@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "check.h"
+#include "describe.h"
 #include "dtypes.h"
 #include "host_device.h"
 
@@ -95,16 +96,18 @@ void launch(const Device& device, const char* op, void (*kernel)(Parameters...),
             size_t shared, Args&&... args) {
   static_assert(sizeof...(Parameters) == sizeof...(Args));
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  check(grid.x <= 0x7fffffffu && grid.y <= 65535 && grid.z <= 65535, op, ": expected fewer blocks than [",
-        grid.x, ", ", grid.y, ", ", grid.z, "]");
+  check(grid.x <= 0x7fffffffu && grid.y <= 65535 && grid.z <= 65535, op,
+        ": expected sizes that need at most [2147483647, 65535, 65535] blocks, got [", grid.x, ", ", grid.y,
+        ", ", grid.z, "]");
   std::tuple<Parameters...> values(static_cast<Parameters>(std::forward<Args>(args))...);
 #if defined(SOLO_ATTN_SHIM)
   ::shim::run(op, grid, block, shared, [&] { std::apply(kernel, values); });
 #else
   const auto* function = reinterpret_cast<const void*>(kernel);
   cudaError_t error = cudaSuccess;
-  // Beyond 48 KB, those of a fixed size among them, a GPU gives only what it is asked for.
-  if (shared > 16 << 10) {
+  // Beyond 48 KB, those of a fixed size among them, a GPU gives only what it is asked for. Those of a fixed
+  // size alone are never more: nvcc sees to it.
+  if (shared > 0) {
     error =
         cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
   }
@@ -124,7 +127,7 @@ void launch(const Device& device, const char* op, void (*kernel)(Parameters...),
 // `x` must be where `like` is.
 inline void check_on_device(const char* op, const char* name, const Tensor& x, const Tensor& like) {
   check(Device::holds(x) && x.get_device_index() == like.get_device_index(), op, ": expected ", name,
-        " on the same CUDA device as the other tensors");
+        " on the device of the other tensors, ", device_name(like), ", got ", device_name(x));
 }
 
 }  // namespace solo_attn

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "host_device.h"
 #include "launch.h"
 
 namespace solo_attn {
@@ -21,7 +22,14 @@ namespace solo_attn {
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
-struct Tf32 {};
+// A float32 that products may take the 10 upper bits of mantissa of; sums of them are float32.
+struct Tf32 {
+  Tf32() = default;
+  SOLO_ATTN_HOST_DEVICE explicit Tf32(float x) : value(x) {}
+  SOLO_ATTN_HOST_DEVICE explicit operator float() const { return value; }
+
+  float value;
+};
 struct Bits {};
 
 #if !defined(SOLO_ATTN_SHIM)
@@ -82,7 +90,8 @@ __device__ __forceinline__ void copy_async_wait() {
 template <class S, class C>
 void mma(Type<S>, C (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   constexpr bool half = std::is_same_v<S, Half> || std::is_same_v<S, BFloat16>;
-  uint32_t left[16][8], right[8][8];  // by row of A, by column of B; words in the order of the depth
+  constexpr uint32_t kRead = ~0x1fffu;  // what tensor cores read of a tf32
+  uint32_t left[16][8], right[8][8];    // by row of A, by column of B; words in the order of the depth
   for (int k = 0; k < 6; ++k) {
     const uint64_t* all = ::shim::sync_warp(kAllLanes, k < 4 ? a[k] : b[k - 4], __LINE__);
     for (int lane = 0; lane < kWarp; ++lane) {
@@ -103,7 +112,7 @@ void mma(Type<S>, C (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
                   static_cast<float>(::shim::from_word<S>(y >> high & 0xffff));
         }
       } else {
-        c[k] += __uint_as_float(x) * __uint_as_float(y);
+        c[k] += __uint_as_float(x & kRead) * __uint_as_float(y & kRead);
       }
     }
   }

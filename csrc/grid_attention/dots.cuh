@@ -1,7 +1,10 @@
 // Dot products of cells by a block of 128 threads: what grid_attention and attention_residual share.
 #pragma once
 
+#include <type_traits>
+
 #include "../common/access.h"
+#include "../common/describe.h"
 #include "../common/dtypes.h"
 #include "../common/launch.h"
 #include "../common/ptx.h"
@@ -10,9 +13,33 @@ namespace solo_attn::grid_attention {
 
 constexpr int kThreads = 128;
 
-// Half precision goes through the tensor cores. float32 does not: with tf32 it would no longer be float32.
+// Half precision goes through the tensor cores, and float32 where the caller allows them tf32: it is no
+// longer float32 then.
 template <class S>
-constexpr bool kTensorCores = sizeof(S) == 2;
+constexpr bool kTensorCores = sizeof(S) == 2 || std::is_same_v<S, Tf32>;
+
+// dispatch_float, with Tf32 for float32 where that is allowed.
+template <class F>
+void dispatch_product(const char* op, ScalarType dtype, bool tf32, const F& f) {
+  if (tf32 && dtype == ScalarType::Float) {
+    f(Type<Tf32>{});
+  } else {
+    dispatch_float(op, dtype, f);
+  }
+}
+
+// What lies in memory as S does, for all that is no product.
+template <class S>
+using stored_t = std::conditional_t<std::is_same_v<S, Tf32>, float, S>;
+
+template <class S>
+const S* data(const Tensor& x) {
+  return static_cast<const S*>(x.const_data_ptr());
+}
+template <class S>
+S* data(Tensor& x) {
+  return static_cast<S*>(x.mutable_data_ptr());
+}
 
 // Blocks that share a multiprocessor: 128 registers a thread, 255 for float64.
 template <class S>
@@ -31,26 +58,33 @@ struct Vectors {
   __device__ const S* image(int64_t b) const { return data + b * depth * cells; }
 };
 
-// [C, N] -> [N, depth] of each image, in words of 16 bits.
-static __global__ void __launch_bounds__(kThreads)
-    turn_kernel(const uint16_t* in, int64_t channels, int64_t cells, int64_t depth, uint16_t* out) {
-  SOLO_ATTN_SHARED(tile, uint16_t[kWarp][kWarp + 2]);
+// [C, N] -> [N, depth] of each image; Tf32 is rounded to what tensor cores read.
+template <class S>
+__global__ void __launch_bounds__(kThreads)
+    turn_kernel(const S* in, int64_t channels, int64_t cells, int64_t depth, S* out) {
+  using Word = std::conditional_t<sizeof(S) == 2, uint16_t, float>;
+  SOLO_ATTN_SHARED(tile, Word[kWarp][kWarp + 4 / sizeof(Word)]);
   const int64_t across = ceil_div<int64_t>(cells, kWarp), down = depth / kWarp;
   const int64_t image = blockIdx.x / (across * down), rest = blockIdx.x % (across * down);
   const int64_t n = rest % across * kWarp, c = rest / across * kWarp;
   const int lane = threadIdx.x % kWarp;
   for (int r = threadIdx.x / kWarp; r < kWarp; r += kThreads / kWarp) {
     const bool inside = c + r < channels && n + lane < cells;
-    tile[r][lane] = inside ? in[(image * channels + c + r) * cells + n + lane] : uint16_t(0);
+    const Word* from = reinterpret_cast<const Word*>(in) + (image * channels + c + r) * cells + n + lane;
+    Word word = inside ? *from : Word(0);
+    if constexpr (std::is_same_v<S, Tf32>) word = __uint_as_float(to_tf32(word));
+    tile[r][lane] = word;
   }
   __syncthreads();
   for (int r = threadIdx.x / kWarp; r < kWarp; r += kThreads / kWarp) {
-    if (n + r < cells) out[(image * cells + n + r) * depth + c + lane] = tile[lane][r];
+    if (n + r < cells) {
+      reinterpret_cast<Word*>(out)[(image * cells + n + r) * depth + c + lane] = tile[lane][r];
+    }
   }
 }
 
 inline dim3 grid(const char* op, int64_t blocks) {
-  check(blocks <= 0x7fffffff, op, ": expected fewer cells or a smaller batch");
+  check(blocks <= 0x7fffffff, op, ": expected sizes that need fewer than 2^31 blocks, got ", blocks);
   return dim3(static_cast<unsigned>(blocks));
 }
 
@@ -70,16 +104,17 @@ Prepared<S> prepare(const Device& device, const char* op, const Tensor& features
   check(cells <= 1 << 30, op, ": expected grid_features of at most 32768 cells a side, got ", side);
   if constexpr (kTensorCores<S>) {
     const int64_t depth = ceil_div(channels, kDepth) * kDepth;
-    check(cells * depth / 8 <= 0x7fffffff, op, ": expected fewer cells or channels");
+    check(cells * depth / kPer16Bytes<S> <= 0x7fffffff, op,
+          ": expected grid_features of fewer than 32 GB an image, got ", shape_of(features));
     Tensor turned = torch::stable::new_empty(features, {batch, cells, depth});
     const int64_t blocks = batch * ceil_div<int64_t>(cells, kWarp) * (depth / kWarp);
-    launch(device, op, turn_kernel, grid(op, blocks), dim3(kThreads), 0,
-           static_cast<const uint16_t*>(features.const_data_ptr()), channels, cells, depth,
-           static_cast<uint16_t*>(turned.mutable_data_ptr()));
-    return {turned, {turned.const_data_ptr<S>(), depth, static_cast<int>(cells)}, cells % 4 == 0};
+    S* out = data<S>(turned);
+    launch(device, op, turn_kernel<S>, grid(op, blocks), dim3(kThreads), 0, data<S>(features), channels,
+           cells, depth, out);
+    return {turned, {out, depth, static_cast<int>(cells)}, cells % 4 == 0};
   } else {
-    const S* data = features.const_data_ptr<S>();
-    return {features, {data, channels, static_cast<int>(cells)}, cells % 4 == 0 && aligned16(data)};
+    const S* in = data<S>(features);
+    return {features, {in, channels, static_cast<int>(cells)}, cells % 4 == 0 && aligned16(in)};
   }
 }
 
@@ -87,9 +122,9 @@ Prepared<S> prepare(const Device& device, const char* op, const Tensor& features
 // or of each warp 16 x 64 in eight tiles of mma. Each is summed over the channels in one order.
 //
 // FMA: a channel costs a thread 32 multiply-adds, one 16-byte load of columns, coalesced, from the first or
-// second cache, and two of rows from shared memory, the same for a whole warp. mma: 32 channels cost a warp
-// 16 instructions and ten 16-byte loads; which channels stand in which place of A and B does not matter so
-// long as they agree, so a lane takes eight that follow each other.
+// second cache, and two of rows from shared memory, the same for a whole warp. mma: 32 channels, or 16 of
+// tf32, cost a warp 16 instructions and ten 16-byte loads; which channels stand in which place of A and B
+// does not matter so long as they agree, so a lane takes eight, or four, that follow each other.
 template <class S, int kRows, bool kAligned>
 struct Dots {
   using T = accumulator_t<S>;
@@ -138,14 +173,14 @@ struct Dots {
                                                int first) {
     const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
     // In words of 16 bytes, which int has room for.
-    const int stride = static_cast<int>(depth / 8);
+    const int stride = static_cast<int>(depth / kPer16Bytes<S>);
     const auto* words = reinterpret_cast<const uint4*>(from) + t;
     const int upper = rows[warp_row() + g] * stride, lower = rows[warp_row() + g + 8] * stride;
     int at[8];
 #pragma unroll
     for (int i = 0; i < 8; ++i) at[i] = min(first + warp_column() + 8 * i + g, cells - 1) * stride;
 #pragma unroll 1
-    for (int c = 0; c < stride; c += kDepth / 8, words += kDepth / 8) {
+    for (int c = 0; c < stride; c += 4, words += 4) {
       const uint4 a = words[upper], b = words[lower];
       const uint32_t early[4] = {a.x, b.x, a.y, b.y}, late[4] = {a.z, b.z, a.w, b.w};
 #pragma unroll

@@ -8,10 +8,12 @@ namespace solo_attn::grid_attention {
 
 // sum [64, 32] of a block of 128 threads. Float types multiply and add; half precision goes through the
 // tensor cores as tf32, which holds each of its values exactly. The right factor may be a float32 that it
-// does not hold (a sum of gradients): then it is split in two, and 22 bits of it count.
+// does not hold (a sum of gradients): then it is split in two, and 22 bits of it count. Tf32 is rounded.
 template <class S, bool kSplit>
 struct Product {
   using T = accumulator_t<S>;
+  // Of the sum, which the callers keep below 2^31. For float types 32 bits leave fewer registers, not more.
+  using Index = std::conditional_t<kTensorCores<S>, int, int64_t>;
   static constexpr int kRows = 64, kColumns = 32, kPart = 32;
   // Four words apart in the banks, row by row: reads of eight rows x four columns, or of eight rows by 16
   // bytes, meet no bank twice.
@@ -31,11 +33,11 @@ struct Product {
   // factor is right(column, k), read in the same way, plus turned(k, column), read with the column from lane
   // to lane; either may be None. What lies outside of the matrices they return as 0.
   template <class L, class R, class U>
-  __device__ __forceinline__ void run(Shared& shared, int64_t begin, int64_t end, const L& left,
-                                      const R& right, const U& turned) {
+  __device__ __forceinline__ void run(Shared& shared, Index begin, Index end, const L& left, const R& right,
+                                      const U& turned) {
     T a[16], b[8], u[8];
     const int fast = threadIdx.x % kWarp, slow = threadIdx.x / kWarp;
-    const auto fetch = [&](int64_t k) {
+    const auto fetch = [&](Index k) {
       const bool inside = k + fast < end;
 #pragma unroll
       for (int i = 0; i < 16; ++i) a[i] = inside ? left(slow + 4 * i, k + fast) : T(0);
@@ -46,22 +48,25 @@ struct Product {
       }
     };
     if (begin < end) fetch(begin);
-    for (int64_t k = begin; k < end; k += kPart) {
+    for (Index k = begin; k < end; k += kPart) {
       __syncthreads();
 #pragma unroll
-      for (int i = 0; i < 16; ++i) shared.left[slow + 4 * i][fast] = a[i];
+      for (int i = 0; i < 16; ++i) shared.left[slow + 4 * i][fast] = held(a[i]);
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         if constexpr (kIs<R>) {
-          shared.right[slow + 4 * i][fast] = b[i];
+          shared.right[slow + 4 * i][fast] = kIs<U> ? b[i] : held(b[i]);
         } else {
-          shared.right[fast][slow + 4 * i] = u[i];
+          shared.right[fast][slow + 4 * i] = held(u[i]);
         }
       }
       if constexpr (kIs<R> && kIs<U>) {
         __syncthreads();
 #pragma unroll
-        for (int i = 0; i < 8; ++i) shared.right[fast][slow + 4 * i] += u[i];
+        for (int i = 0; i < 8; ++i) {
+          T& sum = shared.right[fast][slow + 4 * i];
+          sum = held(sum + u[i]);
+        }
       }
       __syncthreads();
       if (k + kPart < end) fetch(k + kPart);
@@ -89,6 +94,19 @@ struct Product {
  private:
   template <class F>
   static constexpr bool kIs = !std::is_same_v<F, None>;
+
+  // A factor as it stands in shared memory: Tf32 rounded, once for all that read it.
+  static __device__ __forceinline__ T held(T x) {
+    if constexpr (std::is_same_v<S, Tf32>) {
+      return __uint_as_float(to_tf32(x));
+    } else {
+      return x;
+    }
+  }
+
+  static __device__ __forceinline__ uint32_t word(float x) {
+    return std::is_same_v<S, Tf32> ? __float_as_uint(x) : to_tf32(x);
+  }
 
   static __device__ int warp_row() { return threadIdx.x / kWarp % 2 * 32; }
   static __device__ int warp_column() { return threadIdx.x / kWarp / 2 * 16; }
@@ -121,8 +139,7 @@ struct Product {
       uint32_t a[2][4];
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        a[i / 4][i % 4] =
-            to_tf32(shared.left[warp_row() + i / 4 * 16 + g + i % 2 * 8][k + t + i % 4 / 2 * 4]);
+        a[i / 4][i % 4] = word(shared.left[warp_row() + i / 4 * 16 + g + i % 2 * 8][k + t + i % 4 / 2 * 4]);
       }
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
@@ -130,7 +147,7 @@ struct Product {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const float x = shared.right[warp_column() + 8 * n + g][k + t + 4 * i];
-          high[i] = to_tf32(x);
+          high[i] = word(x);
           const float most = __uint_as_float(high[i]);
           low[i] = to_tf32(most == x ? 0.0f : x - most);  // an infinite x has no rest
         }
@@ -145,17 +162,21 @@ struct Product {
   }
 };
 
+template <class S>
+using SymmetricProduct = Product<S, !std::is_same_v<S, Tf32>>;
+
 // dV = scale * V (dG + dG^T) of each image: V and dV are [C, N], dG is [N, N].
 //
 // S = 40, C = 256: 1.31 GFLOP an image, with float32 20 us of an H200's 67 TFLOP/s, with half precision twice
-// that by tf32 in 10 us. dG, 10 MB of float32, is read twice for each 64 channels, from the second cache, in
-// which it fits. dG + dG^T is formed in shared memory, 32 x 32 at a time. Blocks 200 an image.
+// that by tf32 in 10 us, with float32 as tf32 in 5. dG, 10 MB of float32, is read twice for each 64 channels,
+// from the second cache, in which it fits. dG + dG^T is formed in shared memory, 32 x 32 at a time. Blocks
+// 200 an image.
 template <class S, class G>
 __global__ void __launch_bounds__(kThreads, kBlocksAnSm<S>)
     symmetric_gradient_kernel(const G* grad, const S* features, int64_t channels, int64_t cells,
                               accumulator_t<S> scale, S* out) {
   using T = accumulator_t<S>;
-  using Sum = Product<S, true>;
+  using Sum = SymmetricProduct<S>;
   SOLO_ATTN_SHARED(shared, typename Sum::Shared);
   const int64_t across = ceil_div<int64_t>(cells, Sum::kColumns);
   const int64_t down = ceil_div<int64_t>(channels, Sum::kRows);
@@ -187,13 +208,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksAnSm<S>)
 template <class S, class G>
 void symmetric_gradient(const Device& device, const char* op, const G* grad, const Tensor& features,
                         double scale, Tensor& out) {
-  using Sum = Product<S, true>;
+  using Sum = SymmetricProduct<S>;
   const int64_t batch = features.size(0), channels = features.size(1),
                 cells = features.size(2) * features.size(2);
   const int64_t blocks =
       batch * ceil_div<int64_t>(cells, Sum::kColumns) * ceil_div<int64_t>(channels, Sum::kRows);
   launch(device, op, symmetric_gradient_kernel<S, G>, grid(op, blocks), dim3(kThreads), 0, grad,
-         features.const_data_ptr<S>(), channels, cells, scale, out.mutable_data_ptr<S>());
+         data<S>(features), channels, cells, scale, data<S>(out));
 }
 
 }  // namespace solo_attn::grid_attention

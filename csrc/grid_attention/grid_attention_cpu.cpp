@@ -147,8 +147,9 @@ struct Chosen {
   int64_t count() const { return static_cast<int64_t>(cell.size()); }
 };
 
-std::vector<Chosen> by_image(const Tensor& cells, int64_t batch, int64_t count) {
-  check_list(cells, cells.is_cpu(), "the CPU");
+std::vector<Chosen> by_image(const Tensor& cells, const Tensor& features) {
+  const int64_t batch = features.size(0), count = features.size(2) * features.size(3);
+  check_list(cells, features, cells.is_cpu());
   const Tensor pairs_in = torch::stable::contiguous(cells);
   const auto* pairs = pairs_in.const_data_ptr<int64_t>();
   const int64_t total = cells.size(0);
@@ -260,12 +261,14 @@ void chosen_gradient(const S* grad, const S* features, const Chosen& chosen, int
   });
 }
 
-Tensor grid_attention_cpu(const Tensor& grid_features, double scale, const std::optional<Tensor>& cells) {
+// What is said of tf32 is for GPUs.
+Tensor grid_attention_cpu(const Tensor& grid_features, double scale, const std::optional<Tensor>& cells,
+                          bool) {
   check_features("grid_attention", grid_features);
   const int64_t batch = grid_features.size(0), channels = grid_features.size(1), side = grid_features.size(2);
   const int64_t count = side * side;
   std::vector<Chosen> chosen;
-  if (cells) chosen = by_image(*cells, batch, count);
+  if (cells) chosen = by_image(*cells, grid_features);
   const Tensor features = torch::stable::contiguous(grid_features);
   Tensor out = cells ? torch::stable::new_empty(features, {cells->size(0), side, side})
                      : torch::stable::new_empty(features, {batch, count, side, side});
@@ -287,12 +290,12 @@ Tensor grid_attention_cpu(const Tensor& grid_features, double scale, const std::
 }
 
 Tensor grid_attention_bwd_cpu(const Tensor& grad, const Tensor& grid_features, double scale,
-                              const std::optional<Tensor>& cells) {
+                              const std::optional<Tensor>& cells, bool) {
   check_features("grid_attention_bwd", grid_features);
   const int64_t batch = grid_features.size(0), channels = grid_features.size(1), side = grid_features.size(2);
   const int64_t count = side * side;
   std::vector<Chosen> chosen;
-  if (cells) chosen = by_image(*cells, batch, count);
+  if (cells) chosen = by_image(*cells, grid_features);
   check_grad(grad, grid_features, cells, grad.is_cpu());
   const Tensor features = torch::stable::contiguous(grid_features),
                upstream = torch::stable::contiguous(grad);

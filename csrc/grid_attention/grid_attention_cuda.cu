@@ -2,9 +2,9 @@
 //
 // S = 40, C = 256, one image: 2 C N^2 = 1.31 GFLOP, of which half is done, the rest being its mirror
 // image. 1.6 MB (float32) are read, 10.2 MB written: 2.4 us at an H200's 4.3 TB/s, when its 67 TFLOP/s of
-// float32 take 10 us for the half, and its tensor cores 1 us. So float32 is bound by the multiply-adds, half
-// precision by the start of the kernel. 325 blocks an image. Chosen cells: chosen.cuh; the gradient:
-// gradient.cuh.
+// float32 take 10 us for the half, and its tensor cores 1 us, or 2 of tf32. So float32 is bound by the
+// multiply-adds, half precision by the start of the kernel. 325 blocks an image. Chosen cells: chosen.cuh;
+// the gradient: gradient.cuh.
 #include <optional>
 
 #include "../common/dtypes.h"
@@ -70,7 +70,8 @@ void with_aligned(bool aligned, const F& f) {
 
 void check_there(const char* op, const Tensor& features) {
   check_features(op, features);
-  check(Device::holds(features), op, ": expected grid_features on a GPU, as another argument is");
+  check(Device::holds(features), op, ": expected grid_features on a GPU, as another argument is, got ",
+        device_name(features));
 }
 
 bool beside(const Tensor& x, const Tensor& features) {
@@ -79,14 +80,15 @@ bool beside(const Tensor& x, const Tensor& features) {
 
 // The list as the kernels want it; `kept` keeps its memory alive.
 Chosen chosen_of(const char* op, const Tensor& cells, const Tensor& features, Tensor& kept) {
-  check_list(cells, beside(cells, features), "the GPU of grid_features");
-  check(cells.size(0) <= 0x7fffffff, op, ": expected fewer cells, got ", cells.size(0));
+  check_list(cells, features, beside(cells, features));
+  check(cells.size(0) <= 1 << 30, op, ": expected at most 2^30 cells, got ", cells.size(0));
   kept = torch::stable::contiguous(cells);
   return {kept.const_data_ptr<int64_t>(), static_cast<int>(cells.size(0)), features.size(0),
           features.size(2) * features.size(2)};
 }
 
-Tensor grid_attention_cuda(const Tensor& grid_features, double scale, const std::optional<Tensor>& cells) {
+Tensor grid_attention_cuda(const Tensor& grid_features, double scale, const std::optional<Tensor>& cells,
+                           bool tf32) {
   constexpr const char* op = "grid_attention";
   check_there(op, grid_features);
   const Device device(grid_features);
@@ -97,10 +99,10 @@ Tensor grid_attention_cuda(const Tensor& grid_features, double scale, const std:
   Tensor out = cells ? torch::stable::new_empty(features, {cells->size(0), side, side})
                      : torch::stable::new_empty(features, {batch, count, side, side});
   if (out.numel() == 0) return out;
-  dispatch_float(op, features.scalar_type(), [&](auto tag) {
+  dispatch_product(op, features.scalar_type(), tf32, [&](auto tag) {
     using S = typename decltype(tag)::type;
     const Prepared<S> prepared = prepare<S>(device, op, features);
-    S* to = out.mutable_data_ptr<S>();
+    S* to = data<S>(out);
     with_aligned(prepared.aligned, [&](auto aligned) {
       constexpr bool kAligned = decltype(aligned)::value;
       if (cells) {
@@ -119,7 +121,7 @@ Tensor grid_attention_cuda(const Tensor& grid_features, double scale, const std:
 }
 
 Tensor grid_attention_bwd_cuda(const Tensor& grad, const Tensor& grid_features, double scale,
-                               const std::optional<Tensor>& cells) {
+                               const std::optional<Tensor>& cells, bool tf32) {
   constexpr const char* op = "grid_attention_bwd";
   check_there(op, grid_features);
   const Device device(grid_features);
@@ -132,16 +134,15 @@ Tensor grid_attention_bwd_cuda(const Tensor& grad, const Tensor& grid_features, 
   const Tensor upstream = torch::stable::contiguous(grad);
   Tensor out = torch::stable::new_empty(features, features.sizes());
   if (out.numel() == 0) return out;
-  dispatch_float(op, features.scalar_type(), [&](auto tag) {
+  dispatch_product(op, features.scalar_type(), tf32, [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = accumulator_t<S>;
-    const S* above = upstream.const_data_ptr<S>();
     if (!cells) {
-      symmetric_gradient<S>(device, op, above, features, scale, out);
+      symmetric_gradient<S>(device, op, data<stored_t<S>>(upstream), features, scale, out);
       return;
     }
     using Sum = Product<S, false>;
-    const S* from = features.const_data_ptr<S>();
+    const S *above = data<S>(upstream), *from = data<S>(features);
     const int64_t down = ceil_div<int64_t>(channels, Sum::kRows);
     Tensor picked = torch::stable::new_empty(features, {kParts, chosen.count, channels},
                                              accumulator_dtype(features.scalar_type()));
@@ -149,7 +150,7 @@ Tensor grid_attention_bwd_cuda(const Tensor& grad, const Tensor& grid_features, 
            dim3(kThreads), 0, above, from, chosen, channels, picked.mutable_data_ptr<T>());
     launch(device, op, chosen_gradient_kernel<S>,
            grid(op, batch * ceil_div<int64_t>(count, Sum::kColumns) * down), dim3(kThreads), 0, above, from,
-           picked.const_data_ptr<T>(), chosen, channels, scale, out.mutable_data_ptr<S>());
+           picked.const_data_ptr<T>(), chosen, channels, scale, data<S>(out));
   });
   return out;
 }

@@ -136,7 +136,8 @@ std::vector<T> decays(const std::vector<BitRow>& rows, const std::vector<int64_t
 std::tuple<Tensor, Tensor> matrix_nms_cpu(const Tensor& masks, const Tensor& labels, const Tensor& scores,
                                           const std::string& kernel, double sigma) {
   check_arguments(masks, labels, scores, kernel);
-  check(masks.is_cpu() && labels.is_cpu(), "matrix_nms: expected masks and labels on the CPU, as scores");
+  check(masks.is_cpu() && labels.is_cpu(), "matrix_nms: expected masks and labels on cpu, as scores, got ",
+        device_name(masks), " and ", device_name(labels));
   const int64_t count = scores.size(0);
   // Rows may repeat or lie far apart, but each must be one run of memory.
   const Tensor rows_in = masks.stride(1) == 1 ? masks : torch::stable::contiguous(masks);

@@ -2,6 +2,7 @@
 
 from . import compiled, triton_runtime
 from .explain import Choice, Explanation, explain
+from .precision import tf32
 from .registry import BACKENDS, NAMES, OPS, Backend, select
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "compiled",
     "explain",
     "select",
+    "tf32",
     "triton_runtime",
 ]

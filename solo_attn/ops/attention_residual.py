@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backends import tf32
 from ..reference import attention_residual as reference
 from ._checks import check_float, check_grid_features, check_like, check_tensor, fail
 from ._library import declare, overload, pick
@@ -24,7 +25,8 @@ def attention_residual(
 
     ``out = mask_logits + resize(grid_attention(grid_features, scale), (H, W))``, bilinear with
     align_corners=False. Differentiable in both inputs, once; the gradient of the mask logits is the
-    upstream gradient itself.
+    upstream gradient itself. Where PyTorch's own matmuls of float32 on a GPU may use TensorFloat-32, so do
+    the dot products, and their backward pass.
 
     Args:
         mask_logits: [B, S*S, H, W], the mask branch's output; a float dtype.
@@ -58,42 +60,42 @@ def attention_residual(
         )
     check_like(op, "grid_features", grid_features, "mask_logits", mask_logits)
     if not inplace:
-        return pick(op, mask_logits, backend)(mask_logits, grid_features, float(scale))
+        return pick(op, mask_logits, backend)(mask_logits, grid_features, float(scale), tf32())
     if torch.is_grad_enabled() and (mask_logits.requires_grad or grid_features.requires_grad):
         fail(op, "inplace", "False where a gradient is needed (or torch.no_grad())", "True")
-    pick(op, mask_logits, backend, "_")(mask_logits, grid_features, float(scale))
+    pick(op, mask_logits, backend, "_")(mask_logits, grid_features, float(scale), tf32())
     return mask_logits
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, grid_features, ctx.scale = inputs
+    _, grid_features, ctx.scale, ctx.tf32 = inputs
     ctx.save_for_backward(grid_features)
 
 
-def _backward(namespace: str, ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+def _backward(namespace: str, ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
     (grid_features,) = ctx.saved_tensors
     backward = overload(namespace, "attention_residual_bwd")
-    features = backward(grad, grid_features, ctx.scale) if ctx.needs_input_grad[1] else None
-    return grad, features, None
+    features = backward(grad, grid_features, ctx.scale, ctx.tf32) if ctx.needs_input_grad[1] else None
+    return grad, features, None, None
 
 
 declare(
     "attention_residual_bwd",
-    "(Tensor grad, Tensor grid_features, float scale) -> Tensor",
+    "(Tensor grad, Tensor grid_features, float scale, bool tf32=False) -> Tensor",
     reference=reference.attention_residual_bwd,
-    fake=lambda grad, grid_features, scale: grid_features.new_empty(grid_features.shape),
+    fake=lambda grad, grid_features, *_: grid_features.new_empty(grid_features.shape),
 )
 declare(
     "attention_residual",
-    "(Tensor mask_logits, Tensor grid_features, float scale) -> Tensor",
+    "(Tensor mask_logits, Tensor grid_features, float scale, bool tf32=False) -> Tensor",
     reference=reference.attention_residual,
-    fake=lambda mask_logits, grid_features, scale: mask_logits.new_empty(mask_logits.shape),
+    fake=lambda mask_logits, *_: mask_logits.new_empty(mask_logits.shape),
     setup_context=_setup_context,
     backward=_backward,
 )
 declare(
     "attention_residual_",
-    "(Tensor(a!) mask_logits, Tensor grid_features, float scale) -> ()",
+    "(Tensor(a!) mask_logits, Tensor grid_features, float scale, bool tf32=False) -> ()",
     reference=reference.attention_residual_,
-    fake=lambda mask_logits, grid_features, scale: None,
+    fake=lambda *_: None,
 )

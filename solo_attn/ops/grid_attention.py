@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backends import tf32
 from ..reference import grid_attention as reference
 from ._checks import check_grid_features, check_like, check_tensor, fail
 from ._library import declare, overload, pick
@@ -18,7 +19,8 @@ def grid_attention(
     """Dot products of grid cells' feature vectors (paper eq. 2 and 3).
 
     ``out[b, c, i, j] = scale * V_c . V_(i*S+j)``, V_n being the C-vector of cell n = row * S + column.
-    Sums are made in float32 for half precision. Differentiable in ``grid_features``, once.
+    Sums are made in float32 for half precision. Where PyTorch's own matmuls of float32 on a GPU may use
+    TensorFloat-32, so do these, and their backward pass. Differentiable in ``grid_features``, once.
 
     Args:
         grid_features: [B, C, S, S], a level's features on its grid; float16, bfloat16, float32, float64.
@@ -46,34 +48,35 @@ def grid_attention(
         if cells.is_cuda:
             inside = (cells >= 0).all() & (cells[:, 0] < batch).all() & (cells[:, 1] < side * side).all()
             torch._assert_async(inside, "grid_attention: expected cells of (image < B, cell < S*S)")
-    return pick(op, grid_features, backend)(grid_features, float(scale), cells)
+    return pick(op, grid_features, backend)(grid_features, float(scale), cells, tf32())
 
 
-def _fake(grid_features: Tensor, scale: float, cells: Tensor | None) -> Tensor:
+def _fake(grid_features: Tensor, scale: float, cells: Tensor | None, tf32: bool = False) -> Tensor:
     batch, _, side, _ = grid_features.shape
     lead = (batch, side * side) if cells is None else (cells.shape[0],)
     return grid_features.new_empty(*lead, side, side)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grid_features, ctx.scale, cells = inputs
+    grid_features, ctx.scale, cells, ctx.tf32 = inputs
     ctx.save_for_backward(grid_features, cells)
 
 
-def _backward(namespace: str, ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+def _backward(namespace: str, ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
     grid_features, cells = ctx.saved_tensors
-    return overload(namespace, "grid_attention_bwd")(grad, grid_features, ctx.scale, cells), None, None
+    backward = overload(namespace, "grid_attention_bwd")
+    return backward(grad, grid_features, ctx.scale, cells, ctx.tf32), None, None, None
 
 
 declare(
     "grid_attention_bwd",
-    "(Tensor grad, Tensor grid_features, float scale, Tensor? cells) -> Tensor",
+    "(Tensor grad, Tensor grid_features, float scale, Tensor? cells, bool tf32=False) -> Tensor",
     reference=reference.grid_attention_bwd,
-    fake=lambda grad, grid_features, scale, cells: grid_features.new_empty(grid_features.shape),
+    fake=lambda grad, grid_features, *_: grid_features.new_empty(grid_features.shape),
 )
 declare(
     "grid_attention",
-    "(Tensor grid_features, float scale, Tensor? cells) -> Tensor",
+    "(Tensor grid_features, float scale, Tensor? cells, bool tf32=False) -> Tensor",
     reference=reference.grid_attention,
     fake=_fake,
     setup_context=_setup_context,

@@ -8,8 +8,11 @@ from torch import Tensor
 from ._common import widen
 
 
-def grid_attention(grid_features: Tensor, scale: float, cells: Tensor | None) -> Tensor:
-    """F_new(c, i, j) = scale * V_c . V_(i*S+j) (eq. 3), for all cells c or for the chosen ones."""
+def grid_attention(grid_features: Tensor, scale: float, cells: Tensor | None, tf32: bool = False) -> Tensor:
+    """F_new(c, i, j) = scale * V_c . V_(i*S+j) (eq. 3), for all cells c or for the chosen ones.
+
+    ``tf32`` says what PyTorch's own matmuls, which these are, know themselves.
+    """
     batch, _, side, _ = grid_features.shape
     vectors = widen(grid_features).flatten(2)  # [B, C, N]
     if cells is None:
@@ -23,7 +26,9 @@ def grid_attention(grid_features: Tensor, scale: float, cells: Tensor | None) ->
     return rows.reshape(len(cells), side, side).to(grid_features.dtype)
 
 
-def grid_attention_bwd(grad: Tensor, grid_features: Tensor, scale: float, cells: Tensor | None) -> Tensor:
+def grid_attention_bwd(
+    grad: Tensor, grid_features: Tensor, scale: float, cells: Tensor | None, tf32: bool = False
+) -> Tensor:
     """DV = scale * V (dG + dG^T); with chosen cells only their rows of dG are not zero."""
     vectors = widen(grid_features).flatten(2)
     if cells is None:

@@ -27,7 +27,7 @@ def matrix_nms(
 
 def descending(scores: Tensor) -> Tensor:
     """Higher score first, then lower index; NaN last, so that it suppresses nothing."""
-    return scores.nan_to_num(nan=-torch.inf, posinf=torch.inf).argsort(descending=True, stable=True)
+    return scores.neg().argsort(stable=True)  # to which NaN is the largest
 
 
 def decay_of(iou: Tensor, kernel: str, sigma: float) -> Tensor:

@@ -115,20 +115,18 @@ GRID = (2, 8, 4, 4)
 LOGITS = (2, 16, 8, 9)
 
 
-@needs_triton
-@pytest.mark.parametrize(
-    ("name", "kernels", "shapes"),
-    [
-        ("grid_attention", 1, [GRID, 1.0, None]),
-        ("grid_attention", 1, [GRID, 1.0, (5, 2)]),
-        ("grid_attention_bwd", 2, [(5, 4, 4), GRID, 1.0, (5, 2)]),
-        ("attention_residual", 1, [LOGITS, GRID, 1.0]),
-        ("attention_residual_", 1, [LOGITS, GRID, 1.0]),
-        ("attention_residual_bwd", 2, [LOGITS, GRID, 1.0]),
-    ],
-)
-def test_torch_compile_sees_the_kernels(hopper, name, kernels, shapes):
-    """The graph that a compiler gets holds their launches, each writing one tensor, and not the op."""
+CALLS = [
+    ("grid_attention", 1, [GRID, 1.0, None]),
+    ("grid_attention", 1, [GRID, 1.0, (5, 2)]),
+    ("grid_attention_bwd", 2, [(5, 4, 4), GRID, 1.0, (5, 2)]),
+    ("attention_residual", 1, [LOGITS, GRID, 1.0]),
+    ("attention_residual_", 1, [LOGITS, GRID, 1.0]),
+    ("attention_residual_bwd", 2, [LOGITS, GRID, 1.0]),
+]
+
+
+def launches(name, shapes):
+    """Those of Triton kernels in the graph that a compiler gets of the op; it holds no other op of ours."""
     graphs = []
 
     def keep(graph, inputs):
@@ -151,6 +149,61 @@ def test_torch_compile_sees_the_kernels(hopper, name, kernels, shapes):
     (graph,) = graphs
     nodes = [node for node in graph.graph.nodes if node.op == "call_function"]
     assert not [node for node in nodes if "solo_attn" in str(node.target)]
-    launches = [node for node in nodes if str(node.target) == "triton_kernel_wrapper_functional"]
-    assert len(launches) == kernels
-    assert [len(node.kwargs["tensors_to_clone"]) for node in launches] == [1] * kernels
+    return [node for node in nodes if str(node.target) == "triton_kernel_wrapper_functional"]
+
+
+@needs_triton
+@pytest.mark.parametrize(("name", "kernels", "shapes"), CALLS)
+def test_torch_compile_sees_the_kernels(hopper, name, kernels, shapes):
+    """Each writes one tensor."""
+    assert [len(node.kwargs["tensors_to_clone"]) for node in launches(name, shapes)] == [1] * kernels
+
+
+@needs_triton
+@pytest.mark.parametrize("tf32", [False, True])
+@pytest.mark.parametrize(("name", "kernels", "shapes"), CALLS)
+def test_float32_is_multiplied_as_the_op_was_told(hopper, name, kernels, shapes, tf32):
+    given = {node.kwargs["kwargs"].get("PRECISION") for node in launches(name, [*shapes, tf32])}
+    assert given - {None} == {"tf32" if tf32 else "ieee"}
+
+
+FAR = "of fewer than 2^31 elements an image for backend 'triton', got [1, 1, 46341, 46341]"
+TOO_MANY = "expected sizes that need at most 65535 programs along the second and third axis of a launch, got "
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("name", "shapes", "message"),
+    [
+        (
+            "grid_attention",
+            [(1, 1, 46_341, 46_341), 1.0, (5, 2)],
+            f"grid_attention: expected grid_features {FAR}",
+        ),
+        (
+            "grid_attention_bwd",
+            [(5, 46_341, 46_341), (1, 1, 46_341, 46_341), 1.0, (5, 2)],
+            f"grid_attention: expected grid_features {FAR}",
+        ),
+        (
+            "attention_residual",
+            [(1, 1, 46_341, 46_341), (1, 8, 1, 1), 1.0],
+            "attention_residual: expected maps of fewer than 2^31 pixels for backend 'triton', "
+            "got 46341 x 46341",
+        ),
+        (
+            "grid_attention",
+            [(65_536, 1, 1, 1), 1.0, None],
+            f"grid_attention_fwd_kernel: {TOO_MANY}[1, 65536]",
+        ),
+        (
+            "attention_residual",
+            [(65_536, 1, 2, 2), (65_536, 1, 1, 1), 1.0],
+            f"attention_residual_fwd_kernel: {TOO_MANY}[1, 1, 65536]",
+        ),
+    ],
+)
+def test_what_32_bits_or_a_launch_do_not_hold_is_refused(hopper, name, shapes, message):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  the whole message is below
+        launches(name, shapes)
+    assert str(caught.value) == message

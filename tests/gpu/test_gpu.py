@@ -149,16 +149,17 @@ def test_cells_out_of_range(backend):
 
 
 @needs_gpu
-def test_tf32_is_an_option():
+@pytest.mark.parametrize("backend", backends("grid_attention", DEVICE))
+def test_tf32_is_an_option(backend):
     """Off by default; on, the sums lose digits, and a compiled function follows."""
     x = torch.randn(1, 256, 40, 40, device=DEVICE)
-    compiled = torch.compile(lambda x: solo_attn.grid_attention(x, backend="triton"), fullgraph=True)
+    compiled = torch.compile(lambda x: solo_attn.grid_attention(x, backend=backend), fullgraph=True)
     exact = solo_attn.grid_attention(x.double(), backend="reference")
     before = torch.backends.cuda.matmul.fp32_precision
     errors = {}
     for mode in ("ieee", "tf32"):
         torch.backends.cuda.matmul.fp32_precision = mode
-        out = solo_attn.grid_attention(x, backend="triton")
+        out = solo_attn.grid_attention(x, backend=backend)
         torch.testing.assert_close(compiled(x), out)
         errors[mode] = float((out - exact).abs().max() / exact.abs().max())
     torch.backends.cuda.matmul.fp32_precision = before

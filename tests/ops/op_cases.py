@@ -275,6 +275,37 @@ def check_repeatable(runner: Runner, run: Function, inputs: Sequence[Tensor]) ->
 
 
 @contextlib.contextmanager
+def tf32(on: bool = True) -> Iterator[None]:
+    """With PyTorch's switch for products of float32 on a GPU."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if on else "ieee"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+def rounded_to_tf32(x: Tensor) -> Tensor:
+    """To the nearest float32 with 10 bits of mantissa, of two the one that is further from 0."""
+    return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def check_tf32(run: Function, plain: Function, inputs: Sequence[Tensor], rounded: Sequence[Tensor]) -> None:
+    """The rule with the rounding of tf32: PyTorch is given the inputs ``rounded``. Without it, float32's."""
+    with tf32():
+        out, grads = gradients(run, inputs)
+    same, same_grads = gradients(plain, rounded)
+    exact, exact_grads = gradients(plain, [x.double() for x in inputs])
+    as_good_as_pytorch(out, same, numpy64(exact))
+    as_good_as_pytorch(grads[-1], same_grads[-1], numpy64(exact_grads[-1]), "gradient")
+    close(out, numpy64(plain(*(x.double() for x in rounded))))  # of what was rounded nothing more is lost
+    off = [np.abs(numpy64(a) - numpy64(b)).max() for a, b in ((out, exact), (grads[-1], exact_grads[-1]))]
+    assert min(off) > 2e-5, "nothing was rounded"
+    with tf32(False):
+        close(run(*inputs), numpy64(exact))
+
+
+@contextlib.contextmanager
 def deterministic(on: bool) -> Iterator[None]:
     """PyTorch's deterministic mode, in which torch.empty is filled with NaN (integers: the largest)."""
     before, warn = (

@@ -230,6 +230,27 @@ def test_no_second_derivative(runner):
         grad.sum().backward()
 
 
+def check_refusals(runner):
+    """What compiled ops say for themselves."""
+    logits, features = inputs(runner, dtype=torch.float32)
+    place = f"on {logits.device}"
+    for suffix, name in (("", "mask_logits"), ("_", "mask_logits"), ("_bwd", "grad")):
+        op = runner.overload(suffix)
+        message = f"attention_residual: expected {name} of shape [B, S*S, H, W] with H, W >= 1, dtype and "
+        message += f"device for grid_features Float [2, 5, 3, 3] (4 dims) {place}, got "
+        for bad, said in (
+            (logits[:, :8], "Float [2, 8, 7, 10] (4 dims)"),
+            (logits[:1], "Float [1, 9, 7, 10] (4 dims)"),
+            (logits[0], "Float [9, 7, 10] (3 dims)"),
+            (logits.double(), "Double [2, 9, 7, 10] (4 dims)"),
+            (logits[..., :0], "Float [2, 9, 7, 0] (4 dims)"),
+        ):
+            wanted = f"{message}{said} {place}"
+            check_message(lambda op=op, bad=bad: op(bad, features, 1.0), RuntimeError, wanted)
+        wanted = "attention_residual: expected grid_features of shape [B, C, S, S], got [2, 5, 3, 2] (4 dims)"
+        check_message(lambda op=op: op(logits, features[..., :2], 1.0), RuntimeError, wanted)
+
+
 def test_messages(runner):
     logits, features = inputs(runner)
     wanted = "of shape [B, S*S, H, W] = [2, 9, H, W] with H, W >= 1 for grid_features [2, 5, 3, 3]"

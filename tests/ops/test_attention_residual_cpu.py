@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from op_cases import as_good_as_pytorch, check_message, gradients, numpy64, same_bits
-from test_attention_residual import inputs, plain
+from op_cases import as_good_as_pytorch, gradients, numpy64, same_bits
+from test_attention_residual import check_refusals, inputs, plain
 
 OP = "attention_residual"
 BACKEND = "cpu"
@@ -75,10 +75,4 @@ def test_infinite_logits_and_gradients_stay_where_they_are(runner):
 
 def test_the_op_itself_refuses_what_does_not_fit(runner):
     """Called past the public function, as a graph of torch.compile does."""
-    logits, features = inputs(runner, dtype=torch.float32)
-    wanted = "shape [B, S*S, H, W] with H, W >= 1, dtype and device of grid_features"
-    for bad in (logits[:, :8], logits[:1], logits.double(), logits[..., :0]):
-        for suffix, name in (("", "mask_logits"), ("_", "mask_logits"), ("_bwd", "grad")):
-            op = runner.overload(suffix)
-            message = f"attention_residual: expected {name} of {wanted}"
-            check_message(lambda op=op, bad=bad: op(bad, features, 1.0), RuntimeError, message)
+    check_refusals(runner)

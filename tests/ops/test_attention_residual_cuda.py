@@ -3,8 +3,17 @@
 import cuda_shim
 import pytest
 import torch
-from op_cases import as_good_as_pytorch, check_message, gradients, numpy64, same_bits
-from test_attention_residual import inputs, plain
+from op_cases import (
+    as_good_as_pytorch,
+    check_opcheck,
+    check_tf32,
+    gradients,
+    numpy64,
+    rounded_to_tf32,
+    same_bits,
+    tf32,
+)
+from test_attention_residual import check_refusals, inputs, plain
 
 OP = "attention_residual"
 BACKEND = "cuda" if torch.cuda.is_available() else "shim"
@@ -43,6 +52,69 @@ WIDE = [(2, (2, 1044)), (1, (1, 2060)), (3, (3, 1031))]
 @pytest.mark.parametrize(("side", "size"), TALL + WIDE)
 def test_tall_and_wide_maps(runner, side, size):
     check_against_pytorch(runner, inputs(runner, 1, 2, side, size, dtype=torch.float32))
+
+
+# Where two rows of the grid do not fit into shared memory (the shim has room for 24 columns), a block takes
+# as many columns of pixels as have taps in what fits: several tiles, one, less than 16 bytes, a pixel.
+@pytest.mark.parametrize(
+    ("side", "size", "dtype"),
+    [
+        (26, (5, 60), torch.float32),
+        (25, (3, 61), torch.float64),
+        (25, (2, 24), torch.bfloat16),
+        (27, (4, 13), torch.float32),
+        (26, (3, 2), torch.float32),
+        (29, (2, 1), torch.float32),
+    ],
+    ids=str,
+)
+def test_grids_of_any_size(runner, side, size, dtype):
+    check_against_pytorch(runner, inputs(runner, 1, 2, side, size, dtype=dtype))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU would take hours for 90,000 cells")
+@pytest.mark.parametrize(("side", "dtype"), [(300, torch.float32), (150, torch.float64)], ids=str)
+def test_a_large_grid(runner, side, dtype):
+    check_against_pytorch(runner, inputs(runner, 1, 2, side, (2, 700), dtype=dtype))
+
+
+# Groups of 32 cells, bands of rows, 16 channels at a time of which 32 are there; both widths of reads.
+@pytest.mark.parametrize(("batch", "channels", "side", "size"), [(1, 33, 12, (25, 28)), (2, 64, 7, (29, 30))])
+def test_tf32_where_pytorch_may(runner, batch, channels, side, size):
+    logits, features = inputs(runner, batch, channels, side, size, dtype=torch.float32)
+    check_tf32(
+        lambda m, g: runner(m, g, 0.4),
+        lambda m, g: plain(m, g, 0.4),
+        [logits, features],
+        [logits, rounded_to_tf32(features)],
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_tf32_is_for_float32_alone(runner, dtype):
+    args = inputs(runner, channels=9, dtype=dtype)
+    before = gradients(runner, args)
+    with tf32():
+        out, grads = gradients(runner, args)
+    assert same_bits(out, before[0])
+    assert all(map(same_bits, grads, before[1]))
+
+
+def test_tf32_in_place_and_compiled(runner):
+    args = inputs(runner, channels=9, dtype=torch.float32)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda m, g: runner.raw(m * 2, g), fullgraph=True, backend="aot_eager")
+    results = []
+    for on in (False, True):
+        with tf32(on):
+            results.append(runner(*args))
+            assert same_bits(runner(args[0].clone(), args[1], inplace=True), results[-1])
+            found = gradients(compiled, args)
+            expected = gradients(lambda m, g: runner.raw(m * 2, g), args)
+        assert same_bits(found[0], expected[0])
+        assert all(map(same_bits, found[1], expected[1]))
+    assert not same_bits(*results)
+    check_opcheck(runner.overload(), *(x.requires_grad_() for x in args), 0.7, True)
 
 
 @pytest.mark.skipif(BACKEND != "shim", reason="a GPU takes lanes and blocks in an order of its own")
@@ -112,22 +184,4 @@ def test_infinite_logits_and_gradients_stay_where_they_are(runner):
 
 def test_the_op_itself_refuses_what_does_not_fit(runner):
     """Called past the public function, as a graph of torch.compile does."""
-    logits, features = inputs(runner, dtype=torch.float32)
-    wanted = "shape [B, S*S, H, W] with H, W >= 1, dtype and device of grid_features"
-    for bad in (logits[:, :8], logits[:1], logits.double(), logits[..., :0]):
-        for suffix, name in (("", "mask_logits"), ("_", "mask_logits"), ("_bwd", "grad")):
-            op = runner.overload(suffix)
-            message = f"attention_residual: expected {name} of {wanted}"
-            check_message(lambda op=op, bad=bad: op(bad, features, 1.0), RuntimeError, message)
-
-
-def test_a_grid_too_large_for_shared_memory(runner):
-    side = 400
-    features = torch.empty(1, 0, side, side, dtype=torch.float32, device=runner.device)
-    logits = torch.empty(1, side * side, 1, 1, dtype=torch.float32, device=runner.device)
-    check_message(
-        lambda: runner.overload()(logits, features, 1.0),
-        RuntimeError,
-        "attention_residual: expected grid_features of fewer cells a side, whose rows fit into 97280 bytes "
-        f"of shared memory, got {side}",
-    )
+    check_refusals(runner)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from op_cases import as_good_as_pytorch, check_message, gradients, numpy64, same_bits
-from test_grid_attention import plain
+from test_grid_attention import check_refusals, plain
 
 OP = "grid_attention"
 BACKEND = "cpu"
@@ -55,13 +55,8 @@ def test_sizes_around_tiles(runner, side, channels, chosen):
 def test_the_op_itself_refuses_what_does_not_fit(runner):
     """Called past the public function, as a graph of torch.compile does: nothing is read out of bounds."""
     x, op, back = runner.randn(2, 4, 3, 3), runner.overload(), runner.overload("_bwd")
-    shape = "grid_attention: expected cells int64 of shape [K, 2] on the CPU"
-    for bad in (torch.zeros(3, 3, dtype=torch.int64), torch.zeros(3, 2, dtype=torch.int32)):
-        check_message(lambda bad=bad: op(x, 1.0, bad), RuntimeError, shape)
+    check_refusals(x, op, back)
     outside = torch.tensor([[0, 9]])
     message = "grid_attention: expected cells of (image < 2, cell < 9), got images 0..0 and cells 9..9"
     check_message(lambda: op(x, 1.0, outside), ValueError, message)
     check_message(lambda: back(x.new_zeros(1, 3, 3), x, 1.0, outside), ValueError, message)
-    wanted = "grid_attention_bwd: expected grad of the shape and dtype that grid_attention returns"
-    for grad in (x.new_zeros(2, 9, 3, 2), x.new_zeros(1, 9, 3, 3), x.new_zeros(9, 3, 3)):
-        check_message(lambda grad=grad: back(grad, x, 1.0, None), RuntimeError, wanted)

@@ -3,8 +3,20 @@
 import cuda_shim
 import pytest
 import torch
-from op_cases import as_good_as_pytorch, check_message, gradients, numpy64, same_bits
-from test_grid_attention import plain
+from op_cases import (
+    as_good_as_pytorch,
+    check_opcheck,
+    check_tf32,
+    close,
+    gradients,
+    numpy64,
+    rounded_to_tf32,
+    same_bits,
+    tf32,
+)
+from test_grid_attention import check_refusals, plain
+
+from solo_attn.reference.grid_attention import grid_attention_bwd
 
 OP = "grid_attention"
 BACKEND = "cuda" if torch.cuda.is_available() else "shim"
@@ -80,6 +92,71 @@ def test_cells_out_of_range_have_no_part(runner):
     )
 
 
+# Channels by 32, cells by 32, tiles of 64 x 64, 32 x 128 and 64 x 32.
+@pytest.mark.parametrize(("batch", "channels", "side"), [(1, 32, 8), (2, 33, 9), (1, 65, 12)])
+@pytest.mark.parametrize("chosen", [None, 33])
+def test_tf32_where_pytorch_may(runner, batch, channels, side, chosen):
+    x = runner.randn(batch, channels, side, side, dtype=torch.float32)
+    cells = None if chosen is None else some_cells(runner, chosen, batch, side * side)
+    check_tf32(lambda x: runner(x, 0.3, cells), lambda x: plain(x, 0.3, cells), [x], [rounded_to_tf32(x)])
+    if cells is None:
+        with tf32():
+            rows = runner(x).flatten(2)
+        assert torch.equal(rows, rows.mT)
+
+
+@pytest.mark.parametrize("chosen", [None, 9])
+def test_gradients_as_tf32_are_of_rounded_factors(runner, chosen):
+    """Each once: of dG + dG^T it is the sum."""
+    x = runner.randn(2, 40, 6, 6, dtype=torch.float32)
+    cells = None if chosen is None else some_cells(runner, chosen, 2, 36)
+    upstream = runner.randn(*runner(x, 1.0, cells).shape, dtype=torch.float32, seed=3)
+    rows = upstream.flatten(2 if cells is None else 1)
+    factor = rounded_to_tf32(rows + rows.mT) / 2 if cells is None else rounded_to_tf32(rows)
+    args = factor.view(upstream.shape), rounded_to_tf32(x)
+    expected = grid_attention_bwd(*(a.double() for a in args), 0.7, cells)
+    close(runner.overload("_bwd")(upstream, x, 0.7, cells, True), numpy64(expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, *HALVES], ids=str)
+@pytest.mark.parametrize("chosen", [None, 9])
+def test_tf32_is_for_float32_alone(runner, dtype, chosen):
+    x = runner.randn(2, 5, 4, 4, dtype=dtype)
+    cells = None if chosen is None else some_cells(runner, chosen, 2, 16)
+    before = gradients(lambda x: runner(x, 0.3, cells), [x])
+    with tf32():
+        out, grads = gradients(lambda x: runner(x, 0.3, cells), [x])
+    assert same_bits(out, before[0])
+    assert same_bits(grads[0], before[1][0])
+
+
+def test_the_backward_pass_rounds_as_the_forward_did(runner):
+    x = runner.randn(1, 8, 4, 4, dtype=torch.float32).requires_grad_()
+    upstream = runner.randn(1, 16, 4, 4, dtype=torch.float32, seed=3)
+    for given in (True, False):
+        with tf32(given):
+            out = runner(x, 0.3)
+        with tf32(not given):
+            (grad,) = torch.autograd.grad(out, x, upstream)
+        assert same_bits(grad, runner.overload("_bwd")(upstream, x.detach(), 0.3, None, given))
+
+
+def test_torch_compile_follows_the_switch(runner):
+    x = runner.randn(1, 8, 4, 4, dtype=torch.float32)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: runner.raw(x * 2, 0.3), fullgraph=True, backend="aot_eager")
+    results = []
+    for on in (False, True, False):
+        with tf32(on):
+            results.append(gradients(compiled, [x]))
+            expected = gradients(lambda x: runner.raw(x * 2, 0.3), [x])
+        assert same_bits(results[-1][0], expected[0])
+        assert same_bits(results[-1][1][0], expected[1][0])
+    assert not same_bits(results[0][0], results[1][0])
+    assert not same_bits(results[0][1][0], results[1][1][0])
+    check_opcheck(runner.overload(), x.requires_grad_(), 0.7, None, True)
+
+
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("chosen", [None, 9])
 def test_gradients_of_half_precision_are_rounded_once(runner, dtype, chosen):
@@ -107,9 +184,4 @@ def test_infinite_gradients_stay_where_they_are(runner):
 def test_the_op_itself_refuses_what_does_not_fit(runner):
     """Called past the public function, as a graph of torch.compile does: nothing is read out of bounds."""
     x, op, back = runner.randn(2, 4, 3, 3), runner.overload(), runner.overload("_bwd")
-    shape = "grid_attention: expected cells int64 of shape [K, 2] on the GPU of grid_features"
-    for bad in (x.new_zeros(3, 3, dtype=torch.int64), x.new_zeros(3, 2, dtype=torch.int32)):
-        check_message(lambda bad=bad: op(x, 1.0, bad), RuntimeError, shape)
-    wanted = "grid_attention_bwd: expected grad of the shape and dtype that grid_attention returns"
-    for grad in (x.new_zeros(2, 9, 3, 2), x.new_zeros(1, 9, 3, 3), x.new_zeros(9, 3, 3)):
-        check_message(lambda grad=grad: back(grad, x, 1.0, None), RuntimeError, wanted)
+    check_refusals(x, op, back)

@@ -187,6 +187,19 @@ def test_nan_score_stays_alone(runner):
     close(out[keep], numpy64(runner(masks[keep], labels[keep], scores[keep])))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+def test_the_order_of_the_lowest_scores(runner, dtype):
+    """The lowest number is above -inf, and NaN below it: of twins the linear kernel keeps the first alone."""
+    runner.needs(dtype)
+    lowest = torch.finfo(dtype).min
+    for scores, kept in (([-math.inf, lowest, math.nan], 1), ([math.nan, -math.inf, -math.inf], 1)):
+        masks, labels, scores = identical(runner, 3, scores, dtype)
+        out = runner(masks, labels, scores, "linear")
+        expected = torch.where(scores.isnan(), scores, 0)
+        expected[kept] = scores[kept]
+        torch.testing.assert_close(out, expected, rtol=0, atol=0, equal_nan=True)
+
+
 def test_far_overlaps_do_not_overflow(runner):
     """A large sigma: f(c_i) vanishes in float32, and a quotient of two such is NaN."""
     args = identical(runner, 4, [0.9, 0.8, 0.7, 0.6])

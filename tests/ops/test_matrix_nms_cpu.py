@@ -82,12 +82,12 @@ def test_bad_input_is_an_error(runner):
     good = (masks, labels, scores, "gaussian", 2.0)
     runner.overload()(*good)
     bad = [
-        (0, masks[:2], "expected masks of shape"),
-        (0, masks[0], "expected masks of shape"),
+        (0, masks[:2], "expected masks of shape .* as scores has, got "),
+        (0, masks[0], "expected masks of shape .* as scores has, got "),
         (0, masks.float(), "expected masks of dtype bool, uint8 or int64, got Float"),
-        (1, labels[:2], "expected labels of shape"),
-        (1, labels.int(), "expected labels of shape"),
-        (2, scores[None], "expected scores of shape"),
+        (1, labels[:2], "expected labels of shape .* as scores has, got "),
+        (1, labels.int(), "expected labels of shape .* as scores has, got "),
+        (2, scores[None], "expected scores of shape .n., got .1, 3. .2 dims."),
         (2, scores.long(), "expected a float dtype"),
         (3, "cubic", "expected kernel to be one of gaussian, linear, got 'cubic'"),
     ]

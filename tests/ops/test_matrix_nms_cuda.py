@@ -82,9 +82,9 @@ def test_bad_input_is_an_error(runner):
     good = (masks.flatten(1), labels, scores, "gaussian", 2.0)
     runner.overload()(*good)
     bad = [
-        (0, good[0][:2], "expected masks of shape"),
+        (0, good[0][:2], "expected masks of shape .* as scores has, got "),
         (0, good[0].float(), "expected masks of dtype bool, uint8 or int64, got Float"),
-        (1, labels[:2], "expected labels of shape"),
+        (1, labels[:2], "expected labels of shape .* as scores has, got "),
         (2, scores.long(), "expected a float dtype"),
         (3, "cubic", "expected kernel to be one of gaussian, linear, got 'cubic'"),
     ]
