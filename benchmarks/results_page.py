@@ -76,7 +76,8 @@ def end_to_end_of(machine: str, found: dict[str, Any]) -> str:
         rows += [[f"{row['what']}, batch {row['batch']}, {row['dtype']}", *shown(row, base)] for row in same]
     head = ["work", "contender", "images/s", "ms", "times dense", "MiB"]
     height, width = found["setting"]["size"]
-    compiled = "".join(f'"{name}": {what}. ' for name, what in found.get("compiled", {}).items())
+    ran = {row["contender"] for row in found["rows"]}
+    compiled = "".join(f'"{k}": {what}. ' for k, what in found.get("compiled", {}).items() if k in ran)
     left_out = "; ".join(found.get("left_out", ())) or "nothing"
     return (
         f"### {machine}\n\n{table(head, rows, words=2)}\n\n"
@@ -90,6 +91,20 @@ def end_to_end() -> str:
     """Images a second and peak memory of the whole model."""
     found = ((machine, stored.kept("end_to_end", machine)) for machine in stored.machines())
     return "\n\n".join(end_to_end_of(*pair) for pair in found if pair[1]) or "Not measured yet."
+
+
+def absent(found: dict[str, Any]) -> list[str]:
+    """What no row of an end-to-end measurement has."""
+    axes: dict[str, tuple[Any, ...]] = {
+        "batch": (1, 8),
+        "dtype": ("float32", "bfloat16"),
+        "contender": ("fast", "dense", "fast, compiled", "dense, compiled"),
+    }
+    lines = []
+    for axis, values in axes.items():
+        there = {row[axis] for row in found["rows"]}
+        lines += [f"batch {v}" if axis == "batch" else f'"{v}"' for v in values if v not in there]
+    return lines
 
 
 def gpu() -> str:
@@ -116,8 +131,14 @@ def unmeasured() -> str:
         if math.isnan(ratio)
     ]
     machines = stored.machines()
-    if not any(stored.kept("end_to_end", machine) for machine in machines):
+    ends = {machine: found for machine in machines if (found := stored.kept("end_to_end", machine))}
+    if not ends:
         lines.append("Training and inference end to end.")
+    lines += [
+        f"End to end, {machine}: {', '.join(missing)}."
+        for machine, found in ends.items()
+        if (missing := absent(found))
+    ]
     if not any(stored.kept(name, m) for m in machines if m != CPU for name in GPU_FILES):
         lines.append("Anything on a GPU: its kernels are tested for what they compute, not for speed.")
     return "\n".join(f"- {line}" for line in lines) or "- Of what this page has a place for: nothing."

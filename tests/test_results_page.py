@@ -147,6 +147,7 @@ def test_any_subset_makes_a_page(results: Path, missing: str | None) -> None:
     if missing is None:
         assert "- Of what this page has a place for" not in text  # the goals of speed are not measured
         assert "Training and inference end to end." not in text
+        assert '- End to end, gpu: batch 1, "float32".\n' in text
         assert "cuda | 2.00 | 1.00* | 4.00 | – | 1 | – |" in text
         assert "failed: RuntimeError: no" in text
         assert "Learned from `train.json`, measured on `test.json`." in text
