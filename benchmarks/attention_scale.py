@@ -10,37 +10,57 @@ import tempfile
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
+from unittest.mock import patch
 
 import typer
 from rich.console import Console
+from torch import Tensor
 
+from solo_attn.models import SOLOHead
 from solo_attn.training import load_config, train
 from solo_attn.training.train import RESULT
 
-# The literal reading of eq. 3, C^-1/2, vectors of length 1; and the same model without attention.
+# The literal reading of eq. 3, C^-1/2, vectors of length 1; the same model without attention; and what the model
+# has no setting for: cosines times a factor.
 SETTINGS: dict[str, list[str]] = {
     "no attention": ["model.attention=false"],
     "1": ["model.attention=true", "model.attention_scale=1.0"],
     "C^-1/2": ["model.attention=true", "model.attention_scale=rsqrt"],
     "cosine": ["model.attention=true", "model.attention_scale=cosine"],
+    "4 x cosine": ["model.attention=true", "model.attention_scale=cosine"],
+    "16 x cosine": ["model.attention=true", "model.attention_scale=cosine"],
 }
+FACTORS = {"4 x cosine": 4.0, "16 x cosine": 16.0}
+
+
+def times(factor: float) -> Any:
+    """Makes every head multiply its attention by ``factor``."""
+    plain = SOLOHead._attention_vectors
+
+    def vectors(head: SOLOHead, grid: Tensor) -> tuple[Tensor, float]:
+        found, scale = plain(head, grid)
+        return found, factor * scale
+
+    return patch.object(SOLOHead, "_attention_vectors", vectors)
 
 
 def main(
     config: Annotated[Path, typer.Argument(help="YAML file; see configs/.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     steps: Annotated[int, typer.Option(help="Optimizer steps of each run.")] = 400,
+    only: Annotated[list[str] | None, typer.Option(help="Of these alone; the file keeps the others.")] = None,
     out: Annotated[Path, typer.Option(help="JSON file with the results.")] = Path("attention_scale.json"),
 ) -> None:
     """Train each setting for the same steps on the same images, and store losses and AP."""
     console = Console()
-    found: dict[str, Any] = {}
-    for name, changes in SETTINGS.items():
+    found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if only and out.exists() else {}
+    for name in only or SETTINGS:
+        changes = SETTINGS[name]
         console.print(f"attention scale: {name}", highlight=False)
         # Logged every step: means over the last tenth say more than single batches.
         settings = [*(overrides or []), *changes, f"train.max_steps={steps}", "train.log_every=1"]
         run = load_config(config, [*settings, "train.max_minutes=null", f"train.eval_every={steps}"])
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, times(FACTORS.get(name, 1.0)):
             train(run, folder, console=console)
             result = json.loads((Path(folder) / RESULT).read_text(encoding="utf-8"))
         curve = [row for row in result.pop("curve") if "train/dice" in row]

@@ -34,11 +34,11 @@ def attention_scale() -> str:
         for name, run in found.items()
     ]
     first = next(iter(found.values()))
+    told = dict.fromkeys(measured_on(run["environment"]) for run in found.values())
     return (
         f"{table(['attention scale', 'dice loss', 'focal loss', 'AP50'], rows)}\n\n"
         f"{first['steps']} steps of `configs/nuclei_small.yaml` each, one seed; losses are means of the "
-        f"last tenth. A dice loss near 1 means that no mask has been learned. "
-        f"{measured_on(first['environment'])}"
+        f"last tenth. A dice loss near 1 means that no mask has been learned. {' '.join(told)}"
     )
 
 
