@@ -20,8 +20,8 @@ from solo_attn.models import SOLOHead
 from solo_attn.training import load_config, train
 from solo_attn.training.train import RESULT
 
-# The literal reading of eq. 3, C^-1/2, vectors of length 1; the same model without attention; and what the model
-# has no setting for: cosines times a factor.
+# The literal reading of eq. 3, C^-1/2, vectors of length 1; the same model without attention; and what the
+# model has no setting for: cosines times a factor.
 SETTINGS: dict[str, list[str]] = {
     "no attention": ["model.attention=false"],
     "1": ["model.attention=true", "model.attention_scale=1.0"],
