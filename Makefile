@@ -76,14 +76,17 @@ DRY := $(if $(DRY_RUN),--dry-run)
 END_TO_END := $(BIN)/python benchmarks/end_to_end.py $(DRY)
 TINY := $(addprefix train.,max_steps=1 batch_size=1 accelerator=cpu precision=32-true) data.workers=0 \
 	$(addprefix model.,backbone=resnet18 fpn_channels=32 head_channels=32 num_convs=1 min_size=96 max_size=192)
-compare = $(BIN)/solo-attn compare configs/paper_$(1).yaml --scales --minutes 7.5 \
+compare = $(BIN)/solo-attn compare configs/paper_$(1).yaml --scales --minutes 6.5 \
 	$(if $(DRY_RUN),$(TINY) --seeds 1 --out runs/dry_run_$(1),--out runs/paper_$(1))
 SCENES := $(BIN)/solo-attn scenes data/scenes --train 450 --val 50 --test 100 --size 256 512
+FRESH := $(if $(DRY_RUN),rm -rf runs/dry_run_*)
+.NOTPARALLEL:
 PIECE := || { test $$? = 75 && echo "more remains: once more"; }
 PIECES := ; do status=$$?; test $$status = 75 || exit $$status; done
 
 gpu: gpu-test gpu-bench  ## all that a GPU is for: the tests, the speed of the ops, of the model, the paper's tables
 	until $(END_TO_END)$(PIECES)
+	$(FRESH)
 	until $(call compare,nuclei)$(PIECES)
 	$(SCENES)
 	until $(call compare,scenes)$(PIECES)
@@ -98,9 +101,11 @@ gpu-end-to-end: setup  ## one piece of timing training and inference, ours and t
 	$(END_TO_END) $(PIECE)
 
 gpu-compare-nuclei: setup  ## one piece of training the paper's systems on nuclei; DRY_RUN=1: a tiny model, a step
+	$(FRESH)
 	$(call compare,nuclei) $(PIECE)
 
 gpu-compare-scenes: setup  ## the same on synthetic street scenes
+	$(FRESH)
 	$(SCENES)
 	$(call compare,scenes) $(PIECE)
 

@@ -50,7 +50,7 @@ def difference(first: list[float], second: list[float]) -> Difference:
     parts = [(variance(seeds) / len(seeds), len(seeds) - 1) for seeds in (first, second)]
     squared = sum(part for part, _ in parts)
     spread = sum(part**2 / freedom for part, freedom in parts)
-    freedom = int(squared**2 / spread) if spread else sum(f for _, f in parts)
+    freedom = int(squared**2 / spread + 1e-9) if spread else sum(f for _, f in parts)
     reach = STUDENT[min(max(freedom, 1), len(STUDENT)) - 1] * sqrt(squared)
     return Difference(value, sqrt(squared), value - reach, value + reach)
 
@@ -162,7 +162,8 @@ def comparison(machine: str, name: str) -> str:
         f"{judged_ones}\n\n"
         f"Per cent, on the {result['split']} images, mean ± sample standard deviation over the seeds, "
         f"at most {limit} instances an image. Only the seed differs between runs of a system: the spread is "
-        f"not that of other images. What each was trained with:\n\n{budget(result)} "
+        f"not that of other images, and one interval of twenty misses. What each was trained with:\n\n"
+        f"{budget(result)} "
         f"{' '.join(told)}{pictures}"
     )
 

@@ -1,7 +1,7 @@
 """How fast the ops are on this machine's GPU, and what it could do at best: `make gpu-bench`, 8 minutes.
 
 Each op at the paper's sizes, batch 1, 2 and 8, float32 and bfloat16, forward and backward, against plain
-PyTorch and torch.compile of that (batch 1), each held against PyTorch in float32 before it is timed.
+PyTorch and torch.compile of that (batch 1); each of ours is held against PyTorch in float32 before.
 Contenders take turns; times are CUDA events, medians, from a cold L2 cache and without the host's part
 (gpu_timing.py; what that could not be taken from is listed as host_bound). The floor of a case is what its
 bytes and flops take at the rates of a copy and a matrix product measured in the same run.
@@ -22,11 +22,11 @@ import gpu_lazy
 import torch
 import typer
 from gpu_timing import GpuRace
-from machine import facts, folder_of
+from machine import folder_of
 from torch import Tensor
 
 from solo_attn import BitMasks
-from solo_attn.bench import CASES, COMPILED, PLAIN, Case, agree, backends, peak_memory
+from solo_attn.bench import CASES, COMPILED, PLAIN, Case, agree, backends, environment, peak_memory
 from solo_attn.bench.cases import attention_residual
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -216,7 +216,7 @@ def run(
     machine = Machine(device, measure_rates(device, dry_run))
     found: list[dict[str, Any]] = []
     left_out: list[str] = []
-    result = {"environment": facts(device), "rates": machine.rates, "lazy": lazy(device, dry_run)}
+    result = {"environment": environment(device), "rates": machine.rates, "lazy": lazy(device, dry_run)}
     for batch in BATCHES:
         for name, dtype in DTYPES.items():
             for case in cases(device, dry_run, batch, dtype):

@@ -38,7 +38,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
         panel.set_title(dtype)
         panel.legend(fontsize=7)
     facts = result["environment"]
-    figure.suptitle(f"{facts['device']}, torch {facts['torch']}, triton {facts['triton']}, {facts['commit']}")
+    figure.suptitle(
+        f"{facts['device']}, torch {facts['torch']}, triton {facts.get('triton')}, {facts['commit']}"
+    )
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)

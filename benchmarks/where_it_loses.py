@@ -19,10 +19,10 @@ HEAD = ["what", "where", "against", "theirs", "ours"]
 OURS_END_TO_END = ("fast", "fast, compiled")
 OTHER_FORMS = ("of bits", "drop-in")  # of ours, with other input or behind another interface
 
-SCALE_NUMBERS: tuple[tuple[str, int, Callable[[dict[str, Any]], float]], ...] = (
-    ("dice loss", -1, lambda run: run["train/dice"]),
-    ("focal loss", -1, lambda run: run["train/loss_category"]),
-    ("AP50", 1, lambda run: run["metrics"]["ap50"]),
+SCALE_NUMBERS: tuple[tuple[str, int, Callable[[dict[str, Any]], float], Callable[[float], str]], ...] = (
+    ("dice loss", -1, lambda run: run["train/dice"], "{:.3f}".format),
+    ("focal loss", -1, lambda run: run["train/loss_category"], "{:.3f}".format),
+    ("AP50", 1, lambda run: run["metrics"]["ap50"], per_cent),
 )
 
 
@@ -92,16 +92,10 @@ def scales(machine: str) -> Iterator[Loss]:
     """What the default scale of the attention did worse than another, or than no attention."""
     found = stored.kept("attention_scale", machine) or {}
     for other in found:
-        for name, sign, of in SCALE_NUMBERS:
+        for name, sign, of, shown in SCALE_NUMBERS:
             their, mine = (of(found[scale]) for scale in (other, "cosine"))
             if sign * mine < sign * their:
-                yield [
-                    f"first steps with scale cosine: {name}",
-                    machine,
-                    other,
-                    f"{their:.3f}",
-                    f"{mine:.3f}",
-                ]
+                yield [f"first steps with scale cosine: {name}", machine, other, shown(their), shown(mine)]
 
 
 def losses() -> list[Loss]:

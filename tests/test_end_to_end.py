@@ -115,7 +115,7 @@ def test_what_is_left_out_is_listed_and_done_next(
     assert all(row["failed"] == "True" for row in second["rows"])
     stored = json.loads((tmp_path / "end_to_end.json").read_text())
     assert stored == second
-    for key in ("commit", "device", "date", "torch", "cuda", "triton", "driver"):
+    for key in ("commit", "device", "date", "torch"):
         assert key in stored["environment"]
 
     stored["environment"]["commit"] = "another"

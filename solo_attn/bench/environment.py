@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import os
 import platform
 import subprocess
@@ -15,7 +17,7 @@ from .. import __version__
 
 
 def environment(device: str | None = None) -> dict[str, Any]:
-    """Versions, device, commit and date, ready for `json`.
+    """Versions, device, commit and date, ready for `json`; of a GPU also its driver, CUDA and Triton.
 
     The commit is that of the git checkout around the package; outside of one SOLO_ATTN_COMMIT's, or None.
 
@@ -31,7 +33,21 @@ def environment(device: str | None = None) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if gpu else _cpu(),
         "threads": torch.get_num_threads(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **(_beneath() if gpu else {}),
     }
+
+
+def _beneath() -> dict[str, str | None]:
+    """What a GPU's numbers depend on; None for what cannot be asked."""
+    found: dict[str, str | None] = {"cuda": torch.version.cuda, "triton": None, "driver": None}
+    for name in ("triton", "pytorch-triton"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found["triton"] = importlib.metadata.version(name)
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        found["driver"] = done.stdout.split()[0]
+    return found
 
 
 def _commit() -> str | None:

@@ -103,7 +103,8 @@ def compare(
         seeds: one run of each system for each.
         out_dir: receives ``tables.md``, ``results.json``, ``comparison.png`` and ``figure5.png``.
         systems: names of Table 3 and of `SCALES`.
-        minutes: end with `UnfinishedError` after so many, for machines that are lent for a while.
+        minutes: end with `UnfinishedError` after so many, for machines with a time limit. A run that is at
+            its end by then is still evaluated.
         console: where progress goes; a new one by default.
 
     Raises:
@@ -123,12 +124,17 @@ def compare(
         )
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     results: dict[str, list[dict[str, Any]]] = {system: [] for system in systems}
+    trained = False
     # Seeds outside: an interrupted comparison has whole rows of the table rather than single systems.
     for seed in seeds:
         for system in systems:
             chosen = system_config(config, system, seed)
+            done_before = (_folder(out_dir, system, seed) / RESULT).exists()
             try:
                 # A call however short makes one step at least: repeated, it comes to an end.
+                if trained and not done_before and deadline is not None and time.monotonic() >= deadline:
+                    raise UnfinishedError("compare: not begun")
+                trained |= not done_before
                 results[system].append(_run(chosen, system, out_dir, deadline, console))
             except UnfinishedError as error:
                 done = sum(map(len, results.values()))

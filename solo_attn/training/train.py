@@ -55,6 +55,7 @@ class TrainResult:
         test_metrics: the same on the test images; None where the configuration names none.
         steps: optimizer steps, those before a resume included.
         seconds: of training and validation, those before a resume included.
+        device: that it ended on.
     """
 
     run_dir: Path
@@ -64,6 +65,7 @@ class TrainResult:
     test_metrics: CocoMetrics | None
     steps: int
     seconds: float
+    device: str
 
 
 def train(
@@ -74,7 +76,7 @@ def train(
     deadline: float | None = None,
     console: Console | None = None,
 ) -> TrainResult:
-    """Train, validate, and look once at the test images if there are some.
+    """Train, validate, and look once at the test images, in float32, if there are some.
 
     The run folder receives ``config.yaml``, ``last.ckpt`` (after each epoch and every
     ``train.checkpoint_steps``), ``best.ckpt`` (by validation AP), TensorBoard logs, ``csv/`` and at the end
@@ -102,6 +104,9 @@ def train(
         raise ConfigError(
             f"train: {run_dir} holds a run already; continue it with --resume or name another folder"
         )
+    if deadline is not None and config.train.devices > 1:
+        # Each process would look at its own clock, and wait for the others where it saves.
+        raise ConfigError(f"train: expected one device with a deadline, got {config.train.devices}")
     datamodule = SOLODataModule(config)
     if len(datamodule.val_set) < config.train.devices:
         raise ConfigError(
@@ -156,7 +161,14 @@ def train(
     assert module.metrics is not None
     best = run_dir / "best.ckpt"
     result = TrainResult(
-        run_dir, last, best if best.exists() else None, module.metrics, tested, trainer.global_step, seconds
+        run_dir,
+        last,
+        best if best.exists() else None,
+        module.metrics,
+        tested,
+        trainer.global_step,
+        seconds,
+        str(trainer.strategy.root_device),
     )
     if trainer.is_global_zero:
         _store(result, config)
@@ -232,7 +244,7 @@ def _store(result: TrainResult, config: Config) -> None:
         "test_metrics": None if result.test_metrics is None else _with_limit(result.test_metrics),
         "steps": result.steps,
         "seconds": round(result.seconds, 1),
-        "environment": environment(),
+        "environment": environment(result.device),
         "config": config.as_dict(),
         "curve": rows,
     }

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import readme
 import speed
+import stored
 
 from solo_attn.bench import COMPILED, FLOOR, PLAIN
 
@@ -72,21 +73,21 @@ def test_a_quick_run_has_no_torch_compile(results: dict[str, Any]) -> None:
     for found in results["ops"]["benchmarks"].values():
         del found["seconds"][COMPILED]
     assert "| 100 | – | 200 |" in speed.op_table(results.__getitem__)
-    assert len(speed.goal_table(results.__getitem__).splitlines()) == 2 + len(speed.GOALS) - 1
+    table = speed.goal_table(results.__getitem__)
+    assert len(table.splitlines()) == 2 + len(speed.GOALS)
+    (line,) = (line for line in table.splitlines() if "not measured" in line)
+    assert "| torch.compile |" in line
 
 
 def test_the_block_follows_the_results(results: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readme, "measured", lambda: True)
-    monkeypatch.setattr(readme, "stored", results.__getitem__)
+    monkeypatch.setattr(stored, "kept", results.__getitem__)
     text = readme.speed()
     assert "a CPU, 2 threads, torch 2.11, commit abc, 2026-01-02" in text
     assert "100 MiB against 400 (25%; at most 33% was aimed at)" in text
     changed = copy.deepcopy(results)
     changed["mmdet"]["benchmarks"]["mmdet_nms"]["seconds"]["mmdetection"]["median"] *= 2
-    monkeypatch.setattr(readme, "stored", changed.__getitem__)
+    monkeypatch.setattr(stored, "kept", changed.__getitem__)
     assert readme.speed() != text
-    monkeypatch.setattr(readme, "measured", lambda: False)
-    assert readme.speed() == "Not measured yet on a quiet machine."
 
 
 def test_the_same_results_draw_the_same_plot(results: dict[str, Any], tmp_path: Path) -> None:

@@ -78,6 +78,19 @@ def test_the_environment_names_what_it_ran_on():
     assert facts["threads"] == torch.get_num_threads()
 
 
+def test_of_a_gpu_it_names_what_lies_beneath(monkeypatch, tmp_path):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 580.95.05\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    facts = environment("cuda")
+    assert (facts["device"], facts["driver"], facts["cuda"]) == ("a GPU", "580.95.05", torch.version.cuda)
+    program.unlink()
+    assert environment("cuda")["driver"] is None
+    assert "driver" not in environment("cpu")
+
+
 def test_outside_of_a_checkout_the_commit_is_what_one_is_told(monkeypatch, tmp_path):
     module = importlib.import_module("solo_attn.bench.environment")  # its function hides it
     monkeypatch.setattr(module, "__file__", str(tmp_path / "environment.py"))

@@ -25,6 +25,7 @@ from solo_attn.training import (
     override,
     system_config,
     systems_of,
+    train,
 )
 
 # The function of that name hides the module.
@@ -230,6 +231,8 @@ def test_refuses(config: MakeConfig, tmp_path: Path) -> None:
         compare(config(), [], tmp_path)
     with pytest.raises(ConfigError, match=r"train\.devices to be 1"):
         compare(config(devices=2), [0], tmp_path)
+    with pytest.raises(ConfigError, match="expected one device with a deadline, got 2"):
+        train(config(devices=2), tmp_path, deadline=0.0)
 
 
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
