@@ -69,7 +69,10 @@ def test_tall_and_wide_maps(runner, side, size):
     ids=str,
 )
 def test_grids_of_any_size(runner, side, size, dtype):
-    check_against_pytorch(runner, inputs(runner, 1, 2, side, size, dtype=dtype))
+    """The forward pass: for the gradient a grid of 25 is as one of 20."""
+    args = inputs(runner, 1, 2, side, size, dtype=dtype)
+    exact = plain(*(x.double() for x in args), 0.4)
+    as_good_as_pytorch(runner(*args, 0.4), plain(*args, 0.4), numpy64(exact))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU would take hours for 90,000 cells")
@@ -98,6 +101,20 @@ def test_tf32_is_for_float32_alone(runner, dtype):
         out, grads = gradients(runner, args)
     assert same_bits(out, before[0])
     assert all(map(same_bits, grads, before[1]))
+
+
+def test_the_backward_pass_rounds_as_the_forward_did(runner):
+    logits, features = inputs(runner, channels=8, dtype=torch.float32)
+    upstream = runner.randn(*logits.shape, dtype=torch.float32, seed=3)
+    grads = [runner.overload("_bwd")(upstream, features, 0.3, given) for given in (False, True)]
+    assert not same_bits(*grads)
+    features.requires_grad_()
+    for given in (True, False):
+        with tf32(given):
+            out = runner(logits, features, 0.3)
+        with tf32(not given):
+            (grad,) = torch.autograd.grad(out, features, upstream)
+        assert same_bits(grad, grads[given])
 
 
 def test_tf32_in_place_and_compiled(runner):
