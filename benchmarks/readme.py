@@ -15,6 +15,7 @@ import speed as speed_tables
 import stored
 import torch
 import torch.nn.functional as F
+from comparisons import DATA, judged, judgements
 from stored import IMAGES, ROOT, measured_on, per_cent
 from torchvision.io import write_png
 from torchvision.ops import box_convert
@@ -97,9 +98,22 @@ def abi() -> str:
     )
 
 
+def attention() -> str:
+    """Whether it helped, on each data set that was measured on a CPU."""
+    lines = []
+    for name, words in DATA.items():
+        if result := stored.kept(f"comparison_{name}"):
+            told = [
+                judged(*compared) for compared in judgements(result) if compared[0].startswith("Attention")
+            ]
+            lines += [f"- {words[0].upper() + words[1:]}. {line}" for line in told]
+    return "\n".join(lines) or "Not measured yet."
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "nuclei": nuclei,
+    "attention": attention,
     "speed": speed,
     "abi": abi,
 }

@@ -78,7 +78,7 @@ def learned(machine: str) -> Iterator[Loss]:
         found = stored.kept(name, machine)
         systems = found["summary"]["systems"] if found else {}
         for system in systems:
-            if SOLO not in systems or not system.startswith(ATTENTION):
+            if SOLO not in systems or system != ATTENTION:
                 continue
             for metric in METRICS:
                 their, mine = (systems[s]["mean"][metric] for s in (SOLO, system))
