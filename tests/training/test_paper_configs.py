@@ -36,6 +36,12 @@ TINY = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def errors_as_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever an earlier test has left in the environment."""
+    monkeypatch.delenv("SOLO_ATTN_DEBUG", raising=False)
+
+
 def run(*arguments: object) -> tuple[int, str]:
     result = CliRunner().invoke(app, [str(a) for a in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
