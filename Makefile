@@ -28,6 +28,8 @@ peers: setup $(PEERS)  ## mmdetection and supervision, for the tests and benchma
 $(PEERS): benchmarks/peers.txt
 	rm -rf .peers
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .peers -r $<
+	@# yapf keeps its grammar at its first import: several test processes at once would read half of it.
+	$(BIN)/python -c 'import sys; sys.path.append(".peers"); import yapf'
 	@touch $@
 
 demo: setup  ## train and compare the paper's three systems on synthetic street scenes, then time the ops
