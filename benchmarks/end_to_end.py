@@ -42,9 +42,9 @@ from machine import folder_of
 from torch import Tensor
 
 from solo_attn.bench import Race, environment, peak_memory
+from solo_attn.cli.train import TRY_AGAIN
 
 DTYPES, BATCHES, WHAT = ("float32", "bfloat16"), (1, 8), ("training", "inference")
-MORE_REMAINS = 75  # EX_TEMPFAIL
 COMPILED = {
     "fast, compiled": "with fullgraph: the batch to category logits (backbone, FPN, category branch), and "
     "each level's mask tower; not: the chosen cells' masks, the ops, and what follows",
@@ -243,7 +243,7 @@ def run(
     bench = Bench(dataclasses.replace(PAPER, size=size), device, 10.0, compiler)
     result = go(bench, list(jobs(batch or BATCHES, dtype or DTYPES, compiled)), out or folder_of(device), end)
     typer.echo(f"left out: {'; '.join(result['left_out']) or 'nothing'}")
-    raise typer.Exit(MORE_REMAINS if result["left_out"] else 0)
+    raise typer.Exit(TRY_AGAIN if result["left_out"] else 0)
 
 
 def go(bench: Bench, todo: list[Job], folder: Path, end: float) -> dict[str, Any]:
