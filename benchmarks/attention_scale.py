@@ -10,38 +10,23 @@ import tempfile
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
-from unittest.mock import patch
 
 import typer
 from rich.console import Console
-from torch import Tensor
 
-from solo_attn.models import SOLOHead
 from solo_attn.training import load_config, train
 from solo_attn.training.train import RESULT
 
-# The literal reading of eq. 3, C^-1/2, vectors of length 1; the same model without attention; and what the
-# model has no setting for: cosines times a factor.
+# The same model without attention; the literal reading of eq. 3, C^-1/2, vectors of length 1, and these times
+# a factor.
 SETTINGS: dict[str, list[str]] = {
     "no attention": ["model.attention=false"],
     "1": ["model.attention=true", "model.attention_scale=1.0"],
     "C^-1/2": ["model.attention=true", "model.attention_scale=rsqrt"],
-    "cosine": ["model.attention=true", "model.attention_scale=cosine"],
-    "4 x cosine": ["model.attention=true", "model.attention_scale=cosine"],
-    "16 x cosine": ["model.attention=true", "model.attention_scale=cosine"],
+    "cosine": ["model.attention=true", "model.attention_scale=cosine", "model.cosine_factor=1"],
 }
-FACTORS = {"4 x cosine": 4.0, "16 x cosine": 16.0}
-
-
-def times(factor: float) -> Any:
-    """Makes every head multiply its attention by ``factor``."""
-    plain = SOLOHead._attention_vectors
-
-    def vectors(head: SOLOHead, grid: Tensor) -> tuple[Tensor, float]:
-        found, scale = plain(head, grid)
-        return found, factor * scale
-
-    return patch.object(SOLOHead, "_attention_vectors", vectors)
+for factor in (2, 4, 8, 16):
+    SETTINGS[f"{factor} x cosine"] = [*SETTINGS["cosine"], f"model.cosine_factor={factor}"]
 
 
 def main(
@@ -60,7 +45,7 @@ def main(
         # Logged every step: means over the last tenth say more than single batches.
         settings = [*(overrides or []), *changes, f"train.max_steps={steps}", "train.log_every=1"]
         run = load_config(config, [*settings, "train.max_minutes=null", f"train.eval_every={steps}"])
-        with tempfile.TemporaryDirectory() as folder, times(FACTORS.get(name, 1.0)):
+        with tempfile.TemporaryDirectory() as folder:
             train(run, folder, console=console)
             result = json.loads((Path(folder) / RESULT).read_text(encoding="utf-8"))
         curve = [row for row in result.pop("curve") if "train/dice" in row]

@@ -80,10 +80,17 @@ def seeds_of(result: dict[str, Any], system: str) -> list[float]:
     return [seed["ap"] for seed in result["summary"]["systems"][system]["seeds"]]
 
 
+def scale_of(model: dict[str, Any]) -> str:
+    """In words."""
+    factor = model.get("cosine_factor", 1.0)  # results from before there was one are of 1
+    scale = model["attention_scale"]
+    return f"{factor:g} x cosine" if scale == "cosine" and factor != 1 else str(scale)
+
+
 def judgements(result: dict[str, Any]) -> Iterator[tuple[str, list[float], list[float]]]:
     """What is compared with what: (what was added, without it, with it)."""
     systems = result["summary"]["systems"]
-    scale = result["config"]["model"]["attention_scale"]
+    scale = scale_of(result["config"]["model"])
     for what, first, second in (
         ("Coordinates", NO_COORDS, SOLO),
         (f"Attention (scale {scale}) beside coordinates", SOLO, ATTENTION),

@@ -176,6 +176,11 @@ def test_what_is_said_of_attention(results: Path) -> None:
     assert "**scale 1 in place of cosine**: AP 0.3 against 20.2" in text
     assert "): it did harm." in text
     assert "a difference of -5.0. Of a single seed nothing more can be said." in text
+    for model, words in (({"cosine_factor": 4.0}, "4 x cosine"), ({"attention_scale": "rsqrt"}, "rsqrt")):
+        changed = copy.deepcopy(MADE)
+        changed["gpu/comparison_nuclei"]["config"]["model"] |= model
+        write(results, changed)
+        assert f"**scale 1 in place of {words}**" in page()
     told = comparisons.judged("X", [0.10, 0.20, 0.15], [0.16, 0.19, 0.17])
     assert told.endswith(": whether it helped cannot be told from these.")
 

@@ -116,7 +116,7 @@ def compare(
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds for each system.")] = 3,
     out: Annotated[Path, typer.Option("--out", help="Folder of the runs and tables.")] = Path("runs/compare"),
     scales: Annotated[
-        bool, typer.Option("--scales", help="Also the attention with the other scales: 1, C^-1/2, cosine.")
+        bool, typer.Option("--scales", help="Also attention of other scales: 1, C^-1/2, cosine, 4 x cosine.")
     ] = False,
     minutes: Annotated[
         float | None,

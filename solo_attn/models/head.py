@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
@@ -77,8 +78,9 @@ class SOLOHead(nn.Module):
         coords: "paper", "inclusive" or None: the coordinate channels of the mask branch.
         attention: add the attention branch.
         attention_scale: what multiplies the dot products: a number (1 is the paper's literal reading),
-            "rsqrt" for C^-1/2, or "cosine" for dot products of vectors of length 1. docs/results.md says
-            why the last is the default.
+            "rsqrt" for C^-1/2, or "cosine" for dot products of vectors of length 1, times
+            ``cosine_factor``. docs/results.md says why the last is the default.
+        cosine_factor: the largest attention with "cosine"; > 0. Any other scale has no use for it.
 
     Raises:
         ValueError: an argument outside of what is said above.
@@ -95,6 +97,7 @@ class SOLOHead(nn.Module):
         coords: str | None = "paper",
         attention: bool = True,
         attention_scale: float | str = "cosine",
+        cosine_factor: float = 1.0,
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -116,11 +119,14 @@ class SOLOHead(nn.Module):
                 "SOLOHead: expected attention_scale to be a number, 'rsqrt' or 'cosine', "
                 f"got {attention_scale!r}"
             )
+        if not 0 < cosine_factor < math.inf:
+            raise ValueError(f"SOLOHead: expected cosine_factor > 0 and finite, got {cosine_factor!r}")
         self.num_classes = num_classes
         self.num_grids = tuple(num_grids)
         self.coords = coords
         self.attention = attention
         self.attention_scale = attention_scale
+        self.cosine_factor = cosine_factor
         self.category_tower = conv_groups(in_channels, channels, num_convs)
         self.category_output = nn.Conv2d(channels, num_classes, 3, padding=1)
         self.mask_tower = conv_groups(in_channels + (2 if coords else 0), channels, num_convs)
@@ -193,7 +199,8 @@ class SOLOHead(nn.Module):
     def _attention_vectors(self, grid: Tensor) -> tuple[Tensor, float]:
         if self.attention_scale == "cosine":
             # In float32: half precision's smallest number is larger than normalize's guard against 0 / 0.
-            return F.normalize(grid.float() if grid.dtype == torch.float16 else grid, dim=1), 1.0
+            vectors = F.normalize(grid.float() if grid.dtype == torch.float16 else grid, dim=1)
+            return vectors, float(self.cosine_factor)
         if self.attention_scale == "rsqrt":
             return grid, grid.shape[1] ** -0.5
         return grid, float(self.attention_scale)

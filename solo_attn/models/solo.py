@@ -116,6 +116,7 @@ def build_solo(
     coords: str | None = "paper",
     attention: bool = True,
     attention_scale: float | str = "cosine",
+    cosine_factor: float = 1.0,
     min_size: int | Sequence[int] = 800,
     max_size: int = 1333,
     resize_in_training: bool = True,
@@ -146,6 +147,7 @@ def build_solo(
         coords: "paper" (eq. 1), "inclusive" (mmdetection's) or None.
         attention: add the attention branch (paper section 3.3, 3.4).
         attention_scale: a number, "rsqrt" for C^-1/2, or "cosine" (see `SOLOHead`).
+        cosine_factor: of "cosine" (see `SOLOHead`).
         min_size: shorter side in pixels that images are resized to; of several, training takes one at
             random and evaluation the last.
         max_size: limit of the longer side.
@@ -176,6 +178,7 @@ def build_solo(
         coords=coords,
         attention=attention,
         attention_scale=attention_scale,
+        cosine_factor=cosine_factor,
     )
     transform = GeneralizedRCNNTransform(
         min_size if isinstance(min_size, int) else list(min_size),

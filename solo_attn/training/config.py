@@ -82,6 +82,7 @@ class ModelConfig:
     coords: Literal["paper", "inclusive"] | None = "paper"
     attention: bool = True
     attention_scale: float | Literal["rsqrt", "cosine"] = "cosine"
+    cosine_factor: float = 1.0
     min_size: int | list[int] = 800
     max_size: int = 1333
     resize_in_training: bool = True

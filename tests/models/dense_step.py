@@ -61,10 +61,10 @@ def with_coordinates(x, formula):
     return torch.cat([x, channels], dim=1)
 
 
-def attention_map(grid, scale):
+def attention_map(grid, scale, cosine_factor):
     """Eq. 2 and 3: [B, C, S, S] to [B, S * S, S, S]."""
     if scale == "cosine":
-        grid, scale = grid / (grid * grid).sum(1, keepdim=True).sqrt(), 1
+        grid, scale = grid / (grid * grid).sum(1, keepdim=True).sqrt(), cosine_factor
     if scale == "rsqrt":
         scale = 1 / grid.shape[1] ** 0.5
     return scale * torch.einsum("bcn,bcij->bnij", grid.flatten(2), grid)
@@ -88,7 +88,8 @@ def dense_losses(model, images, targets):
         maps = resized(tower(head.mask_tower, with_coordinates(features, head.coords)), size)
         logits = F.conv2d(maps, output.weight, output.bias)  # [B, S * S, 2h, 2w]
         if head.attention:
-            logits = logits + resized(attention_map(grid, head.attention_scale), size)
+            attention = attention_map(grid, head.attention_scale, head.cosine_factor)
+            logits = logits + resized(attention, size)
         masks = 1 / (1 + torch.exp(-logits))
         for (image, row, column), (_, mask) in found.items():
             p, t = masks[image, row * side + column], torch.from_numpy(mask).double()

@@ -156,7 +156,13 @@ def test_the_mask_tower_sees_features_then_x_then_y(coords):
     assert torch.equal(seen[0], expected)
 
 
-SCALES = [2.5, "rsqrt", "cosine", None]  # None: without attention
+SCALES = [  # what multiplies the dot products of 6 features; None: without attention
+    pytest.param({"attention_scale": 2.5}, 2.5, id="number"),
+    pytest.param({"attention_scale": "rsqrt"}, 6**-0.5, id="rsqrt"),
+    pytest.param({"attention_scale": "cosine", "cosine_factor": 1.0}, 1.0, id="cosine"),
+    pytest.param({"attention_scale": "cosine", "cosine_factor": 3.0}, 3.0, id="3 x cosine"),
+    pytest.param({"attention": False}, None, id="none"),
+]
 
 
 def dense_by_hand(head, scale, level, features, grid):
@@ -168,10 +174,9 @@ def dense_by_hand(head, scale, level, features, grid):
         return logits
     side = grid.shape[-1]
     vectors = grid.flatten(2)
-    if scale == "cosine":
+    if head.attention_scale == "cosine":
         vectors = vectors / vectors.norm(dim=1, keepdim=True)
-    dots = torch.einsum("bcn,bcm->bnm", vectors, vectors)
-    dots = dots * {2.5: 2.5, "rsqrt": 6**-0.5, "cosine": 1.0}[scale]
+    dots = scale * torch.einsum("bcn,bcm->bnm", vectors, vectors)
     return logits + enlarge(dots.unflatten(2, (side, side)), (2 * height, 2 * width))
 
 
@@ -183,11 +188,11 @@ def with_gradients(head, inputs, logits):
     return [logits, *grads]
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(("settings", "scale"), SCALES)
 @pytest.mark.parametrize("level", [0, 2])
-def test_dense_logits_and_cells_are_figure_2(level, scale):
+def test_dense_logits_and_cells_are_figure_2(level, settings, scale):
     """The 1x1 convolution and the enlarging commute (spec 4.1), and cells may be made alone (4.2)."""
-    head = small_head(attention=scale is not None, attention_scale=1.0 if scale is None else scale)
+    head = small_head(**settings)
     inputs = level_input(head, level)
     side = head.num_grids[level]
     expected = with_gradients(head, inputs, dense_by_hand(head, scale, level, *inputs))
@@ -259,6 +264,8 @@ def test_attention_is_of_features_before_coordinates(coords):
         ({"num_grids": (4, 4, 4, 4, 0)}, "SOLOHead: expected num_grids to be five"),
         ({"coords": "polar"}, "SOLOHead: expected coords to be one of paper, inclusive or None, got 'polar'"),
         ({"attention_scale": "sqrt"}, "SOLOHead: expected attention_scale to be .* got 'sqrt'"),
+        ({"cosine_factor": 0}, "SOLOHead: expected cosine_factor > 0 and finite, got 0"),
+        ({"cosine_factor": math.nan}, "SOLOHead: expected cosine_factor > 0 and finite, got nan"),
     ],
 )
 def test_errors(settings, message):

@@ -59,6 +59,7 @@ def test_the_scenes_hold_what_is_difficult():
         ("attention", {"attention_scale": 1.0}),
         ("attention", {"attention_scale": "rsqrt"}),
         ("attention", {"attention_scale": "cosine"}),
+        ("attention", {"attention_scale": "cosine", "cosine_factor": 3.0}),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value,
 )

@@ -142,16 +142,22 @@ def test_each_system_has_its_own_numbers_and_pictures(
 def test_scales_are_more_systems(config: MakeConfig) -> None:
     names = systems_of(config(), scales=True)
     assert names[:3] == systems_of(config())
-    assert names[3:] == ("Attention mechanism, scale 1", "Attention mechanism, scale C^-1/2")
-    assert [system_config(config(), name, 0).model.attention_scale for name in names[2:]] == [
-        "cosine",
-        1.0,
-        "rsqrt",
-    ]
-    assert all(system_config(config(), name, 0).model.attention for name in names[2:])
+    models = [system_config(config(), name, 0).model for name in names[2:]]
+    factors = [m.cosine_factor if m.attention_scale == "cosine" else None for m in models]
+    assert names[3:] == (
+        "Attention mechanism, scale 1",
+        "Attention mechanism, scale C^-1/2",
+        "Attention mechanism, 4 x cosine",
+    )
+    assert [m.attention_scale for m in models] == ["cosine", 1.0, "rsqrt", "cosine"]
+    assert factors == [1.0, None, None, 4.0]
+    assert all(model.attention for model in models)
     literal = override(config(), ["model.attention_scale=1"])
     assert "Attention mechanism, cosine" in systems_of(literal, scales=True)
     assert "Attention mechanism, scale 1" not in systems_of(literal, scales=True)
+    stronger = override(config(), ["model.cosine_factor=4"])
+    assert "Attention mechanism, cosine" in systems_of(stronger, scales=True)
+    assert "Attention mechanism, 4 x cosine" not in systems_of(stronger, scales=True)
 
 
 def test_tables_are_of_the_test_images(config: MakeConfig, tmp_path: Path) -> None:
