@@ -38,7 +38,7 @@ from end_to_end_model import (
     set_candidates,
     targets_of,
 )
-from machine import folder_of
+from machine import folder_of, keep_to_memory
 from torch import Tensor
 
 from solo_attn.bench import Race, environment, peak_memory
@@ -239,6 +239,8 @@ def run(
             "gpu-end-to-end: PyTorch sees no CUDA device (DRY_RUN=1 goes through it on the CPU)", err=True
         )
         raise typer.Exit(1)
+    if device == "cpu":
+        keep_to_memory()  # a contender that is too large is a row that says so
     compiler = functools.partial(torch.compile, fullgraph=True, dynamic=False)
     bench = Bench(dataclasses.replace(PAPER, size=size), device, 10.0, compiler)
     result = go(bench, list(jobs(batch or BATCHES, dtype or DTYPES, compiled)), out or folder_of(device), end)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -121,3 +123,22 @@ def test_what_is_left_out_is_listed_and_done_next(
     stored["environment"]["commit"] = "another"
     (tmp_path / "end_to_end.json").write_text(json.dumps(stored))
     assert end_to_end.go(bench, todo, tmp_path, now[0])["rows"] == [], "another commit's are not kept"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_what_is_too_large_for_the_memory_fails_and_kills_nothing() -> None:
+    """In a process of its own, which keeps all memory that there is from itself."""
+    code = """
+import machine, torch
+kept = torch.empty(1 << 30, dtype=torch.uint8)
+machine.RESERVE = 1 << 60
+machine.keep_to_memory()
+try:
+    torch.empty(1 << 30, dtype=torch.uint8)
+except RuntimeError as error:
+    print("refused:", error)
+"""
+    folder = Path(end_to_end.__file__).parent
+    told = subprocess.check_output([sys.executable, "-c", code], cwd=folder, text=True)
+    assert "refused: " in told
+    assert "tried to allocate 1073741824 bytes" in told

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -26,7 +26,7 @@ from ..evaluation import (
 )
 from .callbacks import UnfinishedError
 from .checkpoint import load_model, write_atomically
-from .config import Config, ConfigError, changes, differences
+from .config import Config, ConfigError, DataConfig, changes, differences
 from .train import FREE, RESULT, train
 
 FIGURE_IMAGES = 3  # as many samples as the paper's Figure 5 has
@@ -144,9 +144,24 @@ def compare(
                     f"compare: {minutes:g} minutes are over with {done} of {len(seeds) * len(systems)} runs "
                     f"finished; the same command goes on"
                 ) from error
-    which = "metrics" if config.data.test_annotations == "" else "test_metrics"
-    rows = {system: [CocoMetrics(**r[which]) for r in found] for system, found in results.items()}
+    part = _tables_of(config.data)
+    rows = {system: [CocoMetrics(**r[part.metrics]) for r in found] for system, found in results.items()}
     return Comparison(rows, _write(config, seeds, out_dir, rows, results))
+
+
+class _Part(NamedTuple):
+    """What the tables are of: its name, its metrics in `RESULT`, its images and annotations."""
+
+    name: str
+    metrics: str
+    images: str
+    annotations: str
+
+
+def _tables_of(data: DataConfig) -> _Part:
+    if data.test_annotations:
+        return _Part("test", "test_metrics", data.test_images, data.test_annotations)
+    return _Part("validation", "metrics", data.val_images, data.val_annotations)
 
 
 def _folder(out_dir: Path, system: str, seed: int) -> Path:
@@ -185,7 +200,7 @@ def _write(
 ) -> list[Path]:
     tables, numbers = out_dir / "tables.md", out_dir / "results.json"
     plot, figure = out_dir / "comparison.png", out_dir / "figure5.png"
-    split = "test" if config.data.test_annotations else "validation"
+    split = _tables_of(config.data).name
     # The paper's Table 4 leaves the system without coordinates out; a fuller table does no harm.
     text = (
         f"AP on the {split} images, mean ± standard deviation of {len(seeds)} seed(s).\n\n"
@@ -235,11 +250,10 @@ def _figure5(config: Config, seed: int, out_dir: Path, systems: Sequence[str], p
     checkpoints = {system: file for system, file in checkpoints.items() if file.exists()}
     if not checkpoints:
         return False
-    data = config.data
-    images_dir, annotations = data.val_images, data.val_annotations
-    if data.test_annotations:
-        images_dir, annotations = data.test_images, data.test_annotations
-    dataset = CocoInstances(images_dir, annotations, eval_transforms(), on_degenerate=data.on_degenerate)
+    part = _tables_of(config.data)
+    dataset = CocoInstances(
+        part.images, part.annotations, eval_transforms(), on_degenerate=config.data.on_degenerate
+    )
     samples = [dataset[index] for index in range(min(FIGURE_IMAGES, len(dataset)))]
     images, truth = [image for image, _ in samples], [target for _, target in samples]
     predictions = {}
