@@ -19,6 +19,7 @@ SYSTEMS = [
     "Attention mechanism",
     "Attention mechanism, scale 1",
     "Attention mechanism, scale C^-1/2",
+    "Attention mechanism, 4 x cosine",
 ]
 TINY = [
     "data.workers=0",
