@@ -13,11 +13,25 @@ import triton.language as tl
 
 from ._bilinear import bilinear_tap, lerp
 from ._launch import config
-from ._maps import logits, sigmoid
+from ._maps import cell_and_tile, logits, sigmoid
 
 # A tile of the result, and what it has taps in: at least 2 x 2 pixels.
 BLOCK_X, BLOCK_Y, SOURCE_X, SOURCE_Y = 128, 16, 64, 8
 CONFIGS = (config(8, 1, BLOCK_X=BLOCK_X, BLOCK_Y=BLOCK_Y, SOURCE_X=SOURCE_X, SOURCE_Y=SOURCE_Y),)
+
+
+@triton.jit
+def owned_tile(out_height, out_width, own_y, own_x, BLOCK_X: tl.constexpr, BLOCK_Y: tl.constexpr):
+    """Of a program: its map, its tile's place among those of all maps, its first column and row, and which of
+    the [BLOCK_X, BLOCK_Y] pixels from there on are its own.
+    """
+    tiles_x = tl.cdiv(out_width, own_x)
+    tiles = tiles_x * tl.cdiv(out_height, own_y)
+    k, tile = cell_and_tile(tiles)
+    x, y = tile % tiles_x * own_x, tile // tiles_x * own_y
+    mine_x = x + tl.arange(0, BLOCK_X) < tl.minimum(x + own_x, out_width)
+    mine_y = y + tl.arange(0, BLOCK_Y) < tl.minimum(y + own_y, out_height)
+    return k, k * tiles + tile, x, y, mine_x[:, None] & mine_y[None, :]
 
 
 @triton.jit

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from ._bilinear import check_sizes
 from ._launch import Aot, launch, tuned
-from ._maps import cell_and_tile
-from ._probability import CONFIGS, owned, probabilities
+from ._probability import CONFIGS, owned, owned_tile, probabilities
 
 _SUMS = 256  # tiles that are added at a time
 
@@ -50,10 +49,7 @@ def _mask_bits_fwd_kernel(
     SOURCE_X: tl.constexpr,
     SOURCE_Y: tl.constexpr,
 ):
-    tiles_x = tl.cdiv(out_width, own_x)
-    tiles = tiles_x * tl.cdiv(out_height, own_y)
-    k, tile = cell_and_tile(tiles)
-    x, y = tile % tiles_x * own_x, tile // tiles_x * own_y
+    k, place, x, y, own = owned_tile(out_height, out_width, own_y, own_x, BLOCK_X, BLOCK_Y)
     p = probabilities(
         coarse,
         attention,
@@ -74,19 +70,15 @@ def _mask_bits_fwd_kernel(
         SOURCE_X,
         SOURCE_Y,
     )
-    columns, rows = x + tl.arange(0, BLOCK_X), y + tl.arange(0, BLOCK_Y)
-    own = (columns < tl.minimum(x + own_x, out_width))[:, None] & (rows < tl.minimum(y + own_y, out_height))[
-        None, :
-    ]
     inside = own & (p > threshold)
-    place = k * tiles + tile
     tl.store(tile_areas + place, tl.sum(inside.to(tl.int32)))
     tl.store(tile_sums + place, tl.sum(tl.where(inside, p, 0.0)))
     # 32 pixels of a row, from any bit of one word to the next.
     groups: tl.constexpr = BLOCK_X // 32
     bits = tl.reshape(inside.to(tl.int32), [groups, 32, BLOCK_Y]) << tl.arange(0, 32)[None, :, None]
     bits = tl.sum(bits, 1).to(tl.uint32, bitcast=True)
-    first = rows.to(tl.int64)[None, :] * out_width + x + 32 * tl.arange(0, groups)[:, None]
+    rows = (y + tl.arange(0, BLOCK_Y)).to(tl.int64)
+    first = rows[None, :] * out_width + x + 32 * tl.arange(0, groups)[:, None]
     shift = (first & 31).to(tl.uint32)
     low = bits << shift
     high = tl.where(shift > 0, bits >> ((32 - shift) & 31), 0)

@@ -23,7 +23,7 @@ from torch import Tensor
 from ._bilinear import bilinear_tap, check_sizes, lerp
 from ._launch import Aot, launch, tuned
 from ._maps import cell_and_tile
-from ._probability import CONFIGS, owned, probabilities, spread_x
+from ._probability import CONFIGS, owned, owned_tile, probabilities, spread_x
 
 _MAPS = 1 << 23  # pixels of stride-4 maps that are stored at a time
 _PIXELS = 1 << 28  # pixels of the image that are stored at a time to find run lengths in
@@ -53,9 +53,7 @@ def _paste_masks_maps_kernel(
     SOURCE_X: tl.constexpr,
     SOURCE_Y: tl.constexpr,
 ):
-    tiles_x = tl.cdiv(out_width, own_x)
-    k, tile = cell_and_tile(tiles_x * tl.cdiv(out_height, own_y))
-    x, y = tile % tiles_x * own_x, tile // tiles_x * own_y
+    k, _, x, y, own = owned_tile(out_height, out_width, own_y, own_x, BLOCK_X, BLOCK_Y)
     p = probabilities(
         coarse,
         attention,
@@ -77,9 +75,6 @@ def _paste_masks_maps_kernel(
         SOURCE_Y,
     )
     columns, rows = x + tl.arange(0, BLOCK_X), y + tl.arange(0, BLOCK_Y)
-    own = (columns < tl.minimum(x + own_x, out_width))[:, None] & (rows < tl.minimum(y + own_y, out_height))[
-        None, :
-    ]
     tl.store(maps + columns[:, None] + (k * out_height + rows)[None, :] * out_width, p, mask=own)
 
 
