@@ -19,9 +19,8 @@ inline void check_arguments(const char* what, const Tensor& logits, const Tensor
             logits.size(1) == features.size(2) * features.size(2) && logits.size(2) > 0 &&
             logits.size(3) > 0 && logits.scalar_type() == features.scalar_type() && there,
         "attention_residual: expected ", what,
-        " of shape [B, S*S, H, W] with H, W >= 1, dtype and device for grid_features ", dtype_name(features),
-        " ", shape_of(features), " on ", device_name(features), ", got ", dtype_name(logits), " ",
-        shape_of(logits), " on ", device_name(logits));
+        " of shape [B, S*S, H, W] with H, W >= 1, dtype and device for grid_features ", described(features),
+        ", got ", described(logits));
 }
 
 inline Sizes sizes(const Tensor& logits, const Tensor& features) {

@@ -5,6 +5,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include "check.h"
+#include "describe.h"
 
 namespace solo_attn {
 
@@ -40,8 +41,7 @@ auto dispatch_float(const char* op, ScalarType dtype, const F& f) {
       return f(Type<float>{});
     default:
       check(dtype == ScalarType::Double, op,
-            ": expected a float dtype (float16, bfloat16, float32, float64), got ",
-            torch::headeronly::toString(dtype));
+            ": expected a float dtype (float16, bfloat16, float32, float64), got ", dtype_name(dtype));
       return f(Type<double>{});
   }
 }

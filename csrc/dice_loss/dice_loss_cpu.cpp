@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "../common/cells.h"
+#include "../common/describe.h"
 #include "../common/dtypes.h"
 #include "../common/parallel.h"
 #include "../common/rows.h"
@@ -191,11 +192,12 @@ void check_arguments(const Tensor& coarse, const std::optional<Tensor>& attentio
   check_cells("dice_loss", coarse, attention);
   const int64_t count = coarse.size(0);
   check(targets.dim() == 3 && targets.size(0) == count && targets.size(1) > 0 && targets.size(2) > 0,
-        "dice_loss: expected targets of shape [K, H, W], K = ", count, " as coarse_logits has");
+        "dice_loss: expected targets of shape [K, H, W], K = ", count, " as coarse_logits has, got ",
+        shape_of(targets));
   check(targets.scalar_type() == ScalarType::Bool || targets.scalar_type() == ScalarType::Byte,
-        "dice_loss: expected targets of dtype bool or uint8, got ",
-        torch::headeronly::toString(targets.scalar_type()));
-  check(targets.is_cpu(), "dice_loss: expected targets on the CPU, as coarse_logits");
+        "dice_loss: expected targets of dtype bool or uint8, got ", dtype_name(targets));
+  check(targets.is_cpu(), "dice_loss: expected targets on the CPU, as coarse_logits, got ",
+        device_name(targets));
 }
 
 // The inputs in one run of memory each, the tap tables, and room for one thread's rows.
@@ -281,10 +283,12 @@ std::tuple<Tensor, Tensor> dice_loss_bwd_cpu(const Tensor& grad, const Tensor& c
   const int64_t count = coarse.size(0), side = attention ? attention->size(1) : 0;
   const ScalarType wide = accumulator_dtype(coarse.scalar_type());
   check(grad.dim() == 1 && grad.size(0) == count && grad.scalar_type() == wide && grad.is_cpu(),
-        "dice_loss_bwd: expected grad of shape [K], K = ", count, ", and the losses' dtype");
+        "dice_loss_bwd: expected grad of shape [K], K = ", count, ", and of the losses' dtype and device, ",
+        dtype_name(wide), " on cpu, got ", described(grad));
   check(sums.dim() == 2 && sums.size(0) == count && sums.size(1) == 2 && sums.scalar_type() == wide &&
             sums.is_cpu(),
-        "dice_loss_bwd: expected sums of shape [K, 2], K = ", count, ", and the losses' dtype");
+        "dice_loss_bwd: expected sums of shape [K, 2], K = ", count,
+        ", and of the losses' dtype and device, ", dtype_name(wide), " on cpu, got ", described(sums));
   const Tensor grads = torch::stable::contiguous(grad), kept = torch::stable::contiguous(sums);
   Tensor coarse_grad = torch::stable::new_empty(coarse, coarse.sizes());
   Tensor attention_grad = torch::stable::new_empty(coarse, {count, side, side});

@@ -20,7 +20,7 @@ inline void check_features(const char* op, const Tensor& features) {
 inline void check_list(const Tensor& cells, const Tensor& features, bool there) {
   check(cells.dim() == 2 && cells.size(1) == 2 && cells.scalar_type() == ScalarType::Long && there,
         "grid_attention: expected cells int64 of shape [K, 2] on ", device_name(features), ", got ",
-        dtype_name(cells), " ", shape_of(cells), " on ", device_name(cells));
+        described(cells));
 }
 
 // `there`: it is on the device of the features.
@@ -32,8 +32,7 @@ inline void check_grad(const Tensor& grad, const Tensor& features, const std::op
             (cells || grad.size(1) == side * side) && grad.size(-1) == side && grad.size(-2) == side,
         "grid_attention_bwd: expected grad of the shape, dtype and device that grid_attention returns for "
         "grid_features ",
-        dtype_name(features), " ", shape_of(features), " on ", device_name(features), ", got ",
-        dtype_name(grad), " ", shape_of(grad), " on ", device_name(grad));
+        described(features), ", got ", described(grad));
 }
 
 }  // namespace solo_attn::grid_attention

@@ -9,6 +9,7 @@
 
 #include "../common/bit_rows.h"
 #include "../common/check.h"
+#include "../common/describe.h"
 #include "../common/dtypes.h"
 #include "../common/parallel.h"
 #include "mask_iou.h"
@@ -40,10 +41,10 @@ struct Rows {
 
 void check_masks(const char* name, const Tensor& masks) {
   check(masks.dim() == 2, "mask_iou: expected ", name, " of shape [n, pixels] or [n, words], got ",
-        masks.dim(), " dims");
+        shape_of(masks));
   check(mask_dtype(masks), "mask_iou: expected ", name, " of dtype bool, uint8 or int64, got ",
-        torch::headeronly::toString(masks.scalar_type()));
-  check(masks.is_cpu(), "mask_iou: expected ", name, " on the CPU");
+        dtype_name(masks));
+  check(masks.is_cpu(), "mask_iou: expected ", name, " on the CPU, got ", device_name(masks));
 }
 
 Tensor one_run_a_row(const Tensor& x) { return x.stride(1) == 1 ? x : torch::stable::contiguous(x); }

@@ -21,6 +21,7 @@
 
 #include "../common/bits.h"
 #include "../common/cells.h"
+#include "../common/describe.h"
 #include "../common/dtypes.h"
 #include "../common/parallel.h"
 #include "../common/probability.h"
@@ -193,7 +194,8 @@ void check_arguments(const Tensor& coarse, const std::optional<Tensor>& attentio
   check_size("paste_masks", "image_size", s.image_size);
   check_size("paste_masks", "original_size", s.original_size);
   check(s.image_size[0] <= 4 * s.out_size[0] && s.image_size[1] <= 4 * s.out_size[1],
-        "paste_masks: expected image_size within 4 x out_size");
+        "paste_masks: expected image_size within 4 x out_size ", described(s.out_size), ", got ",
+        described(s.image_size));
 }
 
 // Calls each(k, paste, bytes, words) for every cell; `paste` has an empty box where no pixel can be set.

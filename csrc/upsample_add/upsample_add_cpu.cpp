@@ -14,6 +14,7 @@
 
 #include "../common/bilinear_rows.h"
 #include "../common/check.h"
+#include "../common/describe.h"
 #include "../common/dtypes.h"
 #include "../common/parallel.h"
 #include "upsample_add.h"
@@ -101,9 +102,10 @@ struct Gather {
 Tensor upsample_add_cpu(const Tensor& coarse_logits, const std::optional<Tensor>& attention,
                         const std::vector<int64_t>& size) {
   check(coarse_logits.dim() == 3 && coarse_logits.size(1) > 0 && coarse_logits.size(2) > 0,
-        "upsample_add: expected coarse_logits of shape [K, h, w] with h, w >= 1");
+        "upsample_add: expected coarse_logits of shape [K, h, w] with h, w >= 1, got ",
+        shape_of(coarse_logits));
   check(size.size() == 2 && size[0] > 0 && size[1] > 0,
-        "upsample_add: expected size (height, width) of at least 1");
+        "upsample_add: expected size (height, width) of at least 1, got ", described(size));
   const int64_t count = coarse_logits.size(0), height = size[0], width = size[1];
   const Tensor coarse = torch::stable::contiguous(coarse_logits);
   Tensor rows = coarse;
@@ -111,7 +113,8 @@ Tensor upsample_add_cpu(const Tensor& coarse_logits, const std::optional<Tensor>
     check(attention->dim() == 3 && attention->size(0) == count && attention->size(1) > 0 &&
               attention->size(2) > 0 && attention->is_cpu() &&
               attention->scalar_type() == coarse.scalar_type(),
-          "upsample_add: expected attention of shape [K, S, S], dtype and device of coarse_logits");
+          "upsample_add: expected attention of shape [K, S, S], dtype and device for coarse_logits ",
+          described(coarse), ", got ", described(*attention));
     rows = torch::stable::contiguous(*attention);
   }
   Tensor out = torch::stable::new_empty(coarse, {count, height, width});
@@ -137,7 +140,8 @@ std::tuple<Tensor, Tensor> upsample_add_bwd_cpu(const Tensor& grad, const std::v
   check(grad.dim() == 3 && grad.size(1) > 0 && grad.size(2) > 0 && coarse_size.size() == 2 &&
             attention_size.size() == 2 && coarse_size[0] > 0 && coarse_size[1] > 0 &&
             attention_size[0] >= 0 && attention_size[1] >= 0,
-        "upsample_add_bwd: expected grad of shape [K, H, W], and two sizes of (height, width)");
+        "upsample_add_bwd: expected grad of shape [K, H, W], and two sizes of (height, width), got ",
+        shape_of(grad), ", ", described(coarse_size), " and ", described(attention_size));
   const int64_t count = grad.size(0), height = grad.size(1), width = grad.size(2);
   const int64_t ch = coarse_size[0], cw = coarse_size[1];
   const int64_t ah = attention_size[0], aw = ah == 0 ? 0 : attention_size[1];

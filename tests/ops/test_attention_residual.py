@@ -237,13 +237,13 @@ def check_refusals(runner):
     for suffix, name in (("", "mask_logits"), ("_", "mask_logits"), ("_bwd", "grad")):
         op = runner.overload(suffix)
         message = f"attention_residual: expected {name} of shape [B, S*S, H, W] with H, W >= 1, dtype and "
-        message += f"device for grid_features Float [2, 5, 3, 3] (4 dims) {place}, got "
+        message += f"device for grid_features float32 [2, 5, 3, 3] (4 dims) {place}, got "
         for bad, said in (
-            (logits[:, :8], "Float [2, 8, 7, 10] (4 dims)"),
-            (logits[:1], "Float [1, 9, 7, 10] (4 dims)"),
-            (logits[0], "Float [9, 7, 10] (3 dims)"),
-            (logits.double(), "Double [2, 9, 7, 10] (4 dims)"),
-            (logits[..., :0], "Float [2, 9, 7, 0] (4 dims)"),
+            (logits[:, :8], "float32 [2, 8, 7, 10] (4 dims)"),
+            (logits[:1], "float32 [1, 9, 7, 10] (4 dims)"),
+            (logits[0], "float32 [9, 7, 10] (3 dims)"),
+            (logits.double(), "float64 [2, 9, 7, 10] (4 dims)"),
+            (logits[..., :0], "float32 [2, 9, 7, 0] (4 dims)"),
         ):
             wanted = f"{message}{said} {place}"
             check_message(lambda op=op, bad=bad: op(bad, features, 1.0), RuntimeError, wanted)

@@ -57,15 +57,22 @@ def test_bad_input_is_an_error(runner):
         (1, coarse[0], "expected coarse_logits of shape"),
         (2, rows[:2], "expected attention of shape"),
         (2, rows.double(), "expected attention of coarse_logits's dtype"),
-        (3, targets[:2], "expected targets of shape"),
+        (3, targets[:2], r"expected targets of shape .*, got \[2, 8, 10\] \(3 dims\)$"),
         (3, targets[:, :0], "expected targets of shape"),
-        (3, targets.float(), "expected targets of dtype bool or uint8, got Float"),
+        (3, targets.float(), "expected targets of dtype bool or uint8, got float32"),
     ]
     own = [
         (0, torch.ones(2), "expected grad of shape"),
-        (0, torch.ones(3).double(), "expected grad of shape"),
+        (
+            0,
+            torch.ones(3).double(),
+            r"expected grad .*, float32 on cpu, got float64 \[3\] \(1 dims\) on cpu$",
+        ),
     ]
-    own += [(4, sums[:2], "expected sums of shape"), (4, sums[:, :1], "expected sums of shape")]
+    own += [
+        (4, sums[:2], r"expected sums .*, float32 on cpu, got float32 \[2, 2\] \(2 dims\) on cpu$"),
+        (4, sums[:, :1], "expected sums of shape"),
+    ]
     for place, value, message in bad + own:
         wrong = (*good[:place], value, *good[place + 1 :])
         with pytest.raises(RuntimeError, match=f"^dice_loss(_bwd)?: {message}"):

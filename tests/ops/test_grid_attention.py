@@ -210,12 +210,12 @@ def check_refusals(x, op, back):
     check_message(lambda: op(x[..., 0], 1.0, None), RuntimeError, message)
     message = f"grid_attention: expected cells int64 of shape [K, 2] on {x.device}, got "
     for bad, said in (
-        (x.new_zeros(3, 3, dtype=torch.int64), "Long [3, 3] (2 dims)"),
-        (x.new_zeros(3, 2, dtype=torch.int32), "Int [3, 2] (2 dims)"),
+        (x.new_zeros(3, 3, dtype=torch.int64), "int64 [3, 3] (2 dims)"),
+        (x.new_zeros(3, 2, dtype=torch.int32), "int32 [3, 2] (2 dims)"),
     ):
         wanted = f"{message}{said} on {x.device}"
         check_message(lambda bad=bad: op(x, 1.0, bad), RuntimeError, wanted)
-    kind = {torch.float64: "Double", torch.float32: "Float"}[x.dtype]
+    kind = str(x.dtype).removeprefix("torch.")
     message = (
         "grid_attention_bwd: expected grad of the shape, dtype and device that grid_attention returns for "
     )
@@ -224,7 +224,7 @@ def check_refusals(x, op, back):
         (x.new_zeros(2, 9, 3, 2), f"{kind} [2, 9, 3, 2] (4 dims)"),
         (x.new_zeros(1, 9, 3, 3), f"{kind} [1, 9, 3, 3] (4 dims)"),
         (x.new_zeros(9, 3, 3), f"{kind} [9, 3, 3] (3 dims)"),
-        (x.new_zeros(2, 9, 3, 3).half(), "Half [2, 9, 3, 3] (4 dims)"),
+        (x.new_zeros(2, 9, 3, 3).half(), "float16 [2, 9, 3, 3] (4 dims)"),
     ):
         wanted = f"{message}{said} on {x.device}"
         check_message(lambda grad=grad: back(grad, x, 1.0, None), RuntimeError, wanted)

@@ -76,12 +76,16 @@ def test_bad_input_is_an_error(runner):
     good = (coarse, rows, (8, 10), (16, 20), 0.5)
     runner.overload()(*good)
     bad = [
-        (0, coarse[0], "expected coarse_logits of shape"),
+        (0, coarse[0], r"expected coarse_logits of shape .*, got \[\d+, \d+\] \(2 dims\)$"),
         (0, coarse[:, :0], "expected coarse_logits of shape"),
-        (1, rows[:2], "expected attention of shape"),
-        (1, rows.double(), "expected attention of coarse_logits's dtype"),
-        (2, (0, 3), r"expected size \(height, width\) of at least 1"),
-        (3, (3, -1), r"expected out_size \(height, width\) of at least 1"),
+        (1, rows[:2], r"expected attention of shape .*, got \[2, \d+, \d+\] \(3 dims\)$"),
+        (
+            1,
+            rows.double(),
+            "expected attention of coarse_logits's dtype and device, float32 .*, got float64 .* on cpu$",
+        ),
+        (2, (0, 3), r"expected size \(height, width\) of at least 1, got \(0, 3\)$"),
+        (3, (3, -1), r"expected out_size \(height, width\) of at least 1, got \(3, -1\)$"),
     ]
     for place, value, message in bad:
         with pytest.raises(RuntimeError, match=f"^mask_bits: {message}"):

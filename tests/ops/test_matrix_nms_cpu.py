@@ -84,7 +84,7 @@ def test_bad_input_is_an_error(runner):
     bad = [
         (0, masks[:2], "expected masks of shape .* as scores has, got "),
         (0, masks[0], "expected masks of shape .* as scores has, got "),
-        (0, masks.float(), "expected masks of dtype bool, uint8 or int64, got Float"),
+        (0, masks.float(), "expected masks of dtype bool, uint8 or int64, got float32"),
         (1, labels[:2], "expected labels of shape .* as scores has, got "),
         (1, labels.int(), "expected labels of shape .* as scores has, got "),
         (2, scores[None], "expected scores of shape .n., got .1, 3. .2 dims."),

@@ -83,7 +83,7 @@ def test_bad_input_is_an_error(runner):
     runner.overload()(*good)
     bad = [
         (0, good[0][:2], "expected masks of shape .* as scores has, got "),
-        (0, good[0].float(), "expected masks of dtype bool, uint8 or int64, got Float"),
+        (0, good[0].float(), "expected masks of dtype bool, uint8 or int64, got float32"),
         (1, labels[:2], "expected labels of shape .* as scores has, got "),
         (2, scores.long(), "expected a float dtype"),
         (3, "cubic", "expected kernel to be one of gaussian, linear, got 'cubic'"),
