@@ -23,10 +23,15 @@ SETTINGS: dict[str, list[str]] = {
     "no attention": ["model.attention=false"],
     "1": ["model.attention=true", "model.attention_scale=1.0"],
     "C^-1/2": ["model.attention=true", "model.attention_scale=rsqrt"],
-    "cosine": ["model.attention=true", "model.attention_scale=cosine", "model.cosine_factor=1"],
+    **{
+        "cosine" if factor == 1 else f"{factor} x cosine": [
+            "model.attention=true",
+            "model.attention_scale=cosine",
+            f"model.cosine_factor={factor}",
+        ]
+        for factor in (1, 2, 4, 8, 16)
+    },
 }
-for factor in (2, 4, 8, 16):
-    SETTINGS[f"{factor} x cosine"] = [*SETTINGS["cosine"], f"model.cosine_factor={factor}"]
 
 
 def main(
@@ -58,6 +63,7 @@ def main(
             highlight=False,
         )
     out.parent.mkdir(parents=True, exist_ok=True)
+    found = {name: found[name] for name in SETTINGS if name in found}
     out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

@@ -84,7 +84,9 @@ def scale_of(model: dict[str, Any]) -> str:
     """In words."""
     factor = model.get("cosine_factor", 1.0)  # results from before there was one are of 1
     scale = model["attention_scale"]
-    return f"{factor:g} x cosine" if scale == "cosine" and factor != 1 else str(scale)
+    if isinstance(scale, str):
+        return f"{factor:g} x cosine" if scale == "cosine" and factor != 1 else scale
+    return f"{scale:g}"
 
 
 def judgements(result: dict[str, Any]) -> Iterator[tuple[str, list[float], list[float]]]:

@@ -239,17 +239,20 @@ def run(
             "gpu-end-to-end: PyTorch sees no CUDA device (DRY_RUN=1 goes through it on the CPU)", err=True
         )
         raise typer.Exit(1)
-    if device == "cpu":
-        keep_to_memory()  # a contender that is too large is a row that says so
     compiler = functools.partial(torch.compile, fullgraph=True, dynamic=False)
     bench = Bench(dataclasses.replace(PAPER, size=size), device, 10.0, compiler)
-    result = go(bench, list(jobs(batch or BATCHES, dtype or DTYPES, compiled)), out or folder_of(device), end)
+    limit = keep_to_memory() if device == "cpu" else None  # what is too large is a row that says so
+    todo = list(jobs(batch or BATCHES, dtype or DTYPES, compiled))
+    result = go(bench, todo, out or folder_of(device), end, limit)
     typer.echo(f"left out: {'; '.join(result['left_out']) or 'nothing'}")
     raise typer.Exit(TRY_AGAIN if result["left_out"] else 0)
 
 
-def go(bench: Bench, todo: list[Job], folder: Path, end: float) -> dict[str, Any]:
-    """Prove, then race what no earlier piece has, until ``end``; everything that is known by then."""
+def go(bench: Bench, todo: list[Job], folder: Path, end: float, limit: int | None = None) -> dict[str, Any]:
+    """Prove, then race what no earlier piece has, until ``end``; everything that is known by then.
+
+    ``limit``: the bytes that this process may have, which say why a contender was too large.
+    """
     result = {
         "environment": environment(bench.device),
         "setting": json.loads(json.dumps(dataclasses.asdict(bench.setting))),
@@ -270,6 +273,8 @@ def go(bench: Bench, todo: list[Job], folder: Path, end: float) -> dict[str, Any
             result["candidates"][f"batch {job[1]}, {job[2]}"] = candidates
             result["done"].append(said(job))
             for row in rows:
+                if "failed" in row:
+                    row["limit_bytes"] = limit
                 typer.echo(f"{said(job)}: {row['contender']} {row.get('failed') or in_words(row)}")
         result["left_out"] = [said(later) for later in todo if said(later) not in result["done"]]
         folder.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import resource
 import sys
 from pathlib import Path
 
@@ -20,17 +19,31 @@ def folder_of(device: str) -> Path:
     return RESULTS / re.sub(r"\W+", "_", torch.cuda.get_device_name(device)).strip("_").lower()
 
 
-def keep_to_memory() -> None:
+def keep_to_memory() -> int | None:
     """What needs more memory than is available now fails from here on, where Linux would end the process.
 
-    Other systems have no such limit, and stay as they are.
+    It is the whole machine's memory that is asked for, not a container's. Allocations fail as errors; a new
+    thread may fail in ways of its own, so threads are begun before.
+
+    Returns:
+        Bytes of data that this process may have; None on other systems, which have no such limit.
+
+    Raises:
+        MemoryError: less is available than twice `RESERVE`.
     """
     if sys.platform != "linux":
-        return
+        return None
+    import resource
+
     found = {
         file: dict(re.findall(r"(\w+):\s+(\d+) kB", Path(file).read_text(encoding="utf-8")))
         for file in ("/proc/meminfo", "/proc/self/status")
     }
     spare = int(found["/proc/meminfo"]["MemAvailable"]) << 10
-    most = (int(found["/proc/self/status"]["VmData"]) << 10) + max(spare - RESERVE, 0)
-    resource.setrlimit(resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    if spare < 2 * RESERVE:
+        raise MemoryError(f"expected {2 * RESERVE:,} bytes of available memory at least, got {spare:,}")
+    most = (int(found["/proc/self/status"]["VmData"]) << 10) + spare - RESERVE
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = min([most, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)])
+    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+    return most

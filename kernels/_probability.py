@@ -21,7 +21,7 @@ CONFIGS = (config(8, 1, BLOCK_X=BLOCK_X, BLOCK_Y=BLOCK_Y, SOURCE_X=SOURCE_X, SOU
 
 
 @triton.jit
-def owned_tile(out_height, out_width, own_y, own_x, BLOCK_X: tl.constexpr, BLOCK_Y: tl.constexpr):
+def owned_tile(out_width, out_height, own_x, own_y, BLOCK_X: tl.constexpr, BLOCK_Y: tl.constexpr):
     """Of a program: its map, its tile's place among those of all maps, its first column and row, and which of
     the [BLOCK_X, BLOCK_Y] pixels from there on are its own.
     """

@@ -49,7 +49,7 @@ def _mask_bits_fwd_kernel(
     SOURCE_X: tl.constexpr,
     SOURCE_Y: tl.constexpr,
 ):
-    k, place, x, y, own = owned_tile(out_height, out_width, own_y, own_x, BLOCK_X, BLOCK_Y)
+    k, place, x, y, own = owned_tile(out_width, out_height, own_x, own_y, BLOCK_X, BLOCK_Y)
     p = probabilities(
         coarse,
         attention,

@@ -53,7 +53,7 @@ def _paste_masks_maps_kernel(
     SOURCE_X: tl.constexpr,
     SOURCE_Y: tl.constexpr,
 ):
-    k, _, x, y, own = owned_tile(out_height, out_width, own_y, own_x, BLOCK_X, BLOCK_Y)
+    k, _, x, y, own = owned_tile(out_width, out_height, own_x, own_y, BLOCK_X, BLOCK_Y)
     p = probabilities(
         coarse,
         attention,
@@ -111,9 +111,7 @@ def _paste_masks_fwd_kernel(
     BLOCK_Y: tl.constexpr,
     MAP_X: tl.constexpr,
 ):
-    tiles_x = tl.cdiv(original_width, own_x)
-    k, tile = cell_and_tile(tiles_x * tl.cdiv(original_height, BLOCK_Y))
-    x, y = tile % tiles_x * own_x, tile // tiles_x * BLOCK_Y
+    k, _, x, y, own = owned_tile(original_width, original_height, own_x, BLOCK_Y, BLOCK_X, BLOCK_Y)
     columns, rows = x + tl.arange(0, BLOCK_X), y + tl.arange(0, BLOCK_Y)
     left, _, _ = bilinear_tap(x, image_width, original_width)
     first, _, _ = bilinear_tap(left, width, 4 * width)
@@ -135,7 +133,6 @@ def _paste_masks_fwd_kernel(
         place = (k * original_width + columns)[:, None] * original_height + rows[None, :]
     else:
         place = columns[:, None] + (k * original_height + rows)[None, :] * original_width
-    own = (columns < tl.minimum(x + own_x, original_width))[:, None] & (rows < original_height)[None, :]
     tl.store(masks + place, (p > threshold).to(tl.uint8), mask=own)
 
 

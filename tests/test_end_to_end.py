@@ -13,6 +13,7 @@ import dense_solo  # benchmarks/ is on pytest's path
 import end_to_end
 import pytest
 import torch
+import typer
 from end_to_end_model import TINY, candidates_of
 from typer.testing import CliRunner
 
@@ -127,18 +128,43 @@ def test_what_is_left_out_is_listed_and_done_next(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_what_is_too_large_for_the_memory_fails_and_kills_nothing() -> None:
-    """In a process of its own, which keeps all memory that there is from itself."""
+    """In a process of its own, which keeps a quarter of the memory from itself."""
     code = """
-import machine, torch
-kept = torch.empty(1 << 30, dtype=torch.uint8)
-machine.RESERVE = 1 << 60
-machine.keep_to_memory()
+import machine, re, torch
+torch.empty(1 << 20).sum()
+spare = int(re.search(r"MemAvailable: +(\\d+)", open("/proc/meminfo").read())[1]) << 10
+machine.RESERVE = spare // 4
+more = spare - machine.RESERVE
+limit = machine.keep_to_memory()
+small = torch.empty(more // 2, dtype=torch.uint8)
 try:
-    torch.empty(1 << 30, dtype=torch.uint8)
+    torch.empty(more, dtype=torch.uint8)
 except RuntimeError as error:
     print("refused:", error)
+assert machine.keep_to_memory() <= limit, "a limit that is there already stays"
+machine.RESERVE = 1 << 60
+try:
+    machine.keep_to_memory()
+except MemoryError as error:
+    print(error)
 """
     folder = Path(end_to_end.__file__).parent
     told = subprocess.check_output([sys.executable, "-c", code], cwd=folder, text=True)
     assert "refused: " in told
-    assert "tried to allocate 1073741824 bytes" in told
+    assert "you tried to allocate" in told
+    assert "expected 2,305,843,009,213,693,952 bytes of available memory at least, got " in told
+
+
+def test_a_cpu_is_kept_to_its_memory(
+    bench: end_to_end.Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And only a CPU; what fails is stored with the limit."""
+    monkeypatch.setattr(end_to_end, "Bench", lambda *_: bench)
+    monkeypatch.setattr(end_to_end, "keep_to_memory", lambda: 123)
+    monkeypatch.setattr(bench, "prove", dict)
+    row = {"what": "training", "batch": 1, "dtype": "float32", "contender": "dense", "failed": "too large"}
+    monkeypatch.setattr(bench, "measure", lambda *_: ([dict(row)], [1]))
+    with pytest.raises(typer.Exit):
+        end_to_end.run("cpu", [1], ["float32"], compiled=False, out=tmp_path, minutes=9.0, size=TINY.size)
+    (first, *_) = json.loads((tmp_path / "end_to_end.json").read_text())["rows"]
+    assert first == {**row, "limit_bytes": 123}

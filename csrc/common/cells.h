@@ -14,12 +14,12 @@ namespace solo_attn {
 
 inline void check_cells(const char* op, const Tensor& coarse, const std::optional<Tensor>& attention) {
   check(coarse.dim() == 3 && coarse.size(1) > 0 && coarse.size(2) > 0, op,
-        ": expected coarse_logits of shape [K, h, w], got ", shape_of(coarse));
+        ": expected coarse_logits of shape [K, h, w] with h, w >= 1, got ", shape_of(coarse));
   if (!attention) return;
   const int64_t count = coarse.size(0);
   check(attention->dim() == 3 && attention->size(0) == count && attention->size(1) > 0 &&
             attention->size(1) == attention->size(2),
-        op, ": expected attention of shape [K, S, S], K = ", count, " as coarse_logits has, got ",
+        op, ": expected attention of shape [K, S, S] with S >= 1, K = ", count, " as coarse_logits has, got ",
         shape_of(*attention));
   check(attention->scalar_type() == coarse.scalar_type() && attention->is_cpu(), op,
         ": expected attention of coarse_logits's dtype and device, ", described(coarse), ", got ",

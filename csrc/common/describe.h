@@ -9,6 +9,7 @@
 
 namespace solo_attn {
 
+// PyTorch's name in C++ where no op has a use for the dtype.
 inline const char* dtype_name(torch::headeronly::ScalarType dtype) {
   using torch::headeronly::ScalarType;
   switch (dtype) {

@@ -192,8 +192,8 @@ void check_arguments(const Tensor& coarse, const std::optional<Tensor>& attentio
   check_cells("dice_loss", coarse, attention);
   const int64_t count = coarse.size(0);
   check(targets.dim() == 3 && targets.size(0) == count && targets.size(1) > 0 && targets.size(2) > 0,
-        "dice_loss: expected targets of shape [K, H, W], K = ", count, " as coarse_logits has, got ",
-        shape_of(targets));
+        "dice_loss: expected targets of shape [K, H, W] with H, W >= 1, K = ", count,
+        " as coarse_logits has, got ", shape_of(targets));
   check(targets.scalar_type() == ScalarType::Bool || targets.scalar_type() == ScalarType::Byte,
         "dice_loss: expected targets of dtype bool or uint8, got ", dtype_name(targets));
   check(targets.is_cpu(), "dice_loss: expected targets on the CPU, as coarse_logits, got ",

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "../common/bilinear_rows.h"
+#include "../common/cells.h"
 #include "../common/check.h"
 #include "../common/describe.h"
 #include "../common/dtypes.h"
@@ -101,22 +102,12 @@ struct Gather {
 
 Tensor upsample_add_cpu(const Tensor& coarse_logits, const std::optional<Tensor>& attention,
                         const std::vector<int64_t>& size) {
-  check(coarse_logits.dim() == 3 && coarse_logits.size(1) > 0 && coarse_logits.size(2) > 0,
-        "upsample_add: expected coarse_logits of shape [K, h, w] with h, w >= 1, got ",
-        shape_of(coarse_logits));
-  check(size.size() == 2 && size[0] > 0 && size[1] > 0,
-        "upsample_add: expected size (height, width) of at least 1, got ", described(size));
+  check_cells("upsample_add", coarse_logits, attention);
+  check_size("upsample_add", "size", size);
   const int64_t count = coarse_logits.size(0), height = size[0], width = size[1];
   const Tensor coarse = torch::stable::contiguous(coarse_logits);
   Tensor rows = coarse;
-  if (attention) {
-    check(attention->dim() == 3 && attention->size(0) == count && attention->size(1) > 0 &&
-              attention->size(2) > 0 && attention->is_cpu() &&
-              attention->scalar_type() == coarse.scalar_type(),
-          "upsample_add: expected attention of shape [K, S, S], dtype and device for coarse_logits ",
-          described(coarse), ", got ", described(*attention));
-    rows = torch::stable::contiguous(*attention);
-  }
+  if (attention) rows = torch::stable::contiguous(*attention);
   Tensor out = torch::stable::new_empty(coarse, {count, height, width});
   dispatch_float("upsample_add", coarse.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
@@ -137,11 +128,12 @@ Tensor upsample_add_cpu(const Tensor& coarse_logits, const std::optional<Tensor>
 
 std::tuple<Tensor, Tensor> upsample_add_bwd_cpu(const Tensor& grad, const std::vector<int64_t>& coarse_size,
                                                 const std::vector<int64_t>& attention_size) {
-  check(grad.dim() == 3 && grad.size(1) > 0 && grad.size(2) > 0 && coarse_size.size() == 2 &&
-            attention_size.size() == 2 && coarse_size[0] > 0 && coarse_size[1] > 0 &&
-            attention_size[0] >= 0 && attention_size[1] >= 0,
-        "upsample_add_bwd: expected grad of shape [K, H, W], and two sizes of (height, width), got ",
-        shape_of(grad), ", ", described(coarse_size), " and ", described(attention_size));
+  check(grad.dim() == 3 && grad.size(1) > 0 && grad.size(2) > 0,
+        "upsample_add_bwd: expected grad of shape [K, H, W] with H, W >= 1, got ", shape_of(grad));
+  check_size("upsample_add_bwd", "coarse_size", coarse_size);
+  check(attention_size.size() == 2 && attention_size[0] >= 0 && attention_size[1] >= 0,
+        "upsample_add_bwd: expected attention_size (height, width), 0 without attention, got ",
+        described(attention_size));
   const int64_t count = grad.size(0), height = grad.size(1), width = grad.size(2);
   const int64_t ch = coarse_size[0], cw = coarse_size[1];
   const int64_t ah = attention_size[0], aw = ah == 0 ? 0 : attention_size[1];

@@ -66,6 +66,10 @@ def conv_groups(in_channels: int, channels: int, count: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 class SOLOHead(nn.Module):
     """Category branch, mask branch and attention branch, their towers shared by all levels.
 
@@ -80,7 +84,7 @@ class SOLOHead(nn.Module):
         attention_scale: what multiplies the dot products: a number (1 is the paper's literal reading),
             "rsqrt" for C^-1/2, or "cosine" for dot products of vectors of length 1, times
             ``cosine_factor``. docs/results.md says why the last is the default.
-        cosine_factor: the largest attention with "cosine"; > 0. Any other scale has no use for it.
+        cosine_factor: the largest attention with "cosine"; > 0. Any other scale has no use for it: 1.
 
     Raises:
         ValueError: an argument outside of what is said above.
@@ -114,13 +118,20 @@ class SOLOHead(nn.Module):
             raise ValueError(
                 f"SOLOHead: expected coords to be one of {', '.join(COORDINATES)} or None, got {coords!r}"
             )
-        if isinstance(attention_scale, str) and attention_scale not in ("rsqrt", "cosine"):
+        if attention_scale not in ("rsqrt", "cosine") and not _is_finite(attention_scale):
             raise ValueError(
-                "SOLOHead: expected attention_scale to be a number, 'rsqrt' or 'cosine', "
+                "SOLOHead: expected attention_scale to be a finite number, 'rsqrt' or 'cosine', "
                 f"got {attention_scale!r}"
             )
-        if not 0 < cosine_factor < math.inf:
-            raise ValueError(f"SOLOHead: expected cosine_factor > 0 and finite, got {cosine_factor!r}")
+        if not _is_finite(cosine_factor) or cosine_factor <= 0:
+            raise ValueError(
+                f"SOLOHead: expected cosine_factor to be a finite number > 0, got {cosine_factor!r}"
+            )
+        if cosine_factor != 1 and attention_scale != "cosine":
+            raise ValueError(
+                f"SOLOHead: expected cosine_factor to be 1 with attention_scale {attention_scale!r}, "
+                f"got {cosine_factor!r}"
+            )
         self.num_classes = num_classes
         self.num_grids = tuple(num_grids)
         self.coords = coords

@@ -32,8 +32,8 @@ from .train import FREE, RESULT, train
 FIGURE_IMAGES = 3  # as many samples as the paper's Figure 5 has
 
 SCALES: dict[str, dict[str, float | str]] = {
-    "Attention mechanism, scale 1": {"attention_scale": 1.0},
-    "Attention mechanism, scale C^-1/2": {"attention_scale": "rsqrt"},
+    "Attention mechanism, scale 1": {"attention_scale": 1.0, "cosine_factor": 1.0},
+    "Attention mechanism, scale C^-1/2": {"attention_scale": "rsqrt", "cosine_factor": 1.0},
     "Attention mechanism, cosine": {"attention_scale": "cosine", "cosine_factor": 1.0},
     "Attention mechanism, 4 x cosine": {"attention_scale": "cosine", "cosine_factor": 4.0},
 }
@@ -67,9 +67,11 @@ def system_config(config: Config, system: str, seed: int) -> Config:
         ConfigError: no system of that name.
     """
     coords = config.model.coords or "paper"
+    # Without attention its scale is nothing: one for all, so that finished runs serve whatever it is.
+    without = {"attention": False, **SCALES["Attention mechanism, cosine"]}
     settings: dict[str, dict[str, Any]] = {
-        SYSTEMS[0]: {"coords": None, "attention": False},
-        SYSTEMS[1]: {"coords": coords, "attention": False},
+        SYSTEMS[0]: {"coords": None, **without},
+        SYSTEMS[1]: {"coords": coords, **without},
         SYSTEMS[2]: {"coords": coords, "attention": True},
     }
     for name, scale in SCALES.items():

@@ -264,8 +264,19 @@ def test_attention_is_of_features_before_coordinates(coords):
         ({"num_grids": (4, 4, 4, 4, 0)}, "SOLOHead: expected num_grids to be five"),
         ({"coords": "polar"}, "SOLOHead: expected coords to be one of paper, inclusive or None, got 'polar'"),
         ({"attention_scale": "sqrt"}, "SOLOHead: expected attention_scale to be .* got 'sqrt'"),
-        ({"cosine_factor": 0}, "SOLOHead: expected cosine_factor > 0 and finite, got 0"),
-        ({"cosine_factor": math.nan}, "SOLOHead: expected cosine_factor > 0 and finite, got nan"),
+        ({"cosine_factor": 0}, "SOLOHead: expected cosine_factor to be a finite number > 0, got 0"),
+        ({"cosine_factor": math.nan}, "SOLOHead: expected cosine_factor to be a finite number > 0, got nan"),
+        ({"cosine_factor": "4"}, "SOLOHead: expected cosine_factor to be a finite number > 0, got '4'"),
+        ({"cosine_factor": True}, "SOLOHead: expected cosine_factor to be a finite number > 0, got True"),
+        (
+            {"attention_scale": math.nan},
+            "SOLOHead: expected attention_scale to be a finite number, .* got nan",
+        ),
+        ({"attention_scale": None}, "SOLOHead: expected attention_scale to be a finite number, .* got None"),
+        (
+            {"attention_scale": "rsqrt", "cosine_factor": 4.0},
+            "SOLOHead: expected cosine_factor to be 1 with attention_scale 'rsqrt', got 4.0",
+        ),
     ],
 )
 def test_errors(settings, message):

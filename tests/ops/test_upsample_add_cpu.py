@@ -98,24 +98,31 @@ def test_infinity_stays_where_it_is(runner):
 def test_the_op_itself_refuses_what_does_not_fit(runner):
     """Called past the public function, as a graph of torch.compile does."""
     (coarse, rows), op = inputs(runner), runner.overload()
-    said = "float64 [{}] ({} dims) on cpu".format
-    wanted = "upsample_add: expected attention of shape [K, S, S], dtype and device for coarse_logits "
-    wanted += f"{said(', '.join(map(str, coarse.shape)), 3)}, got "
     k, side, _ = rows.shape
+    shaped = (
+        f"upsample_add: expected attention of shape [K, S, S] with S >= 1, K = {k} as coarse_logits has, got "
+    )
     for bad, got in (
-        (rows[:2], said(f"2, {side}, {side}", 3)),
-        (rows.float(), said(f"{k}, {side}, {side}", 3).replace("64", "32")),
-        (rows[0], said(f"{side}, {side}", 2)),
-        (rows[:, :0], said(f"{k}, 0, {side}", 3)),
+        (rows[:2], f"[2, {side}, {side}] (3 dims)"),
+        (rows[0], f"[{side}, {side}] (2 dims)"),
+        (rows[:, :0], f"[{k}, 0, {side}] (3 dims)"),
+        (rows[:, 1:], f"[{k}, {side - 1}, {side}] (3 dims)"),
     ):
-        check_message(lambda bad=bad: op(coarse, bad, (8, 8)), RuntimeError, wanted + got)
+        check_message(lambda bad=bad: op(coarse, bad, (8, 8)), RuntimeError, shaped + got)
+    wanted = "upsample_add: expected attention of coarse_logits's dtype and device, float64 "
+    wanted += (
+        f"[{', '.join(map(str, coarse.shape))}] (3 dims) on cpu, got float32 [{k}, {side}, {side}] (3 dims)"
+    )
+    check_message(lambda: op(coarse, rows.float(), (8, 8)), RuntimeError, f"{wanted} on cpu")
     wanted = "upsample_add: expected coarse_logits of shape [K, h, w] with h, w >= 1, got "
     wanted += f"[{k}, 0, {coarse.shape[2]}] (3 dims)"
     check_message(lambda: op(coarse[:, :0], rows, (8, 8)), RuntimeError, wanted)
     wanted = "upsample_add: expected size (height, width) of at least 1, got (8, 0)"
     check_message(lambda: op(coarse, rows, (8, 0)), RuntimeError, wanted)
-    wanted = "upsample_add_bwd: expected grad of shape [K, H, W], and two sizes of (height, width), got "
-    wanted += "[8, 8] (2 dims), (4, 4) and (0, 0)"
-    check_message(
-        lambda: runner.overload("_bwd")(coarse.new_ones(8, 8), (4, 4), (0, 0)), RuntimeError, wanted
-    )
+    back = runner.overload("_bwd")
+    for args, said in (
+        ((coarse[0], (4, 4), (0, 0)), "grad of shape [K, H, W] with H, W >= 1, got [4, 5] (2 dims)"),
+        ((coarse, (4, 0), (0, 0)), "coarse_size (height, width) of at least 1, got (4, 0)"),
+        ((coarse, (4, 4), (0, -1)), "attention_size (height, width), 0 without attention, got (0, -1)"),
+    ):
+        check_message(lambda args=args: back(*args), RuntimeError, f"upsample_add_bwd: expected {said}")

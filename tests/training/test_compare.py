@@ -158,6 +158,9 @@ def test_scales_are_more_systems(config: MakeConfig) -> None:
     stronger = override(config(), ["model.cosine_factor=4"])
     assert "Attention mechanism, cosine" in systems_of(stronger, scales=True)
     assert "Attention mechanism, 4 x cosine" not in systems_of(stronger, scales=True)
+    for name in (*systems_of(config())[:2], *systems_of(literal, scales=True)[3:]):
+        same = [system_config(c, name, 0) for c in (config(), literal, stronger)]
+        assert same[0] == same[1] == same[2], "what the configuration says of the scale is not theirs"
 
 
 def test_tables_are_of_the_test_images(config: MakeConfig, tmp_path: Path) -> None:
