@@ -253,10 +253,11 @@ def go(bench: Bench, todo: list[Job], folder: Path, end: float, limit: int | Non
 
     ``limit``: the bytes that this process may have, which say why a contender was too large.
     """
+    tf32 = bench.device == "cuda" and torch.backends.cudnn.allow_tf32
     result = {
         "environment": environment(bench.device),
         "setting": json.loads(json.dumps(dataclasses.asdict(bench.setting))),
-        "float32_convolutions": "TensorFloat-32" if torch.backends.cudnn.allow_tf32 else "float32",
+        "float32_convolutions": "TensorFloat-32" if tf32 else "float32",
         "weights_bytes": sum(p.numel() * p.element_size() for p in bench.model.parameters()),
         "compiled": COMPILED,
         "proof": bench.prove(),
