@@ -57,7 +57,7 @@ def nuclei() -> str:
         f"measure), at most {metrics['max_detections']} nuclei an image, {result['steps']:,} steps. "
         f"{measured_on(result['environment'], result['seconds'])}\n\n"
         "![Losses and AP over the steps](docs/images/nuclei_curve.png)\n\n"
-        "What it finds on three test images (scores from 0.3), each nucleus in a colour of its own:\n\n"
+        "What it finds on three test images (scores from 0.3), each instance in a colour of its own:\n\n"
         "![Masks of the nuclei found on three images](docs/images/nuclei_found.png)"
     )
 

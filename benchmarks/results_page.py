@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import groupby
+from itertools import groupby, product
 from typing import Any
 
 import speed
@@ -78,13 +78,13 @@ def end_to_end_of(machine: str, found: dict[str, Any]) -> str:
     height, width = found["setting"]["size"]
     ran = {row["contender"] for row in found["rows"]}
     compiled = "".join(f'"{k}": {what}. ' for k, what in found.get("compiled", {}).items() if k in ran)
-    left_out = "; ".join(found.get("left_out", ())) or "nothing"
+    left_out = "; ".join(absent(found)) or "nothing"
     return (
         f"### {machine}\n\n{table(head, rows, words=2)}\n\n"
         f"{width} x {height}; before they were timed, fast and dense gave the same losses, gradients of "
         f"three weights, and instances at batch 1 in float32; what torch.compile made was not compared. "
         f"Convolutions of float32: {found.get('float32_convolutions', 'float32')}. MiB: peak beyond weights, "
-        f"optimizer and batch. {compiled}Left out: {left_out}. "
+        f"optimizer and batch. {compiled}Not measured: {left_out}. "
         f"{measured_on(found['environment'])}"
     )
 
@@ -96,16 +96,15 @@ def end_to_end() -> str:
 
 
 def absent(found: dict[str, Any]) -> list[str]:
-    """What no row of an end-to-end measurement has."""
-    axes: dict[str, tuple[Any, ...]] = {
-        "batch": (1, 8),
-        "dtype": ("float32", "bfloat16"),
-        "contender": ("fast", "dense", "fast, compiled", "dense, compiled"),
-    }
+    """The races that an end-to-end measurement has no rows of, or none with torch.compile."""
+    ran = {(row["what"], row["batch"], row["dtype"], row["contender"]) for row in found["rows"]}
     lines = []
-    for axis, values in axes.items():
-        there = {row[axis] for row in found["rows"]}
-        lines += [f"batch {v}" if axis == "batch" else f'"{v}"' for v in values if v not in there]
+    for race in product(("training", "inference"), (1, 8), ("float32", "bfloat16")):
+        name = "{}, batch {}, {}".format(*race)
+        if any((*race, contender) not in ran for contender in ("fast", "dense")):
+            lines.append(name)
+        elif any((*race, f"{contender}, compiled") not in ran for contender in ("fast", "dense")):
+            lines.append(f"{name}, compiled")
     return lines
 
 
@@ -137,7 +136,7 @@ def unmeasured() -> str:
     if not ends:
         lines.append("Training and inference end to end.")
     lines += [
-        f"End to end, {machine}: {', '.join(missing)}."
+        f"End to end, {machine}: {'; '.join(missing)}."
         for machine, found in ends.items()
         if (missing := absent(found))
     ]

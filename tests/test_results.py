@@ -85,8 +85,14 @@ def test_every_result_names_machine_and_commit() -> None:
 @pytest.mark.parametrize("name", ["README.md", "results.md", "data.md"])
 def test_links_exist(name: str) -> None:
     folder = ROOT if name == "README.md" else ROOT / "docs"
-    for target in re.findall(r"\]\((?!http)([^)]+)\)", text_of(name)):
-        assert (folder / target).exists(), target
+    text = text_of(name)
+    headings = {
+        re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)
+    }
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", text):
+        file, _, heading = target.partition("#")
+        assert (folder / file).exists(), target
+        assert file or heading in headings, target
 
 
 def test_what_is_said_of_gpus_is_so() -> None:

@@ -74,7 +74,7 @@ def end_to_end() -> dict[str, Any]:
         {**about, "contender": "fast, compiled", "failed": "RuntimeError: no"},
         row("dense, compiled", 32.0, 2 << 30),
     ]
-    return {"environment": FACTS, "setting": {"size": [672, 1344]}, "rows": rows, "left_out": ["inference"]}
+    return {"environment": FACTS, "setting": {"size": [672, 1344]}, "rows": rows}
 
 
 def gpu() -> dict[str, Any]:
@@ -147,7 +147,10 @@ def test_any_subset_makes_a_page(results: Path, missing: str | None) -> None:
     if missing is None:
         assert "- Of what this page has a place for" not in text  # the goals of speed are not measured
         assert "Training and inference end to end." not in text
-        assert '- End to end, gpu: batch 1, "float32".\n' in text
+        missing = [f"training, batch {b}, {d}" for b, d in ((1, "float32"), (1, "bfloat16"), (8, "float32"))]
+        missing += [f"inference, batch {b}, {d}" for b in (1, 8) for d in ("float32", "bfloat16")]
+        assert f"- End to end, gpu: {'; '.join(missing)}.\n" in text
+        assert f"Not measured: {'; '.join(missing)}. (a GPU" in text
         assert "cuda | 2.00 | 1.00* | 4.00 | – | 1 | – |" in text
         assert "failed: RuntimeError: no" in text
         assert "Learned from `train.json`, measured on `test.json`." in text
@@ -204,6 +207,11 @@ def test_where_it_loses(results: Path) -> None:
     assert [work, "gpu", "dense, compiled", "2,048 MiB", "3,072 MiB"] in found
     assert [f"{work}, compiled", "gpu", "–", "–", "failed: RuntimeError: no"] in found
     assert ["scenes, 1 seed(s): Attention mechanism, ap", "cpu", "SOLO", "20.0", "15.0"] in found
+    stronger = {"Attention mechanism": [0.2], OTHER_SCALE: [0.3], "SOLO": [0.1]}
+    write(results, {"cpu/comparison_scenes": comparison(stronger)})
+    assert ["scenes, 1 seed(s): Attention mechanism, ap", "cpu", OTHER_SCALE, "30.0", "20.0"] in [
+        row for row in where_it_loses.losses() if row[2] != "SOLO"
+    ]
     assert not [row for row in found if OTHER_SCALE in row[0]], "no default of this library"
     assert not [row for row in found if row[0].startswith("nuclei, 3 seed(s): Attention mechanism, ap ")]
     assert not [row for row in found if row[2] in ("dense", "torch.compile")]
