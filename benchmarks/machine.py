@@ -23,7 +23,7 @@ def keep_to_memory() -> int | None:
     """What needs more memory than is available now fails from here on, where Linux would end the process.
 
     It is the whole machine's memory that is asked for, not a container's. Allocations fail as errors; a new
-    thread may fail in ways of its own, so threads are begun before.
+    thread may fail in ways of its own.
 
     Returns:
         Bytes of data that this process may have; None on other systems, which have no such limit.

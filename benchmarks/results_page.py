@@ -10,6 +10,7 @@ from typing import Any
 import speed
 import stored
 from comparisons import DATA, comparisons, stored_ones
+from end_to_end import BATCHES, DTYPES, WHAT, said
 from gpu_tables import gpu_section
 from readme import measured_where
 from stored import CPU, ROOT, measured_on, per_cent, table
@@ -99,12 +100,11 @@ def absent(found: dict[str, Any]) -> list[str]:
     """The races that an end-to-end measurement has no rows of, or none with torch.compile."""
     ran = {(row["what"], row["batch"], row["dtype"], row["contender"]) for row in found["rows"]}
     lines = []
-    for race in product(("training", "inference"), (1, 8), ("float32", "bfloat16")):
-        name = "{}, batch {}, {}".format(*race)
+    for race in product(WHAT, BATCHES, DTYPES):
         if any((*race, contender) not in ran for contender in ("fast", "dense")):
-            lines.append(name)
+            lines.append(said((*race, False)))
         elif any((*race, f"{contender}, compiled") not in ran for contender in ("fast", "dense")):
-            lines.append(f"{name}, compiled")
+            lines.append(said((*race, True)))
     return lines
 
 
