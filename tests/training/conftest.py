@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,7 +73,15 @@ def config(scenes: Path) -> Callable[..., Config]:
     return lambda **train_settings: tiny_config(scenes, **train_settings)
 
 
+def digests(folder: Path) -> dict[Path, str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
 @pytest.fixture(scope="session")
-def trained(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
-    """One run of two epochs, which several tests look at."""
-    return train(tiny_config(scenes), tmp_path_factory.mktemp("run"))
+def trained(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainResult]:
+    """One run of two epochs, which several tests look at and none may write to."""
+    result = train(tiny_config(scenes), tmp_path_factory.mktemp("run"))
+    before = digests(result.run_dir)
+    yield result
+    assert digests(result.run_dir) == before, "a test wrote to the run that others look at: copy it first"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,8 +76,9 @@ def test_refuses_to_resume_with_other_settings(trained: TrainResult, config: Mak
         train(config(learning_rate=0.5), trained.run_dir, resume=True)
 
 
-def test_a_finished_run_is_only_validated(trained: TrainResult, config: MakeConfig) -> None:
-    again = train(config(), trained.run_dir, resume=True)
+def test_a_finished_run_is_only_validated(trained: TrainResult, config: MakeConfig, tmp_path: Path) -> None:
+    run_dir = shutil.copytree(trained.run_dir, tmp_path / "run")
+    again = train(config(), run_dir, resume=True)
     assert (again.steps, again.metrics) == (trained.steps, trained.metrics)
 
 
