@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +17,9 @@ R = TypeVar("R")
 
 # Modules of the extra "train".
 _EXTRA = {"lightning", "tensorboard", "pycocotools", "yaml", "safetensors", "matplotlib", "PIL"}
+
+# Set by every invocation, before its command.
+_show_tracebacks = False
 
 app = typer.Typer(
     name="solo-attn",
@@ -57,8 +59,8 @@ def root(
     New here? [bold]solo-attn demo[/bold] trains and compares three small models in a few minutes and needs no
     data; [bold]solo-attn doctor[/bold] says what this machine can run.
     """
-    if debug:
-        os.environ["SOLO_ATTN_DEBUG"] = "1"
+    global _show_tracebacks
+    _show_tracebacks = debug
 
 
 def command(function: Callable[P, R]) -> Callable[P, R]:
@@ -75,7 +77,7 @@ def command_of(group: typer.Typer, function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         except Exception as error:
             message = _expected(error)
-            if message is None or os.environ.get("SOLO_ATTN_DEBUG", "0") not in ("", "0"):
+            if message is None or _show_tracebacks:
                 raise
             Console(stderr=True, soft_wrap=True).print(
                 f"[bold red]error:[/bold red] {escape(_without_worker(message))}", highlight=False

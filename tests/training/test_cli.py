@@ -260,7 +260,7 @@ def test_predict_again_into_the_folder_of_the_images(trained: TrainResult, tmp_p
         assert {p.name for p in tmp_path.iterdir()} == {"a.jpg", "b.webp", "a.png", "b.png", "results.json"}
 
 
-def test_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_one_line(tmp_path: Path) -> None:
     cases = [
         (["train", tmp_path / "none.yaml"], "none.yaml"),
         (["train", "--nonsense"], "--nonsense"),
@@ -280,8 +280,16 @@ def test_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert code == 2, arguments
         assert message in output
         assert "Traceback" not in output
+
+
+def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ("train", tmp_path / "none.yaml")
     with pytest.raises(ValueError, match=r"none\.yaml"):
-        run("--debug", "train", tmp_path / "none.yaml")
+        run("--debug", *command)
+    assert run(*command)[0] == 2, "it was said for one command"
+    monkeypatch.setenv("SOLO_ATTN_DEBUG", "1")
+    with pytest.raises(ValueError, match=r"none\.yaml"):
+        run(*command)
 
 
 def test_missing_data_is_one_line(config: MakeConfig, tmp_path: Path) -> None:
