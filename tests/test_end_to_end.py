@@ -15,6 +15,7 @@ import pytest
 import torch
 import typer
 from end_to_end_model import TINY, candidates_of
+from torch.utils._pytree import tree_map
 from typer.testing import CliRunner
 
 from solo_attn.models import losses
@@ -44,10 +45,41 @@ def test_every_level_has_work(bench: end_to_end.Bench) -> None:
 
 
 def test_proof(bench: end_to_end.Bench) -> None:
-    proof = bench.prove()
-    assert 0.1 < proof["training"]["losses"]["loss_mask"] < 3
-    assert max(proof["training"]["largest_difference"].values()) < 1e-4
-    assert proof["inference"]["without_a_twin"] == 0
+    for compiled, names in ((False, {"fast"}), (True, {"fast", "fast, compiled", "dense, compiled"})):
+        proof = bench.prove(compiled)
+        assert 0.1 < proof["training"]["losses"]["loss_mask"] < 3
+        apart = proof["training"]["largest_difference"]
+        assert apart.keys() == names
+        assert max(max(values.values()) for values in apart.values()) < 1e-4
+        assert proof["inference"]["without_a_twin"] == dict.fromkeys(names, 0)
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ("mask_features", "loss_mask: .* between fast, compiled and dense"),
+        ("_features", "loss_category: .* between fast, compiled and dense"),
+        ("_losses", "loss_category: .* between dense, compiled and dense"),
+        ("_maps", "instances differ between dense, compiled and dense"),
+    ],
+)
+def test_a_wrong_compiler_is_found(
+    bench: end_to_end.Bench, monkeypatch: pytest.MonkeyPatch, part: str, said: str
+) -> None:
+    def compiler(function: Any) -> Any:
+        def wrong(*args: Any) -> Any:
+            return tree_map(lambda x: 1.1 * x if x.is_floating_point() else x, function(*args))
+
+        return wrong if function.__name__ == part else function
+
+    monkeypatch.setattr(bench, "compiler", compiler)
+    with pytest.raises(AssertionError, match=said):
+        bench.prove_compiled()
+
+
+def test_what_cannot_be_compiled_is_said(bench: end_to_end.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "compiler", lambda part: 1 / 0)
+    assert bench.prove_compiled() == {"failed": "ZeroDivisionError: division by zero"}
 
 
 def off(module: Any, name: str, by: float) -> Any:
@@ -73,7 +105,7 @@ def test_disagreement_is_found(
 ) -> None:
     monkeypatch.setattr(module, name, value)
     with pytest.raises(AssertionError, match=said):
-        bench.prove()
+        bench.prove(False)
 
 
 def test_what_fails_is_recorded_and_the_others_run() -> None:
@@ -103,13 +135,14 @@ def test_what_is_left_out_is_listed_and_done_next(
         return [{**row, "contender": name} for name in names], [1, 2]
 
     monkeypatch.setattr(bench, "measure", measure)
-    monkeypatch.setattr(bench, "prove", dict)
+    monkeypatch.setattr(bench, "prove", lambda compiled: {"compiled": compiled})
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     todo = list(end_to_end.jobs((1,), ("float32", "bfloat16"), True))
     assert [job[3] for job in todo] == [False] * 4 + [True] * 4
 
     first = end_to_end.go(bench, todo, tmp_path, 5)
     assert len(told) == 5
+    assert "compiled_proof" in first
     assert first["left_out"] == [end_to_end.said(job) for job in todo[5:]]
     second = end_to_end.go(bench, todo, tmp_path, 99)
     assert len(told) == 8
@@ -118,6 +151,7 @@ def test_what_is_left_out_is_listed_and_done_next(
     assert all(row["failed"] == "True" for row in second["rows"])
     stored = json.loads((tmp_path / "end_to_end.json").read_text())
     assert stored == second
+    assert (stored["proof"], stored["compiled_proof"]) == ({"compiled": False}, {"compiled": True})
     for key in ("commit", "device", "date", "torch"):
         assert key in stored["environment"]
 
@@ -161,7 +195,7 @@ def test_a_cpu_is_kept_to_its_memory(
     """And only a CPU; what fails is stored with the limit."""
     monkeypatch.setattr(end_to_end, "Bench", lambda *_: bench)
     monkeypatch.setattr(end_to_end, "keep_to_memory", lambda: 123)
-    monkeypatch.setattr(bench, "prove", dict)
+    monkeypatch.setattr(bench, "prove", lambda compiled: {"compiled": compiled})
     row = {"what": "training", "batch": 1, "dtype": "float32", "contender": "dense", "failed": "too large"}
     monkeypatch.setattr(bench, "measure", lambda *_: ([dict(row)], [1]))
     with pytest.raises(typer.Exit):

@@ -156,6 +156,19 @@ def test_any_subset_makes_a_page(results: Path, missing: str | None) -> None:
         assert "Learned from `train.json`, measured on `test.json`." in text
 
 
+@pytest.mark.parametrize(
+    ("proof", "said"),
+    [
+        ({}, "was not compared"),
+        ({"compiled_proof": {"training": {}, "inference": {}}}, "gave the same too"),
+        ({"compiled_proof": {"failed": "RuntimeError: no"}}, "could not be compared (RuntimeError: no)"),
+    ],
+)
+def test_whether_what_was_compiled_was_compared(results: Path, proof: dict[str, Any], said: str) -> None:
+    write(results, {"gpu/end_to_end": end_to_end() | proof})
+    assert f"what torch.compile made {said}. Convolutions" in page()
+
+
 def test_each_number_of_a_comparison_counts(results: Path) -> None:
     write(results, MADE)
     before = page()
