@@ -1,15 +1,9 @@
 """What nvcc made of the CUDA kernels that are built: no spills, room for the blocks planned."""
 
-import sys
-from pathlib import Path
-
+import kernel_resources as resources
 import pytest
 
 from solo_attn.backends import compiled
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import kernel_resources as resources  # noqa: E402
 
 ARCHS = compiled.CONFIGURATION.get("archs", [])
 pytestmark = [

@@ -8,12 +8,11 @@ import shutil
 import sys
 from pathlib import Path
 
+import command_line
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from solo_attn.cli import app
 from solo_attn.training import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -30,8 +29,7 @@ def commands():
 def clone(folder):
     """What the page takes from a clone, and the layouts it names that nobody draws yet."""
     shutil.copytree(ROOT / "configs", folder / "configs")
-    (folder / "tests" / "data").mkdir(parents=True)
-    shutil.copy(ROOT / "tests" / "data" / "small_cityscapes.py", folder / "tests" / "data")
+    shutil.copytree(ROOT / "tests" / "helpers", folder / "tests" / "helpers")
     for name in ("PNGImages", "PedMasks", "labelled"):
         (folder / name).mkdir()
     photo, ids = np.full((40, 60, 3), 90, np.uint8), np.zeros((40, 60), np.uint8)
@@ -57,9 +55,9 @@ def run(words):
         runpy.run_path(words[1], run_name="__main__")
         return ""
     assert words[0] == "solo-attn", words
-    result = CliRunner().invoke(app, words[1:], env={"COLUMNS": "200"})
-    assert result.exit_code == 0, (words, result.output, result.exception)
-    return result.output
+    code, output = command_line.run(*words[1:])
+    assert code == 0, (words, output)
+    return output
 
 
 def counted(path):

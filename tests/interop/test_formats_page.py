@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import run
 from pages import follow
 from peers import need
 from PIL import Image
 from pycocotools.coco import COCO
-from typer.testing import CliRunner
 
-from solo_attn.cli import app
 from solo_attn.data import read_image
 from solo_attn.training import load_model
 
@@ -68,13 +67,6 @@ def test_all_formats_tell_the_same(followed) -> None:
         assert set(np.unique(ids)) <= set(range(shown + 1))
         assert np.array_equal(ids > 0, found["masks"][:shown].any(0).numpy())
         assert np.array_equal(ids == 1, found["masks"][0].numpy())
-
-
-def run(*arguments: object) -> tuple[int, str]:
-    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output
 
 
 def test_predict_writes_what_is_asked_for_and_overwrites_nothing(followed, tmp_path) -> None:

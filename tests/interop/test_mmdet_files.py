@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import run
 from peers import need
-from typer.testing import CliRunner
 
 need("mmdet")
 
 from mmdet_models import SMALL, config, detector, photo, save  # noqa: E402
 
-from solo_attn.cli import app  # noqa: E402
 from solo_attn.interop.mmdet import convert_checkpoint  # noqa: E402
 from solo_attn.interop.mmdet.settings import read_settings  # noqa: E402
 from solo_attn.training import CheckpointError, load_model  # noqa: E402
@@ -26,13 +25,6 @@ from solo_attn.training import CheckpointError, load_model  # noqa: E402
 def solo() -> tuple[Any, Any]:
     settings = config(18, **SMALL)
     return detector(settings), settings
-
-
-def run(*arguments: object) -> tuple[int, str]:
-    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output
 
 
 def refused(path: Path, message: str) -> None:

@@ -11,31 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import run
 from PIL import Image
 from pycocotools.coco import COCO
-from typer.testing import CliRunner
 
 import solo_attn
-from solo_attn.cli import app
 from solo_attn.data import read_image
 from solo_attn.evaluation import evaluate
 from solo_attn.training import Config, TrainResult, load_model
 
 MakeConfig = Callable[..., Config]
-runner = CliRunner()
-
-
-def run(*arguments: object) -> tuple[int, str]:
-    result = runner.invoke(app, [str(a) for a in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output
-
-
-@pytest.fixture(autouse=True)
-def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.delenv("SOLO_ATTN_DEBUG", raising=False)
 
 
 def test_help_names_every_command() -> None:
@@ -282,14 +267,13 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
         assert "Traceback" not in output
 
 
-def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     command = ("train", tmp_path / "none.yaml")
     with pytest.raises(ValueError, match=r"none\.yaml"):
         run("--debug", *command)
     assert run(*command)[0] == 2, "it was said for one command"
-    monkeypatch.setenv("SOLO_ATTN_DEBUG", "1")
     with pytest.raises(ValueError, match=r"none\.yaml"):
-        run(*command)
+        run(*command, SOLO_ATTN_DEBUG="1")
 
 
 def test_missing_data_is_one_line(config: MakeConfig, tmp_path: Path) -> None:

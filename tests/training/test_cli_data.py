@@ -3,39 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import small_cityscapes
+from command_line import run
 from PIL import Image
-from typer.testing import CliRunner
 
-from solo_attn.cli import app
 from solo_attn.data import CocoInstances, check_dataset
 from solo_attn.evaluation.inspection import contact_sheet, inspect_dataset
 from solo_attn.training import Config, grid_setting, load_config, with_proposal
 
-sys.path.append(str(Path(__file__).parents[1] / "data"))
-import small_cityscapes
-
-runner = CliRunner()
 CLASSES = "person,rider,car,truck,bus,bicycle"
-
-
-def run(*arguments: object) -> tuple[int, str]:
-    result = runner.invoke(app, [str(a) for a in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output
-
-
-@pytest.fixture(autouse=True)
-def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.delenv("SOLO_ATTN_DEBUG", raising=False)
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from command_line import run
 
-from solo_attn.cli import app
 from solo_attn.cli.train import TRY_AGAIN
 
 ROOT = Path(__file__).parents[2]
@@ -35,19 +34,6 @@ TINY = [
     "train.log_every=1",
     "train.accelerator=cpu",
 ]
-
-
-@pytest.fixture(autouse=True)
-def errors_as_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever an earlier test has left in the environment."""
-    monkeypatch.delenv("SOLO_ATTN_DEBUG", raising=False)
-
-
-def run(*arguments: object) -> tuple[int, str]:
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output
 
 
 def command(name: str, out: Path, *overrides: str) -> list[object]:

@@ -1,6 +1,6 @@
 """A small data set in Cityscapes' layout, since Cityscapes itself may not be passed on.
 
-python tests/data/small_cityscapes.py FOLDER
+python tests/helpers/small_cityscapes.py FOLDER
 """
 
 from __future__ import annotations
