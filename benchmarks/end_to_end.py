@@ -17,7 +17,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,11 +33,10 @@ from end_to_end_model import (
     contenders,
     images_of,
     model_of,
-    prove_inference,
-    prove_training,
     set_candidates,
     targets_of,
 )
+from end_to_end_proof import DifferentError, FailedError, Proof, prove, watched
 from machine import folder_of, keep_to_memory
 from torch import Tensor
 
@@ -52,33 +51,9 @@ COMPILED = {
     "scores and all probability maps; not: choosing candidates, and what follows",
 }
 
+Job = tuple[str, int, str, bool]  # what, batch, dtype, compiled
+
 app = typer.Typer(help=__doc__)
-
-
-class FailedError(Exception):
-    """A contender cannot go on; the others can."""
-
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name}: {reason}")
-        self.name, self.reason = name, reason
-
-
-def reason(error: Exception) -> str:
-    """In one line."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def watched(name: str, run: Callable[[], Any]) -> Callable[[], Any]:
-    """Raises `FailedError` where it fails."""
-
-    def go() -> Any:
-        try:
-            return run()
-        except Exception as error:
-            said = reason(error)
-        raise FailedError(name, said)  # not from `error`, whose traceback would keep what fills the memory
-
-    return go
 
 
 def race(
@@ -100,10 +75,15 @@ def race(
         except FailedError as failure:
             failed[failure.name] = failure.reason
             del left[failure.name]
-        gc.collect()
-        if device == "cuda":
-            torch.cuda.empty_cache()
+        free(device)
     return {}, failed
+
+
+def free(device: str) -> None:
+    """Memory that nothing needs any more."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def train_step(
@@ -143,29 +123,27 @@ class Bench:
         set_candidates(self.model, images, self.setting.candidates)
         return images, targets_of(self.setting, batch, self.device)
 
-    def prove(self, compiled: bool) -> dict[str, Any]:
-        """At batch 1 in float32, convolutions included. Raises AssertionError."""
+    def prove(self, compiled: bool) -> Proof:
+        """At batch 1 in float32, convolutions included.
+
+        Raises:
+            DifferentError: this library does not give what the dense way gives.
+        """
         images, targets = self.prepare(1)
-        compiler = self.compiler if compiled else None
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return {
-                "training": prove_training(self.model, images, targets, compiler),
-                "inference": prove_inference(self.model, images, compiler),
-            }
+            proof = prove(self.model, images, targets, self.compiler if compiled else None)
+        free(self.device)
+        for what, found in proof.items():
+            if "failed" in found["fast"]:
+                raise DifferentError(f"{what}: {found['fast']['failed']}")
+        return proof
 
-    def prove_compiled(self) -> dict[str, Any]:
-        """What cannot be compiled is no reason to end: its race has a row that says so."""
-        try:
-            return self.prove(True)
-        except AssertionError:
-            raise
-        except Exception as error:
-            return {"failed": reason(error)}
+    def measure(self, job: Job, unproven: Mapping[str, str]) -> tuple[list[dict[str, Any]], list[int]]:
+        """One race: a row for each contender, and how many candidates each level has.
 
-    def measure(
-        self, what: str, batch: int, dtype: str, compiled: bool
-    ) -> tuple[list[dict[str, Any]], list[int]]:
-        """One race: a row for each contender, and how many candidates each level has."""
+        ``unproven``: contenders that have a row, but are not run, and why.
+        """
+        what, batch, dtype, compiled = job
         images, targets = self.prepare(batch)
         cast = functools.partial(
             torch.autocast, self.device, dtype=torch.bfloat16, enabled=dtype == "bfloat16"
@@ -178,7 +156,9 @@ class Bench:
                 runs[name] = functools.partial(train_step, run, self.optimizer, images, targets, cast)
             else:
                 runs[name] = functools.partial(infer, run, images, cast)
-        found, failed = race(runs, self.device, self.seconds)
+        proven = {name: run for name, run in runs.items() if name not in unproven}
+        found, failed = race(proven, self.device, self.seconds)
+        failed |= unproven
         rows = []
         for name in runs:
             row: dict[str, Any] = {"what": what, "batch": batch, "dtype": dtype, "contender": name}
@@ -188,9 +168,6 @@ class Bench:
                 row |= found[name] | {"images_per_second": batch / found[name]["seconds"]["median"]}
             rows.append(row)
         return rows, candidates
-
-
-Job = tuple[str, int, str, bool]  # what, batch, dtype, compiled
 
 
 def jobs(batches: Sequence[int], dtypes: Sequence[str], compiled: bool) -> Iterator[Job]:
@@ -266,6 +243,8 @@ def run(
 def go(bench: Bench, todo: list[Job], folder: Path, end: float, limit: int | None = None) -> dict[str, Any]:
     """Prove, then race what no earlier piece has, until ``end``; everything that is known by then.
 
+    What torch.compile makes is proven when its first race is due. Stored after each step.
+
     ``limit``: the bytes that this process may have, which say why a contender was too large.
     """
     tf32 = bench.device == "cuda" and torch.backends.cudnn.allow_tf32
@@ -282,21 +261,30 @@ def go(bench: Bench, todo: list[Job], folder: Path, end: float, limit: int | Non
     }
     path = folder / "end_to_end.json"
     result = begun(path, result)
-    for job in todo:
-        if said(job) not in result["done"] and time.monotonic() < end:
-            if job[3] and "compiled_proof" not in result:
-                result["compiled_proof"] = bench.prove_compiled()
-            rows, candidates = bench.measure(*job)
-            result["rows"] = [row for row in result["rows"] if not same(row, rows[0])] + rows
-            result["candidates"][f"batch {job[1]}, {job[2]}"] = candidates
-            result["done"].append(said(job))
-            for row in rows:
-                if "failed" in row:
-                    row["limit_bytes"] = limit
-                typer.echo(f"{said(job)}: {row['contender']} {row.get('failed') or in_words(row)}")
+
+    def store() -> None:
         result["left_out"] = [said(later) for later in todo if said(later) not in result["done"]]
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+    store()
+    for job in [job for job in todo if said(job) not in result["done"]]:
+        what, batch, dtype, compiled = job
+        if compiled and "dense, compiled" not in result["proof"][what] and time.monotonic() < end:
+            result["proof"] = bench.prove(True)
+            store()
+        if time.monotonic() >= end:
+            break
+        unproven = {name: x["failed"] for name, x in result["proof"][what].items() if "failed" in x}
+        rows, candidates = bench.measure(job, unproven)
+        result["rows"] = [row for row in result["rows"] if not same(row, rows[0])] + rows
+        result["candidates"][f"batch {batch}, {dtype}"] = candidates
+        result["done"].append(said(job))
+        for row in rows:
+            if "failed" in row:
+                row["limit_bytes"] = limit
+            typer.echo(f"{said(job)}: {row['contender']} {row.get('failed') or in_words(row)}")
+        store()
     return result
 
 

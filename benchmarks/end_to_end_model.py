@@ -1,4 +1,4 @@
-"""The model that `end_to_end.py` times, its images and objects, and the proof that both ways agree."""
+"""The model that `end_to_end.py` times, its images and objects, and the ways it is run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from solo_attn.models import SOLO, build_solo
 from solo_attn.models.inference import boxes_of, find_candidates, points_nms
 
 NUM_CLASSES = 5
-CHECKED = ("backbone.body.conv1.weight", "head.mask_tower.0.weight", "head.mask_outputs.0.weight")
 
 
 @dataclass(frozen=True)
@@ -137,57 +136,3 @@ def contenders(model: SOLO, what: str, compiler: Compiler | None) -> dict[str, C
         found["fast, compiled"] = with_compiled_parts(model, compiler)
         found["dense, compiled"] = getattr(DenseSOLO(model, compiler), name)
     return found
-
-
-def prove_training(
-    model: SOLO, images: list[Tensor], targets: list[dict[str, Tensor]], compiler: Compiler | None
-) -> dict[str, Any]:
-    """Refuse losses and gradients that are not those of the dense way.
-
-    Raises:
-        AssertionError: they differ.
-    """
-    found: dict[str, dict[str, Tensor]] = {}
-    for name, run in contenders(model, "training", compiler).items():
-        losses = run(images, targets)
-        sum(losses.values()).backward()
-        grads = {key: model.get_parameter(key).grad.clone() for key in CHECKED}  # type: ignore[union-attr]
-        found[name] = {**{key: loss.detach() for key, loss in losses.items()}, **grads}
-        model.zero_grad()
-    dense = found.pop("dense")
-    apart: dict[str, dict[str, float]] = {name: {} for name in found}
-    for name, values in found.items():
-        for key, value in values.items():
-            apart[name][key] = off = float((value - dense[key]).abs().max() / dense[key].abs().max())
-            assert off < 1e-3, f"{key}: {off:.1e} of its largest value between {name} and dense"
-    losses = {key: float(dense[key]) for key in ("loss_category", "loss_mask")}
-    return {"losses": losses, "largest_difference": apart}
-
-
-def prove_inference(model: SOLO, images: list[Tensor], compiler: Compiler | None) -> dict[str, Any]:
-    """Refuse instances that are not those of the dense way, but for rounding at a threshold.
-
-    Raises:
-        AssertionError: they differ by more.
-    """
-    found = {name: run(images) for name, run in contenders(model, "inference", compiler).items()}
-    dense = found.pop("dense")
-    counts = [len(image["scores"]) for image in found["fast"]]
-    assert min(counts) > 5, "too few instances to mean anything"
-    total = sum(counts)
-    missed = {name: without_a_twin(instances, dense) for name, instances in found.items()}
-    for name, count in missed.items():
-        assert count <= total // 50, f"{count} of {total} instances differ between {name} and dense"
-    return {"instances": total, "without_a_twin": missed}
-
-
-def without_a_twin(instances: list[dict[str, Tensor]], dense: list[dict[str, Tensor]]) -> int:
-    """How many of these are not there the dense way, and how many more or fewer there are."""
-    missed = 0
-    for ours, theirs in zip(instances, dense, strict=True):
-        missed += abs(len(ours["scores"]) - len(theirs["scores"]))
-        for label, score, mask in zip(ours["labels"], ours["scores"], ours["masks"], strict=True):
-            same = (theirs["labels"] == label) & ((theirs["scores"] - score).abs() < 1e-4)
-            wrong = (theirs["masks"][same] != mask).flatten(1).float().mean(1)
-            missed += not bool((wrong < 1e-3).any())
-    return missed

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ import pytest
 import torch
 import typer
 from end_to_end_model import TINY, candidates_of
+from end_to_end_proof import CHECKED, DifferentError, Proof
+from torch._dynamo.exc import BackendCompilerFailed
 from torch.utils._pytree import tree_map
 from typer.testing import CliRunner
 
@@ -27,10 +31,16 @@ def bench() -> end_to_end.Bench:
     return end_to_end.Bench(TINY, "cpu", 0, lambda part: part)
 
 
+@pytest.fixture(autouse=True)
+def limit_of_recompiling() -> Iterator[None]:
+    """The benchmark sets its own, which other tests must not find."""
+    with torch._dynamo.config.patch(recompile_limit=8):
+        yield
+
+
 def test_dry_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    with torch._dynamo.config.patch(recompile_limit=8):  # it sets its own, which others must not find
-        done = CliRunner().invoke(end_to_end.app, ["--dry-run"])
+    done = CliRunner().invoke(end_to_end.app, ["--dry-run"])
     assert done.exit_code == 0, done.output
     assert done.output.splitlines()[-1] == "dry run: 12 rows, 0 failed, none of them kept"
 
@@ -44,42 +54,87 @@ def test_every_level_has_work(bench: end_to_end.Bench) -> None:
     assert all(len(x.cells) for x in assign(targets, TINY.size, head.num_grids, model.scale_ranges))
 
 
-def test_proof(bench: end_to_end.Bench) -> None:
-    for compiled, names in ((False, {"fast"}), (True, {"fast", "fast, compiled", "dense, compiled"})):
-        proof = bench.prove(compiled)
-        assert 0.1 < proof["training"]["losses"]["loss_mask"] < 3
-        apart = proof["training"]["largest_difference"]
-        assert apart.keys() == names
-        assert max(max(values.values()) for values in apart.values()) < 1e-4
-        assert proof["inference"]["without_a_twin"] == dict.fromkeys(names, 0)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_proof(bench: end_to_end.Bench, compiled: bool) -> None:
+    proof = bench.prove(compiled)
+    names = {"fast", "fast, compiled", "dense, compiled"} if compiled else {"fast"}
+    training, inference = proof["training"], proof["inference"]
+    assert 0.1 < training.pop("dense")["loss_mask"] < 3
+    assert training.keys() == names
+    for apart in training.values():
+        assert set(CHECKED) < apart.keys()
+        assert max(apart.values()) < 1e-4
+    assert min(inference.pop("dense")["instances"]) > 5
+    assert inference == {name: {"without_a_twin": 0} for name in names}
+
+
+def larger(x: torch.Tensor) -> torch.Tensor:
+    return 1.1 * x if x.is_floating_point() else x
+
+
+def steeper(x: torch.Tensor) -> torch.Tensor:
+    """The same with a larger gradient."""
+    return x + 0.1 * (x - x.detach()) if x.is_floating_point() else x
 
 
 @pytest.mark.parametrize(
-    ("part", "said"),
+    ("part", "wrong", "what", "name", "said"),
     [
-        ("mask_features", "loss_mask: .* between fast, compiled and dense"),
-        ("_features", "loss_category: .* between fast, compiled and dense"),
-        ("_losses", "loss_category: .* between dense, compiled and dense"),
-        ("_maps", "instances differ between dense, compiled and dense"),
+        ("mask_features", larger, "training", "fast, compiled", "loss_mask differs"),
+        ("mask_features", larger, "inference", "fast, compiled", "instances differ"),
+        ("_features", larger, "training", "fast, compiled", "loss_category differs"),
+        ("_features", steeper, "training", "fast, compiled", "conv1.weight differs"),
+        ("_features", larger, "inference", "fast, compiled", "instances differ"),
+        ("_losses", larger, "training", "dense, compiled", "loss_category differs"),
+        ("_losses", steeper, "training", "dense, compiled", "conv1.weight differs"),
+        ("_maps", larger, "inference", "dense, compiled", "instances differ"),
     ],
 )
 def test_a_wrong_compiler_is_found(
-    bench: end_to_end.Bench, monkeypatch: pytest.MonkeyPatch, part: str, said: str
+    bench: end_to_end.Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    part: str,
+    wrong: Callable[[torch.Tensor], torch.Tensor],
+    what: str,
+    name: str,
+    said: str,
 ) -> None:
-    def compiler(function: Any) -> Any:
-        def wrong(*args: Any) -> Any:
-            return tree_map(lambda x: 1.1 * x if x.is_floating_point() else x, function(*args))
+    """It fails alone, and is not timed."""
 
-        return wrong if function.__name__ == part else function
+    def compiler(function: Any) -> Any:
+        if function.__name__ != part:
+            return function
+        return lambda *args: tree_map(wrong, function(*args))
 
     monkeypatch.setattr(bench, "compiler", compiler)
-    with pytest.raises(AssertionError, match=said):
-        bench.prove_compiled()
+    found = bench.prove(True)[what]
+    assert said in found.pop(name)["failed"]
+    assert not [other for other in found.values() if "failed" in other]
 
 
-def test_what_cannot_be_compiled_is_said(bench: end_to_end.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "compiler", lambda part: 1 / 0)
-    assert bench.prove_compiled() == {"failed": "ZeroDivisionError: division by zero"}
+def test_what_cannot_be_compiled_is_a_row_that_says_so(
+    bench: end_to_end.Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def compiler(function: Any) -> Any:
+        def fails(*args: Any) -> Any:
+            raise BackendCompilerFailed(torch.compile, ValueError("no"), None)
+
+        return fails if function.__name__ == "_maps" else function
+
+    monkeypatch.setattr(bench, "compiler", compiler)
+    result = end_to_end.go(bench, [("inference", 1, "float32", True)], tmp_path, math.inf)
+    failed = {row["contender"]: row["failed"] for row in result["rows"] if "failed" in row}
+    assert failed == {"dense, compiled": "BackendCompilerFailed: backend='compile' raised: ValueError: no"}
+    assert len(result["rows"]) == 4
+
+
+def test_this_library_beside_dense_stops_it(
+    bench: end_to_end.Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(losses, "dice_loss", off(losses, "dice_loss", 1.01))
+    with pytest.raises(DifferentError, match=r"training: .*loss_mask differs"):
+        end_to_end.go(bench, [("training", 1, "float32", False)], tmp_path, math.inf)
+    assert not list(tmp_path.iterdir())
 
 
 def off(module: Any, name: str, by: float) -> Any:
@@ -91,11 +146,10 @@ def off(module: Any, name: str, by: float) -> Any:
 @pytest.mark.parametrize(
     ("module", "name", "value", "said"),
     [
-        (losses, "dice_loss", off(losses, "dice_loss", 1.01), "loss_mask"),
         (dense_solo, "category_loss", off(dense_solo, "category_loss", 1.01), "loss_category"),
         (dense_solo, "DICE_EPS", 10.0, "loss_mask"),
         (dense_solo.plain, "attention_residual", lambda grid, logits: logits, "loss_mask"),
-        (dense_solo, "STRIDES", (400,) * 5, "instances differ"),
+        (dense_solo, "STRIDES", (400,) * 5, "instances"),
         (dense_solo, "points_nms", lambda scores: scores, "instances differ"),
         (dense_solo.plain, "matrix_nms", lambda masks, labels, scores, sigma: scores, "instances differ"),
     ],
@@ -104,7 +158,7 @@ def test_disagreement_is_found(
     bench: end_to_end.Bench, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, value: Any, said: str
 ) -> None:
     monkeypatch.setattr(module, name, value)
-    with pytest.raises(AssertionError, match=said):
+    with pytest.raises(DifferentError, match=said):
         bench.prove(False)
 
 
@@ -125,9 +179,16 @@ def test_what_fails_is_recorded_and_the_others_run() -> None:
 def test_what_is_left_out_is_listed_and_done_next(
     bench: end_to_end.Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    now, told = [0.0], []
+    now, told, proven = [0.0], [], []
 
-    def measure(what: str, batch: int, dtype: str, compiled: bool) -> tuple[list[dict[str, Any]], list[int]]:
+    def prove(compiled: bool) -> Proof:
+        proven.append(compiled)
+        now[0] += 2 * compiled
+        names = ["fast", "dense", *(["fast, compiled", "dense, compiled"] if compiled else [])]
+        return {what: {name: {} for name in names} for what in end_to_end.WHAT}
+
+    def measure(job: end_to_end.Job, unproven: Any) -> tuple[list[dict[str, Any]], list[int]]:
+        what, batch, dtype, compiled = job
         now[0] += 1
         told.append((what, dtype, compiled))
         names = ["fast", "dense", *(["fast, compiled"] if compiled else [])]
@@ -135,23 +196,24 @@ def test_what_is_left_out_is_listed_and_done_next(
         return [{**row, "contender": name} for name in names], [1, 2]
 
     monkeypatch.setattr(bench, "measure", measure)
-    monkeypatch.setattr(bench, "prove", lambda compiled: {"compiled": compiled})
+    monkeypatch.setattr(bench, "prove", prove)
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     todo = list(end_to_end.jobs((1,), ("float32", "bfloat16"), True))
     assert [job[3] for job in todo] == [False] * 4 + [True] * 4
 
-    first = end_to_end.go(bench, todo, tmp_path, 5)
-    assert len(told) == 5
-    assert "compiled_proof" in first
-    assert first["left_out"] == [end_to_end.said(job) for job in todo[5:]]
+    end_to_end.go(bench, todo, tmp_path, 4)
+    assert proven == [False], "nothing compiled is due"
+    first = end_to_end.go(bench, todo, tmp_path, 6)
+    assert (len(told), proven) == (4, [False, False, True])
+    assert first["left_out"] == [end_to_end.said(job) for job in todo[4:]], "the proof has taken its time"
     second = end_to_end.go(bench, todo, tmp_path, 99)
-    assert len(told) == 8
+    assert (len(told), proven) == (8, [False, False, True, False]), "what was proven stays so"
     assert second["left_out"] == []
     assert len(second["rows"]) == 4 * 3, "the race with compiled contenders replaces the one without"
     assert all(row["failed"] == "True" for row in second["rows"])
     stored = json.loads((tmp_path / "end_to_end.json").read_text())
     assert stored == second
-    assert (stored["proof"], stored["compiled_proof"]) == ({"compiled": False}, {"compiled": True})
+    assert "dense, compiled" in stored["proof"]["training"]
     for key in ("commit", "device", "date", "torch"):
         assert key in stored["environment"]
 
@@ -195,7 +257,7 @@ def test_a_cpu_is_kept_to_its_memory(
     """And only a CPU; what fails is stored with the limit."""
     monkeypatch.setattr(end_to_end, "Bench", lambda *_: bench)
     monkeypatch.setattr(end_to_end, "keep_to_memory", lambda: 123)
-    monkeypatch.setattr(bench, "prove", lambda compiled: {"compiled": compiled})
+    monkeypatch.setattr(bench, "prove", lambda compiled: {"training": {}, "inference": {}})
     row = {"what": "training", "batch": 1, "dtype": "float32", "contender": "dense", "failed": "too large"}
     monkeypatch.setattr(bench, "measure", lambda *_: ([dict(row)], [1]))
     with pytest.raises(typer.Exit):
