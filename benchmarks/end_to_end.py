@@ -283,7 +283,9 @@ def go(bench: Bench, todo: list[Job], folder: Path, end: float, limit: int | Non
         for row in rows:
             if "failed" in row:
                 row["limit_bytes"] = limit
-            typer.echo(f"{said(job)}: {row['contender']} {row.get('failed') or in_words(row)}")
+            typer.echo(
+                f"{said(job)}: {row['contender']} {why_failed(row) if 'failed' in row else in_words(row)}"
+            )
         store()
     return result
 
@@ -295,8 +297,18 @@ def same(row: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def in_words(row: dict[str, Any]) -> str:
     """A row's numbers."""
+    if "failed" in row:
+        return why_failed(row)
     memory = "" if row["peak_bytes"] is None else f", {row['peak_bytes'] / 1e9:.2f} GB"
     return f"{row['images_per_second']:.3g} images/s{memory}"
+
+
+def why_failed(row: dict[str, Any]) -> str:
+    """Of what was too large for a CPU the limit tells more than the piece that it asked for last."""
+    limit = row.get("limit_bytes")
+    if limit and "can't allocate memory" in row["failed"]:
+        return f"failed: needs more than the {limit / 2**20:,.0f} MiB that the process could have"
+    return f"failed: {row['failed']}"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 import speed
 import stored
 from comparisons import DATA, comparisons, stored_ones
-from end_to_end import BATCHES, DTYPES, WHAT, said
+from end_to_end import BATCHES, DTYPES, WHAT, said, why_failed
 from gpu_tables import gpu_section
 from readme import measured_where
 from stored import CPU, ROOT, measured_on, per_cent, table
@@ -59,7 +59,7 @@ def ops() -> str:
 def shown(row: dict[str, Any], base: dict[str, Any]) -> list[str]:
     """One contender's numbers, and how many times as fast as the dense one it is."""
     if "failed" in row:
-        return [row["contender"], f"failed: {row['failed']}", "–", "–", "–"]
+        return [row["contender"], why_failed(row), "–", "–", "–"]
     ratio = "–"
     if "failed" not in base:
         ratio = speed.times(row["images_per_second"] / base["images_per_second"])

@@ -9,6 +9,7 @@ import gpu_tables
 import speed
 import stored
 from comparisons import ATTENTION, DATA
+from end_to_end import why_failed
 from stored import per_cent, table
 
 from solo_attn.bench import FLOOR
@@ -58,7 +59,7 @@ def end_to_end(machine: str) -> Iterator[Loss]:
             continue
         work = f"{mine['what']}, batch {mine['batch']}, {mine['dtype']}: {mine['contender']}"
         if "failed" in mine:
-            yield [work, machine, "–", "–", f"failed: {mine['failed']}"]
+            yield [work, machine, "–", "–", why_failed(mine)]
             continue
         for other in rows:
             same = all(other[key] == mine[key] for key in ("what", "batch", "dtype"))

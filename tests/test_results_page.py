@@ -159,6 +159,15 @@ def test_any_subset_makes_a_page(results: Path, missing: str | None) -> None:
         assert "Learned from `train.json`, measured on `test.json`." in text
 
 
+def test_what_is_too_large_is_told_by_the_limit(results: Path) -> None:
+    made = end_to_end()
+    refused = "RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes"
+    made["rows"][1] = {**made["rows"][2], "contender": "dense", "failed": refused, "limit_bytes": 3 << 30}
+    write(results, {"cpu/end_to_end": made})
+    assert "| dense | failed: needs more than the 3,072 MiB that the process could have | – |" in page()
+    assert "| fast, compiled | failed: RuntimeError: no | – |" in page()
+
+
 def test_whether_what_was_compiled_was_compared(results: Path) -> None:
     made = end_to_end()
     write(results, {"gpu/end_to_end": made})
