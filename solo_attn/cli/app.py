@@ -10,7 +10,7 @@ from typing import Annotated, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -79,14 +79,20 @@ def command_of(group: typer.Typer, function: Callable[P, R]) -> Callable[P, R]:
             message = _expected(error)
             if message is None or _show_tracebacks:
                 raise
-            Console(stderr=True, soft_wrap=True).print(
-                f"[bold red]error:[/bold red] {escape(_without_worker(message))}", highlight=False
-            )
+            line = Text.assemble(("error:", "bold red"), " ", _without_worker(message))
+            plain_console(stderr=True, soft_wrap=True).print(line)
             raise typer.Exit(2) from error
 
     name = function.__name__.removesuffix("_command").replace("_", "-")
     group.command(name)(wrapped)
     return wrapped
+
+
+def plain_console(*, stderr: bool = False, soft_wrap: bool = False, quiet: bool = False) -> Console:
+    """Prints paths and names as they are: brackets would be markup to rich, and ``:cat:`` a picture."""
+    return Console(
+        stderr=stderr, soft_wrap=soft_wrap, quiet=quiet, markup=False, emoji=False, highlight=False
+    )
 
 
 def _expected(error: Exception) -> str | None:

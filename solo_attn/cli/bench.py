@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from .app import UsageError, command
+from .app import UsageError, command, plain_console
 from .progress import pick_device, progress
 
 if TYPE_CHECKING:
@@ -50,8 +49,9 @@ def bench(
             found.append(_measure(make(where, **sizes), where))
             advance(1)
     facts = environment(where)
-    Console().print(f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}", highlight=False)
-    Console().print(table(found))
+    console = plain_console()
+    console.print(f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}")
+    console.print(table(found))
 
 
 def _measure(case: Case, device: str) -> tuple[Case, dict[str, Times]]:
@@ -75,7 +75,7 @@ def table(found: list[tuple[Case, dict[str, Times]]]) -> Table:
     before = None
     for case, times in found:
         if case.op != before:
-            shown.add_row(f"[bold]{case.op}[/bold]")
+            shown.add_row(case.op, style="bold")
         shown.add_row(case.what, *_cells(times, names))
         before = case.op
     return shown

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated, ParamSpec, TypeVar
 
 import typer
-from rich.console import Console
 
-from .app import UsageError, app, command_of
+from .app import UsageError, app, command_of, plain_console
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,7 +39,7 @@ def mmdet(
     if out.suffix not in (".ckpt", ".safetensors"):
         raise UsageError(f"convert: expected OUT to end with .ckpt or .safetensors, got {out}")
     done = convert_checkpoint(checkpoint, out)
-    console = Console(soft_wrap=True, markup=False, highlight=False)
+    console = plain_console(soft_wrap=True)
     for note in done.notes:
         console.print(f"note: {note}")
     model = done.info.model

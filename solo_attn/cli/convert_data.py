@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from .app import UsageError
+from .app import UsageError, plain_console
 from .convert import conversion
 
 OutFile = Annotated[Path, typer.Argument(help="The JSON to write.", metavar="OUT.json")]
@@ -126,6 +125,4 @@ def _arguments() -> Iterator[None]:
 
 
 def _tell(images: Path, annotations: Path, summary: str) -> None:
-    console = Console(soft_wrap=True)
-    console.print(f"{annotations}: {summary}", highlight=False, markup=False)
-    console.print(f"  its images: {images}", highlight=False, markup=False)
+    plain_console(soft_wrap=True).print(f"{annotations}: {summary}\n  its images: {images}")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-from rich.console import Console
-
-from .app import command
+from .app import command, plain_console
 
 _PACKAGES = (
     "solo-attn",
@@ -33,7 +31,7 @@ def doctor() -> None:
 
     from ..backends import compiled, explain
 
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = plain_console(soft_wrap=True)
     console.print(f"python {platform.python_version()} on {platform.platform()}")
     for name in _PACKAGES:
         try:

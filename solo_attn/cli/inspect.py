@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from .app import UsageError, command
+from .app import UsageError, command, plain_console
 from .train import Overrides
 
 if TYPE_CHECKING:
@@ -56,28 +55,41 @@ def inspect(
     """
     from ..bench import environment
     from ..data import CocoInstances
+    from ..data._files import replacing
+    from ..data.objects import measure_objects
     from ..evaluation.inspection import contact_sheet, inspect_dataset
     from ..training import changes, differences, grid_setting, load_config, with_proposal
 
     before = load_config(config, overrides or [])
-    has_val = bool(val_images and val_annotations)
+    val = {"--val-images": val_images, "--val-annotations": val_annotations}
+    given = [name for name, path in val.items() if path is not None]
+    if len(given) == 1:
+        (missing,) = set(val) - set(given)
+        raise UsageError(f"inspect: expected {missing} with {given[0]}, got {given[0]} {val[given[0]]} alone")
+    has_val = len(given) == 2
     if write is not None and not has_val and not (before.data.val_images and before.data.val_annotations):
         raise UsageError(
             "inspect: expected --val-images and --val-annotations with --write, or a --config that has them: "
             "a training needs both"
         )
-    console = Console()
+    console = plain_console()
     dataset = CocoInstances(images, annotations, on_degenerate="skip")
-    if dataset.summary.images == dataset.summary.images_without_objects:
-        raise UsageError(f"inspect: expected {annotations} to have an object, got none")
-    with console.status("counting cells"):
-        found = inspect_dataset(dataset, grid_setting(before), keep_size=keep_size)
+    try:
+        with console.status("counting cells"):
+            found = inspect_dataset(dataset, grid_setting(before), keep_size=keep_size)
+    except ValueError as error:
+        if len(measure_objects(dataset).area):  # then it is something else
+            raise
+        raise UsageError(
+            f"inspect: expected {annotations} to have an object with a pixel, got none"
+        ) from error
     _show(console, found)
     out.mkdir(parents=True, exist_ok=True)
     contact_sheet(dataset, out / "contact_sheet.png")
     report = {"environment": environment(), **found.as_dict()}
-    (out / "inspect.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    console.print(f"  {out / 'contact_sheet.png'}\n  {out / 'inspect.json'}", highlight=False)
+    with replacing(out / "inspect.json") as temporary:
+        temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    console.print(f"  {out / 'contact_sheet.png'}\n  {out / 'inspect.json'}", soft_wrap=True)
     if write is None:
         return
     after = with_proposal(before, found)
@@ -88,32 +100,32 @@ def inspect(
         after.data.on_degenerate = "skip"
     write.parent.mkdir(parents=True, exist_ok=True)
     after.save(write)
-    console.print(f"  {write}, in which", highlight=False)
+    console.print(f"  {write}, in which", soft_wrap=True)
     for key in differences(before, after):
-        console.print(f"    {changes(before, after, [key])}", highlight=False, markup=False)
+        console.print(f"    {changes(before, after, [key])}")
 
 
 def _show(console: Console, found: Inspection) -> None:
     from ..evaluation.inspection import QUANTILES
 
-    console.print(found.summary, highlight=False)
+    console.print(found.summary)
     quantiles = Table("", *(f"{100 * q:g} %" for q in QUANTILES), title="Of the images / objects, at most")
     quantiles.add_row("objects in an image", *(f"{value:g}" for value in found.per_image))
     quantiles.add_row("side of an object, pixels", *(f"{value:g}" for value in found.side))
     console.print(quantiles)
     parts = [f"{100 * n / found.objects:.0f} % {name}" for n, name in _by_size(found)]
-    console.print(f"by COCO's sizes: {', '.join(parts)}", highlight=False)
+    console.print(f"by COCO's sizes: {', '.join(parts)}")
     sizes = [f"{n} of {size}" for size, n in found.image_sizes.items()]
-    console.print(f"image sizes: {_first(sizes)}", highlight=False)
+    console.print(f"image sizes: {_first(sizes)}")
     classes = Table("class", "objects", "images")
     for name, (objects, images) in list(found.classes.items())[:CLASSES_SHOWN]:
-        classes.add_row(escape(name), str(objects), str(images))
+        classes.add_row(name, str(objects), str(images))
     if len(found.classes) > CLASSES_SHOWN:
         classes.caption = f"and {len(found.classes) - CLASSES_SHOWN} more"
     console.print(classes)
     console.print(_levels("As set", found.setting, found.count))
     if found.proposal == found.setting:
-        console.print("no setting was found with fewer collisions", highlight=False)
+        console.print("no setting was found with fewer collisions")
     else:
         console.print(_levels("Proposed", found.proposal, found.proposal_count))
         console.print(_totals(found))

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from .app import UsageError, command
+from .app import UsageError, command, plain_console
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -65,7 +64,7 @@ def predict(
     from ..interop.geojson import write_geojson
     from ..interop.id_map import to_id_map
     from ..training import load_model
-    from .progress import pick_device, progress
+    from .progress import pick_device, progress, taking
 
     if out.exists() and not out.is_dir():
         raise UsageError(f"predict: expected --out to be a folder, got the file {out}")
@@ -80,14 +79,13 @@ def predict(
     with progress("predicting", len(files)) as advance:
         for image_id, (file, target) in enumerate(zip(files, targets, strict=True), start=1):
             try:
-                image = read_image(file).float() / 255
-                with torch.inference_mode():
-                    found = {key: value.cpu() for key, value in model([image.to(device)])[0].items()}
-            except ImageError as error:
+                image = read_image(file)
+                with taking(file):
+                    image = image.float() / 255
+                    with torch.inference_mode():
+                        found = {key: value.cpu() for key, value in model([image.to(device)])[0].items()}
+            except (ImageError, UsageError) as error:  # no fault of the others
                 failed.append(str(error))
-            except (RuntimeError, ValueError) as error:
-                # A strip too narrow to resize, an image too large for the memory: no fault of the others.
-                failed.append(f"{file}: the model cannot take it: {str(error).partition(chr(10))[0]}")
             else:
                 count += len(found["scores"])
                 if Format.COCO in formats:
@@ -108,16 +106,16 @@ def predict(
     if Format.COCO in formats:
         write_results(out / "results.json", results)
     done = len(files) - len(failed)
-    Console().print(f"{count} instances in {done} images, in {out}", highlight=False, soft_wrap=True)
+    plain_console(soft_wrap=True).print(f"{count} instances in {done} images, in {out}")
     if failed:
-        errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+        errors = plain_console(stderr=True, soft_wrap=True)
         for line in failed:
             errors.print(line, style="red")
         raise typer.Exit(1)
 
 
 def find_images(paths: list[Path], out: Path) -> list[Path]:
-    """The files named, and the images in the folders named, each once.
+    """The files named, and the images in the folders named, each once, as it is spelt first.
 
     An earlier run's pictures are left out: what lies below ``out`` where that is in a folder named, and the
     marked ones where the folder named is ``out``.
@@ -125,8 +123,9 @@ def find_images(paths: list[Path], out: Path) -> list[Path]:
     Raises:
         UsageError: a path that is not there, or a folder without images.
     """
-    files: dict[Path, None] = {}
+    files: dict[Path, Path] = {}  # the file itself -> as it was named
     for path in paths:
+        found = [path]
         if path.is_dir():
             found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
             # A folder that is `out` itself, or lies in it, was named on purpose.
@@ -136,12 +135,11 @@ def find_images(paths: list[Path], out: Path) -> list[Path]:
                 found = [p for p in found if not _drawn_here(p)]
             if not found:
                 raise UsageError(f"predict: expected {path} to hold images ({', '.join(SUFFIXES)}), got none")
-            files.update(dict.fromkeys(found))
-        elif path.exists():
-            files[path] = None
-        else:
+        elif not path.exists():
             raise UsageError(f"predict: expected image files or folders, got {path}, which is not there")
-    return list(files)
+        for file in found:
+            files.setdefault(file.resolve(), file)
+    return list(files.values())
 
 
 def _drawn_here(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -23,6 +24,20 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=total)
         yield lambda count: bar.advance(task, count)
+
+
+@contextmanager
+def taking(file: Path) -> Iterator[None]:
+    """What stops a model on an image, as one line that names the file.
+
+    Raises:
+        UsageError: a strip too thin to resize, an image too large for the memory.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"{file}: the model cannot take it: {reason}") from error
 
 
 def pick_device(name: str) -> str:

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from .app import UsageError, command
+from .app import UsageError, command, plain_console
 
 
 @command
@@ -34,4 +33,4 @@ def scenes(
         raise UsageError(str(error)) from error
     for path in (written.train_annotations, written.val_annotations, written.test_annotations):
         if path is not None:
-            Console().print(f"  {path}", highlight=False, soft_wrap=True)
+            plain_console(soft_wrap=True).print(f"  {path}")

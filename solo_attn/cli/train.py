@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .app import UsageError, command
+from .app import UsageError, command, plain_console
 
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
@@ -42,14 +42,12 @@ def train(
     from ..training import train as run
 
     # With several devices Lightning starts this command again for each: the first one speaks.
-    console = Console(quiet=os.environ.get("LOCAL_RANK", "0") != "0")
+    console = plain_console(quiet=os.environ.get("LOCAL_RANK", "0") != "0")
     result = run(load_config(config, overrides or []), out, resume=resume, console=console)
-    console.print(str(result.metrics), highlight=False)
+    console.print(str(result.metrics))
     if result.test_metrics is not None:
-        console.print(f"on the test images:\n{result.test_metrics}", highlight=False)
-    console.print(
-        f"checkpoints: {result.last}" + (f", {result.best}" if result.best else ""), highlight=False
-    )
+        console.print(f"on the test images:\n{result.test_metrics}")
+    console.print(f"checkpoints: {result.last}" + (f", {result.best}" if result.best else ""), soft_wrap=True)
 
 
 @command
@@ -81,7 +79,7 @@ def eval_command(
     from ..data import CocoInstances, eval_transforms
     from ..evaluation import write_results
     from ..training import evaluate_model, load_model
-    from .progress import pick_device, progress
+    from .progress import pick_device, progress, taking
 
     model, info = load_model(checkpoint, pick_device(device))
     # An object without width or height counts as COCO counts it; only training could not use it.
@@ -91,6 +89,11 @@ def eval_command(
             f"eval: expected {annotations} to have the categories that {checkpoint} was trained for, "
             f"{info.category_ids}, got {dataset.category_ids}"
         )
+    # Rather now than at the end of an evaluation that comes to nothing.
+    for image_id in dataset.image_ids:
+        entry = dataset.coco.imgs[image_id]
+        with taking(images / str(entry["file_name"])):
+            model.check_image_sizes([(entry["height"], entry["width"])])
     if max_detections is None:
         # What the training printed, and chose its best checkpoint by.
         max_detections = info.config.get("train", {}).get("eval_max_detections", 100)
@@ -103,7 +106,7 @@ def eval_command(
             max_detections=max_detections,
             advance=advance,
         )
-    Console().print(str(metrics), highlight=False)
+    plain_console().print(str(metrics))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_results(out, results)
@@ -133,14 +136,14 @@ def compare(
     from ..training import UnfinishedError, load_config, systems_of
     from ..training import compare as run
 
-    settings, console = load_config(config, overrides or []), Console()
+    settings, console = load_config(config, overrides or []), plain_console()
     first, systems = settings.train.seed, systems_of(settings, scales=scales)
     try:
         comparison = run(
             settings, range(first, first + seeds), out, systems, minutes=minutes, console=console
         )
     except UnfinishedError as error:
-        console.print(str(error), highlight=False, soft_wrap=True)
+        console.print(str(error), soft_wrap=True)
         raise typer.Exit(TRY_AGAIN) from error
     _show(console, comparison)
 
@@ -159,10 +162,10 @@ def demo(
     """
     from ..training import demo as run
 
-    console = Console()
+    console = plain_console()
     _show(console, run(out, seeds=seeds, overrides=overrides or [], console=console))
     if seeds == 1:
-        console.print("one seed and minutes of training: a demonstration, not evidence", highlight=False)
+        console.print("one seed and minutes of training: a demonstration, not evidence")
 
 
 def _show(console: Console, comparison: object) -> None:
@@ -172,4 +175,4 @@ def _show(console: Console, comparison: object) -> None:
     assert isinstance(comparison, Comparison)
     console.print(rich_table(comparison.rows))
     for path in comparison.files:
-        console.print(f"  {path}", highlight=False)
+        console.print(f"  {path}", soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
@@ -11,10 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import attention_residual, grid_attention
+from ._checks import is_finite, is_integer
 
 # Spec 2: P2 is halved and P6 enlarged to P5's size, so these are the strides of what the head sees.
 STRIDES = (8, 8, 16, 32, 32)
 COORDINATES = ("paper", "inclusive")
+GROUPS = 32  # of GroupNorm
 PRIOR_BIAS = -4.595  # sigmoid(PRIOR_BIAS) = 0.01
 
 
@@ -54,20 +55,36 @@ def coordinates(like: Tensor, formula: str) -> Tensor:
     return channels.to(like.dtype).expand(batch, -1, -1, -1)
 
 
+class _GroupNorm(nn.GroupNorm):
+    """PyTorch's, which of a batch of one refuses groups of a single value: 32 channels, a map of one pixel.
+
+    Such a value less its mean is 0 and becomes the bias, as it does in a batch of two. Fewer groups would
+    spare the case, but make other models of trained weights, mmdetection's too.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`nn.GroupNorm.forward` without the check."""
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
 def conv_groups(in_channels: int, channels: int, count: int) -> nn.Sequential:
     """``count`` groups of [3x3 convolution without bias, GroupNorm of 32 groups, ReLU]."""
     layers: list[nn.Module] = []
     for k in range(count):
         layers += [
             nn.Conv2d(in_channels if k == 0 else channels, channels, 3, padding=1, bias=False),
-            nn.GroupNorm(32, channels),
+            _GroupNorm(GROUPS, channels),
             nn.ReLU(inplace=True),
         ]
     return nn.Sequential(*layers)
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _are_grids(value: object) -> bool:
+    return (
+        isinstance(value, Sequence)
+        and len(value) == len(STRIDES)
+        and all(is_integer(side, 1) for side in value)
+    )
 
 
 class SOLOHead(nn.Module):
@@ -78,7 +95,7 @@ class SOLOHead(nn.Module):
         in_channels: channels of the pyramid.
         channels: channels of the towers, a multiple of 32.
         num_convs: groups in each tower.
-        num_grids: S of each level (Table 2).
+        num_grids: S of each level (Table 2); at least 2 with 32 channels.
         coords: "paper", "inclusive" or None: the coordinate channels of the mask branch.
         attention: add the attention branch.
         attention_scale: what multiplies the dot products: a number (1 is the paper's literal reading),
@@ -104,26 +121,32 @@ class SOLOHead(nn.Module):
         cosine_factor: float = 1.0,
     ) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"SOLOHead: expected num_classes >= 1, got {num_classes}")
-        if channels < 1 or channels % 32:
+        if not is_integer(num_classes, 1):
+            raise ValueError(f"SOLOHead: expected num_classes to be an integer >= 1, got {num_classes!r}")
+        if not is_integer(channels, 1) or channels % GROUPS:
             raise ValueError(
-                f"SOLOHead: expected channels to be a multiple of 32 (GroupNorm), got {channels}"
+                f"SOLOHead: expected channels to be a multiple of 32 (GroupNorm), got {channels!r}"
             )
-        if num_convs < 1:
-            raise ValueError(f"SOLOHead: expected num_convs >= 1, got {num_convs}")
-        if len(num_grids) != len(STRIDES) or min(num_grids) < 1:
-            raise ValueError(f"SOLOHead: expected num_grids to be five numbers >= 1, got {tuple(num_grids)}")
+        if not is_integer(num_convs, 1):
+            raise ValueError(f"SOLOHead: expected num_convs to be an integer >= 1, got {num_convs!r}")
+        if not _are_grids(num_grids):
+            raise ValueError(f"SOLOHead: expected num_grids to be five integers >= 1, got {num_grids!r}")
+        # The category branch of such a level would say the same of every image, and never learn.
+        if channels == GROUPS and min(num_grids) == 1:
+            raise ValueError(
+                "SOLOHead: expected num_grids to be at least 2 with channels 32 (GroupNorm makes the same of "
+                f"any single value), got {num_grids!r}"
+            )
         if coords is not None and coords not in COORDINATES:
             raise ValueError(
                 f"SOLOHead: expected coords to be one of {', '.join(COORDINATES)} or None, got {coords!r}"
             )
-        if attention_scale not in ("rsqrt", "cosine") and not _is_finite(attention_scale):
+        if attention_scale not in ("rsqrt", "cosine") and not is_finite(attention_scale):
             raise ValueError(
                 "SOLOHead: expected attention_scale to be a finite number, 'rsqrt' or 'cosine', "
                 f"got {attention_scale!r}"
             )
-        if not _is_finite(cosine_factor) or cosine_factor <= 0:
+        if not is_finite(cosine_factor) or cosine_factor <= 0:
             raise ValueError(
                 f"SOLOHead: expected cosine_factor to be a finite number > 0, got {cosine_factor!r}"
             )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from ._checks import are_ranges, check_images, check_settings, check_targets, is_finite
 from .backbone import default_norm, resnet_fpn
 from .head import SOLOHead
 from .inference import InferenceOptions, predict
@@ -37,11 +38,12 @@ class SOLO(nn.Module):
         head: the prediction head.
         transform: normalises, resizes and batches, padding to multiples of 32.
         scale_ranges: of each level, the sqrt of box area in pixels of the resized image that it takes.
-        mask_loss_weight: lambda of eq. 4.
+        mask_loss_weight: lambda of eq. 4; > 0.
         inference: thresholds and limits.
 
     Raises:
-        TypeError, ValueError: images or targets that are not as said above, naming which one.
+        TypeError, ValueError: images or targets that are not as said above, or too thin to be resized, naming
+            which one; ``scale_ranges`` or ``mask_loss_weight`` that are not as said above.
     """
 
     def __init__(
@@ -55,8 +57,12 @@ class SOLO(nn.Module):
         inference: InferenceOptions | None = None,
     ) -> None:
         super().__init__()
-        if len(scale_ranges) != len(head.num_grids) or any(low > high for low, high in scale_ranges):
-            raise ValueError(f"SOLO: expected scale_ranges to be five (low, high), got {scale_ranges}")
+        if not are_ranges(scale_ranges, len(head.num_grids)):
+            raise ValueError(f"SOLO: expected scale_ranges to be five (low, high), got {scale_ranges!r}")
+        if not is_finite(mask_loss_weight) or mask_loss_weight <= 0:
+            raise ValueError(
+                f"SOLO: expected mask_loss_weight to be a finite number > 0, got {mask_loss_weight!r}"
+            )
         self.backbone = backbone
         self.head = head
         self.transform = transform
@@ -69,18 +75,40 @@ class SOLO(nn.Module):
         self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Losses in training, instances in evaluation; see the class."""
-        _check_images(images)
+        check_images(images)
+        self.check_image_sizes([(image.shape[1], image.shape[2]) for image in images])
         if self.training:
             if targets is None:
                 raise ValueError("SOLO: expected targets in training mode, got None")
-            _check_targets(images, targets, self.head.num_classes)
+            check_targets(images, targets, self.head.num_classes)
             return self._losses(images, targets)
         with torch.no_grad():
             return self._predict(images)
 
+    def check_image_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Whether images of these (height, width) can be resized, which none needs to be read for.
+
+        Raises:
+            ValueError: one is so thin that no pixel would be left of a side.
+        """
+        transform = self.transform
+        if transform.fixed_size is not None or (self.training and transform._skip_resize):
+            return
+        # Training takes one of several at random: what fails at times fails.
+        shorter = transform.min_size if self.training else transform.min_size[-1:]
+        for i, size in enumerate(sizes):
+            for length in shorter:
+                resized = resized_size(size, length, transform.max_size)
+                if min(resized) == 0:
+                    raise ValueError(
+                        f"SOLO: expected images[{i}] to keep a pixel on each side when resized to max_size "
+                        f"{transform.max_size}, got {[3, *size]}, which would become {[3, *resized]}"
+                    )
+
     def _losses(self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         batch, resized = self.transform(
-            list(images), [{k: t[k] for k in ("boxes", "labels", "masks")} for t in targets]
+            list(images),
+            [{"boxes": t["boxes"], "labels": t["labels"], "masks": _exact(t["masks"])} for t in targets],
         )
         levels, grids, category_logits = self._features(batch.tensors)
         height, width = batch.tensors.shape[-2:]
@@ -142,7 +170,7 @@ def build_solo(
         fpn_channels: channels of the pyramid.
         head_channels: channels of the towers, a multiple of 32.
         num_convs: groups in each tower.
-        num_grids: S of each level (Table 2).
+        num_grids: S of each level (Table 2); at least 2 with 32 head_channels.
         scale_ranges: of each level, the sqrt of box area in pixels of the resized image; inclusive.
         coords: "paper" (eq. 1), "inclusive" (mmdetection's) or None.
         attention: add the attention branch (paper section 3.3, 3.4).
@@ -154,7 +182,7 @@ def build_solo(
         resize_in_training: False takes training images as they come, for data that is cropped to size.
         image_mean: of each channel, taken off.
         image_std: of each channel, divided by.
-        mask_loss_weight: lambda of eq. 4.
+        mask_loss_weight: lambda of eq. 4; > 0.
         score_threshold: see `InferenceOptions`, also for the arguments that follow.
         mask_threshold: "
         nms_pre: "
@@ -168,7 +196,7 @@ def build_solo(
     """
     norm = norm or default_norm(pretrained)  # settled here, so that config remakes the same model
     config = {k: _plain(v) for k, v in locals().items()}
-    _check_sizes(fpn_channels, min_size, max_size, image_mean, image_std)
+    check_settings(fpn_channels, min_size, max_size, image_mean, image_std)
     head = SOLOHead(
         num_classes,
         in_channels=fpn_channels,
@@ -181,7 +209,7 @@ def build_solo(
         cosine_factor=cosine_factor,
     )
     transform = GeneralizedRCNNTransform(
-        min_size if isinstance(min_size, int) else list(min_size),
+        list(min_size) if isinstance(min_size, Sequence) else min_size,
         max_size,
         list(image_mean),
         list(image_std),
@@ -224,86 +252,17 @@ def solo_with_attention(num_classes: int, **settings: Any) -> SOLO:
     return build_solo(num_classes, attention=True, **settings)
 
 
-def _check_sizes(
-    fpn_channels: int,
-    min_size: int | Sequence[int],
-    max_size: int,
-    image_mean: Sequence[float],
-    image_std: Sequence[float],
-) -> None:
-    """What torchvision's parts would only trip over later."""
-    sizes = [min_size] if isinstance(min_size, int) else list(min_size)
-    for name, got, expected, fine in (
-        ("fpn_channels", fpn_channels, "at least 1", fpn_channels >= 1),
-        ("min_size", min_size, "pixels, at least 1", min(sizes, default=0) >= 1),
-        ("max_size", max_size, "at least min_size", max_size >= max(sizes, default=1)),
-        (
-            "image_mean",
-            image_mean,
-            "three numbers",
-            len(image_mean) == 3 and all(map(math.isfinite, image_mean)),
-        ),
-        ("image_std", image_std, "three numbers above 0", len(image_std) == 3 and min(image_std) > 0),
-    ):
-        if not fine:
-            raise ValueError(f"build_solo: expected {name} to be {expected}, got {got}")
-
-
 def _plain(value: Any) -> Any:
     """Tuples as lists, so that a configuration is the same before and after JSON or YAML."""
     return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
 
 
-def _check_images(images: Sequence[Tensor]) -> None:
-    if isinstance(images, Tensor) or len(images) == 0:
-        raise ValueError("SOLO: expected images to be a non-empty list of tensors [3, H, W]")
-    for i, image in enumerate(images):
-        if not isinstance(image, Tensor) or image.dim() != 3 or image.shape[0] != 3:
-            got = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
-            raise ValueError(f"SOLO: expected images[{i}] of shape [3, H, W], got {got}")
-        if image.numel() == 0:
-            raise ValueError(f"SOLO: expected images[{i}] to have pixels, got {list(image.shape)}")
-        if not image.is_floating_point():
-            raise ValueError(f"SOLO: expected images[{i}] of a float dtype in 0..1, got {image.dtype}")
+def resized_size(size: Sequence[int], min_size: int, max_size: int) -> tuple[int, int]:
+    """(height, width) of an image in the model: as torchvision's transform reckons, rounding included."""
+    scale = min(min_size / min(size), max_size / max(size))
+    return math.floor(size[0] * scale), math.floor(size[1] * scale)
 
 
-def _check_targets(
-    images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]], num_classes: int
-) -> None:
-    if len(targets) != len(images):
-        raise ValueError(f"SOLO: expected {len(images)} targets, one for each image, got {len(targets)}")
-    for i, (image, target) in enumerate(zip(images, targets, strict=True)):
-        missing = [key for key in ("boxes", "labels", "masks") if key not in target]
-        if missing:
-            raise ValueError(f"SOLO: expected targets[{i}] to have {', '.join(missing)}, got {list(target)}")
-        for key in ("boxes", "labels", "masks"):
-            if not isinstance(target[key], Tensor):
-                kind = type(target[key]).__name__
-                raise TypeError(f"SOLO: expected targets[{i}]['{key}'] to be a tensor, got {kind}")
-        if target["labels"].dtype != torch.int64:
-            raise TypeError(
-                f"SOLO: expected targets[{i}]['labels'] of dtype int64, got {target['labels'].dtype}"
-            )
-        count = len(target["labels"])
-        for key, shape in (
-            ("boxes", [count, 4]),
-            ("labels", [count]),
-            ("masks", [count, *image.shape[1:]]),
-        ):
-            if list(target[key].shape) != shape:
-                raise ValueError(
-                    f"SOLO: expected targets[{i}]['{key}'] of shape {shape}, got {list(target[key].shape)}"
-                )
-        labels = target["labels"]
-        if count and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-            raise ValueError(
-                f"SOLO: expected targets[{i}]['labels'] in 0..{num_classes - 1}, "
-                f"got {int(labels.min())}..{int(labels.max())}"
-            )
-        boxes = target["boxes"]
-        if count and not bool((boxes[:, 2:] > boxes[:, :2]).all()):
-            worst = int((boxes[:, 2:] > boxes[:, :2]).all(1).int().argmin())
-            raise ValueError(
-                f"SOLO: expected targets[{i}]['boxes'] with x2 > x1 and y2 > y1, "
-                f"got {boxes[worst].tolist()} at {worst}"
-            )
+def _exact(masks: Tensor) -> Tensor:
+    """Masks whose object survives the transform, which resizes them as floats and stores them as bytes."""
+    return masks if masks.dtype in (torch.bool, torch.uint8) else masks != 0

@@ -112,12 +112,46 @@ def test_towers_are_shared_and_mask_outputs_are_not():
 def test_towers_are_seven_groups_without_bias():
     head = SOLOHead(80)
     for tower, first in ((head.category_tower, 256), (head.mask_tower, 258)):
-        kinds = [type(m) for m in tower]
-        assert kinds == [nn.Conv2d, nn.GroupNorm, nn.ReLU] * 7
+        for module, kind in zip(tower, [nn.Conv2d, nn.GroupNorm, nn.ReLU] * 7, strict=True):
+            assert isinstance(module, kind)
         convolutions, norms = list(tower[::3]), list(tower[1::3])
         assert [c.in_channels for c in convolutions] == [first] + [256] * 6
         assert all(c.bias is None and c.kernel_size == (3, 3) and c.padding == (1, 1) for c in convolutions)
         assert all(n.num_groups == 32 and n.num_channels == 256 for n in norms)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_one_image_of_one_pixel_is_what_it_is_among_others(training):
+    """PyTorch's own layer refuses groups of one value, but only of a batch of one."""
+    head = small_head().train(training)
+    features, _ = level_input(head, size=(1, 1))
+    both = head.mask_features(features)
+    torch.testing.assert_close(head.mask_features(features[:1]), both[:1])
+    assert torch.isfinite(both).all()
+    upstream = torch.randn_like(both)
+    wanted = [features, *head.mask_tower.parameters()]
+    for one, two in zip(
+        torch.autograd.grad(head.mask_features(features[:1]), wanted, upstream[:1]),
+        torch.autograd.grad(both, wanted, upstream * torch.tensor([1.0, 0.0]).reshape(2, 1, 1, 1)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, two)
+
+
+def test_grids_of_one_cell_need_groups_of_several_channels():
+    grids = (4, 3, 2, 1, 1)
+    message = (
+        r"SOLOHead: expected num_grids to be at least 2 with channels 32 \(GroupNorm makes the same of any "
+        r"single value\), got \(4, 3, 2, 1, 1\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        SOLOHead(3, channels=32, num_grids=grids)
+    head = small_head(channels=64, num_grids=grids)
+    grid = torch.randn(2, 6, 1, 1, dtype=torch.float64)
+    for image in grid.split(1):
+        assert head.category_logits([image])[0].shape == (1, 3, 1, 1)
+    first, second = head.category_logits([grid])[0]
+    assert not torch.equal(first, second)
 
 
 def test_initial_weights():
@@ -256,11 +290,19 @@ def test_attention_is_of_features_before_coordinates(coords):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_classes": 0}, "SOLOHead: expected num_classes >= 1, got 0"),
+        ({"num_classes": 0}, "SOLOHead: expected num_classes to be an integer >= 1, got 0"),
+        ({"num_classes": 3.0}, "SOLOHead: expected num_classes to be an integer >= 1, got 3.0"),
+        ({"channels": 64.0}, r"SOLOHead: expected channels to be a multiple of 32 \(GroupNorm\), got 64.0"),
         ({"channels": 48}, r"SOLOHead: expected channels to be a multiple of 32 \(GroupNorm\), got 48"),
         ({"channels": 0}, "SOLOHead: expected channels .* got 0"),
-        ({"num_convs": 0}, "SOLOHead: expected num_convs >= 1, got 0"),
-        ({"num_grids": (4, 4)}, r"SOLOHead: expected num_grids to be five numbers >= 1, got \(4, 4\)"),
+        ({"num_convs": 0}, "SOLOHead: expected num_convs to be an integer >= 1, got 0"),
+        ({"num_convs": "7"}, "SOLOHead: expected num_convs to be an integer >= 1, got '7'"),
+        ({"num_grids": (4, 4)}, r"SOLOHead: expected num_grids to be five integers >= 1, got \(4, 4\)"),
+        (
+            {"num_grids": (8, 6, 4.5, 3, 2)},
+            r"SOLOHead: expected num_grids to be five .*, got \(8, 6, 4.5, 3, 2\)",
+        ),
+        ({"num_grids": 40}, "SOLOHead: expected num_grids to be five integers >= 1, got 40"),
         ({"num_grids": (4, 4, 4, 4, 0)}, "SOLOHead: expected num_grids to be five"),
         ({"coords": "polar"}, "SOLOHead: expected coords to be one of paper, inclusive or None, got 'polar'"),
         ({"attention_scale": "sqrt"}, "SOLOHead: expected attention_scale to be .* got 'sqrt'"),

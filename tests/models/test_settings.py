@@ -1,5 +1,7 @@
 """Settings and input that cannot work are refused when the model is made or called, not an epoch later."""
 
+import re
+
 import pytest
 import torch
 from small_solo import batch, small
@@ -35,15 +37,34 @@ def test_inference_options(name, value):
         ("min_size", 0),
         ("min_size", [64, 0]),
         ("min_size", []),
+        ("min_size", 64.0),
+        ("min_size", [64, 64.5]),
+        ("min_size", "64"),
+        ("min_size", None),
         ("max_size", 100),
+        ("max_size", 1333.5),
+        ("max_size", None),
         ("image_mean", [0.5]),
         ("image_mean", [0.5, 0.5, float("nan")]),
+        ("image_mean", 0.5),
         ("image_std", [1.0, 0.0, 1.0]),
+        ("image_std", (1, float("nan"), 1)),
+        ("image_std", (1, float("inf"), 1)),
+        ("image_std", ("1", "1", "1")),
     ],
 )
 def test_build_solo(name, value):
-    with pytest.raises(ValueError, match=f"build_solo: expected {name} to be "):
+    with pytest.raises(
+        ValueError, match=f"build_solo: expected {name} to be .*, got {re.escape(repr(value))}"
+    ):
         build_solo(3, backbone="resnet18", **{name: value})
+
+
+@pytest.mark.parametrize("value", [-1, 0, float("nan"), float("inf"), "3", None])
+def test_a_loss_weight_that_trains_nothing(value):
+    message = f"SOLO: expected mask_loss_weight to be a finite number > 0, got {value!r}"
+    with pytest.raises(ValueError, match=message):
+        small(mask_loss_weight=value)
 
 
 def test_without_weights_there_are_no_statistics_to_freeze():

@@ -170,8 +170,9 @@ def good_target():
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        ([], "SOLO: expected images to be a non-empty list"),
-        (torch.rand(2, 3, 64, 96), "SOLO: expected images to be a non-empty list"),
+        ([], r"SOLO: expected images to be a non-empty list of tensors \[3, H, W\], got an empty list"),
+        (torch.rand(2, 3, 64, 96), r"a non-empty list of .*, got a tensor of shape \[2, 3, 64, 96\]"),
+        (None, r"SOLO: expected images to be a non-empty list of tensors .*, got NoneType"),
         (
             [torch.rand(3, 64, 96), torch.rand(1, 64, 96)],
             r"images\[1\] of shape \[3, H, W\], got \[1, 64, 96\]",
@@ -188,7 +189,48 @@ def good_target():
 def test_bad_images(images, message, training):
     model = small().train(training)
     with pytest.raises(ValueError, match=message):
-        model(images, [good_target()] * len(images))
+        model(images, [good_target()] * 2)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_image_too_thin_to_be_resized_is_named(training):
+    model = small(min_size=(48, 64), max_size=128).train(training)
+    targets = [good_target(), rectangles([(0, 4, 1, 30)], [0], (500, 1))]
+    message = (
+        r"SOLO: expected images\[1\] to keep a pixel on each side when resized to max_size 128, "
+        r"got \[3, 500, 1\], which would become \[3, 128, 0\]"
+    )
+    with pytest.raises(ValueError, match=message):
+        model([torch.rand(3, 64, 96), torch.rand(3, 500, 1)], targets)
+
+
+def test_an_image_as_thin_as_can_be_resized():
+    model = small(max_size=128)
+    image, target = torch.rand(3, 500, 4), rectangles([(0, 4, 4, 300)], [0], (500, 4))
+    assert all(torch.isfinite(loss) for loss in model.train()([image], [target]).values())
+    assert model.eval()([image])[0]["masks"].shape[1:] == (500, 4)
+
+
+def test_a_thin_image_that_is_not_resized():
+    model = small(max_size=128, resize_in_training=False)
+    image, target = torch.rand(3, 500, 1), rectangles([(0, 4, 1, 300)], [0], (500, 1))
+    assert all(torch.isfinite(loss) for loss in model.train()([image], [target]).values())
+    with pytest.raises(ValueError, match=r"images\[0\] to keep a pixel on each side"):  # here it would be
+        model.eval()([image])
+
+
+@pytest.mark.parametrize("resize", [True, False])
+@pytest.mark.parametrize("object_value", [0.6, -3.0, 256, -1, 255, True])
+def test_what_is_not_zero_in_a_mask_is_the_object(object_value, resize):
+    settings = {"min_size": 48, "max_size": 72, "resize_in_training": resize}
+    model = small(**settings).train()
+    images, targets = batch()
+    expected = model(images, targets)["loss_mask"]
+    assert expected > 0
+    value = torch.tensor(object_value)
+    for target in targets:
+        target["masks"] = target["masks"].to(value.dtype) * value
+    assert torch.equal(model(images, targets)["loss_mask"], expected)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +265,13 @@ def test_missing_targets():
         model([torch.rand(3, 64, 96)] * 2, [good_target()])
 
 
-@pytest.mark.parametrize("ranges", [((1, 2),) * 4, ((1, 2),) * 4 + ((3, 2),)])
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        *(((1, 2),) * 4, ((1, 2),) * 4 + ((3, 2),), [(1, 2, 3)] * 5, [(1,)] * 5, [1] * 5, 5),
+        *([("1", "2")] * 5, [(1, float("nan"))] * 5),
+    ],
+)
 def test_bad_scale_ranges(ranges):
-    with pytest.raises(ValueError, match=r"SOLO: expected scale_ranges to be five \(low, high\)"):
+    with pytest.raises(ValueError, match=r"SOLO: expected scale_ranges to be five \(low, high\), got "):
         small(scale_ranges=ranges)

@@ -137,6 +137,24 @@ def test_predict(trained: TrainResult, tmp_path: Path) -> None:
     assert [r["category_id"] for r in mine] == [info.category_ids[k] for k in found["labels"].tolist()]
 
 
+def test_predict_takes_each_file_once_however_it_is_spelt(
+    trained: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "in")
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (90, 60), "red").save(tmp_path / "in" / name)
+    monkeypatch.chdir(tmp_path)
+    given = ["in/b.png", tmp_path / "in", "in/../in/a.png", "linked"]
+    code, output = run("predict", trained.last, *given, "--out", "out")
+    assert code == 0
+    assert "in 2 images" in output
+    assert {p.name for p in Path("out").iterdir()} == {"a.png", "b.png", "results.json"}
+    results = json.loads(Path("out", "results.json").read_text())
+    named = {(r["image_id"], r["file_name"]) for r in results}
+    assert named == {(1, "in/b.png"), (2, str(tmp_path / "in" / "a.png"))}
+
+
 def test_predict_names_a_bad_file_and_goes_on(trained: TrainResult, tmp_path: Path) -> None:
     Image.new("RGB", (90, 60)).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"\x89PNG no")
@@ -158,7 +176,7 @@ def bad_images(folder: Path) -> dict[str, str]:
         "cut.png": "cannot be read as an image",
         "deep.png": "expected 8 bits a channel, got PIL's mode 'I;16'",
         "float.tif": "expected 8 bits a channel, got PIL's mode 'F'",
-        "strip.png": "the model cannot take it",
+        "strip.png": "the model cannot take it: SOLO: expected images[0] to keep a pixel on each side",
     }
 
 
@@ -304,6 +322,76 @@ def test_a_broken_image_is_one_line(
     assert code == 2
     (line,) = output.strip().splitlines()
     assert line.startswith(f"error: {broken} (image id 2): cannot be read as an image: ")
+
+
+def test_an_image_that_the_model_cannot_take_is_the_same_line_everywhere(
+    trained: TrainResult, tmp_path: Path
+) -> None:
+    images = []
+    for number, (name, size) in enumerate({"a.png": (90, 60), "thin.png": (3000, 2)}.items()):
+        Image.new("RGB", size).save(tmp_path / name)
+        images.append({"id": number, "file_name": name, "width": size[0], "height": size[1]})
+    categories = [
+        {"id": category, "name": f"{category}"} for category in load_model(trained.last)[1].category_ids
+    ]
+    content = {"images": images, "categories": categories, "annotations": []}
+    (tmp_path / "set.json").write_text(json.dumps(content))
+    told = f"{tmp_path / 'thin.png'}: the model cannot take it: SOLO: expected images[0] to keep a pixel on "
+    told += "each side when resized to max_size 96, got [3, 2, 3000], which would become [3, 0, 96]"
+    where = ["--images", tmp_path, "--annotations", tmp_path / "set.json", "--device", "cpu"]
+    code, output = run("eval", trained.last, *where)
+    assert (code, output.strip()) == (2, f"error: {told}")
+    code, output = run("predict", trained.last, tmp_path, "--out", tmp_path / "out")
+    assert code == 1
+    assert output.splitlines()[-1] == told
+
+
+@pytest.mark.parametrize("name", ["out[new]", "o[/x]", "out :cat:"])
+def test_paths_are_printed_as_they_are(
+    trained: TrainResult, config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Brackets are markup to rich, and names between colons pictures."""
+    monkeypatch.chdir(tmp_path)
+    config(epochs=1).save("c.yaml")
+    for folder in (Path(), Path(name) / "labelled"):
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (90, 60), "red").save(folder / "a.png")
+    data = config().data
+    where = ["--images", data.val_images, "--annotations", data.val_annotations]
+    val = ["--val-images", data.val_images, "--val-annotations", data.val_annotations]
+    box = {"label": name, "shape_type": "rectangle", "points": [[5, 5], [19, 19]]}
+    Path(name, "labelled", "a.json").write_text(
+        json.dumps({"imagePath": "a.png", "imageData": None, "shapes": [box]})
+    )
+    for arguments, told in [
+        (["scenes", f"{name}/scenes", "--train", 1, "--val", 1], f"  {name}/scenes/"),
+        (["predict", trained.last, "a.png", "--out", f"{name}/found"], f"in 1 images, in {name}/found"),
+        (
+            ["convert", "labelme", f"{name}/labelled", f"{name}/a.json"],
+            f"{name}/a.json: 1 images (0 without objects), 1 annotations (0 crowd regions), 1 categories\n"
+            f"  its images: {name}/labelled\n",
+        ),
+        (
+            ["inspect", "--images", f"{name}/labelled", "--annotations", f"{name}/a.json", "--out", name],
+            f"│ {name} ",  # the class
+        ),
+        (
+            ["inspect", *where, *val, "--out", name, "--write", f"{name}/mine.yaml"],
+            f"  {name}/inspect.json\n  {name}/mine.yaml, in which",
+        ),
+        (["train", "c.yaml", "--out", f"{name}/run"], f"checkpoints: {name}/run/last.ckpt"),
+        (["train", "c.yaml", "--out", f"{name}/run", "--resume"], f"going on from {name}/run/last.ckpt"),
+    ]:
+        code, output = run(*arguments)
+        assert code == 0, output
+        assert told in output
+    for arguments in (
+        ["train", f"{name}/none.yaml"],
+        ["convert", "labelme", name, "o.json", "--classes", name],
+    ):
+        code, output = run(*arguments)
+        assert code == 2
+        assert name in output
 
 
 @pytest.mark.parametrize("module", ["lightning", "pycocotools"])

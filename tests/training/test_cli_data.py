@@ -141,7 +141,40 @@ def test_inspect_errors(root: Path, converted: Path, tmp_path: Path) -> None:
     (tmp_path / "none.json").write_text(json.dumps(content | {"annotations": []}))
     data[3] = tmp_path / "none.json"
     code, text = run("inspect", *data, "--out", tmp_path)
-    assert (code, "to have an object, got none" in text) == (2, True)
+    assert (code, "to have an object with a pixel, got none" in text) == (2, True)
+
+
+def test_inspect_of_masks_without_a_pixel(root: Path, converted: Path, tmp_path: Path) -> None:
+    content = json.loads((converted / "instances_train.json").read_text())
+    shape = [[10.1, 10.1, 10.4, 10.1, 10.4, 10.4, 10.1, 10.4]]
+    tiny = {"bbox": [10.1, 10.1, 0.3, 0.3], "segmentation": shape, "area": 0.09, "iscrowd": 0}
+    content["annotations"] = [{**content["annotations"][0], **tiny}]
+    (tmp_path / "tiny.json").write_text(json.dumps(content))
+    images = root / "leftImg8bit" / "train"
+    code, text = run(
+        "inspect", "--images", images, "--annotations", tmp_path / "tiny.json", "--out", tmp_path
+    )
+    told = f"error: inspect: expected {tmp_path / 'tiny.json'} to have an object with a pixel, got none"
+    assert (code, text.strip()) == (2, told)
+
+
+@pytest.mark.parametrize("write", [True, False])
+@pytest.mark.parametrize(
+    ("given", "missing"), [("--val-images", "--val-annotations"), ("--val-annotations", "--val-images")]
+)
+def test_inspect_refuses_half_of_the_validation_data(
+    root: Path, converted: Path, tmp_path: Path, given: str, missing: str, write: bool
+) -> None:
+    """Also where a configuration has its own, which would be taken in silence."""
+    config = Config.from_dict({"data": {"val_images": "images", "val_annotations": "a.json"}})
+    config.save(tmp_path / "c.yaml")
+    more = ["--write", tmp_path / "mine.yaml"] if write else []
+    data = arguments(root, converted)[:4]
+    where = ["--config", tmp_path / "c.yaml", "--out", tmp_path / "out"]
+    code, text = run("inspect", *data, *where, *more, given, tmp_path)
+    told = f"error: inspect: expected {missing} with {given}, got {given} {tmp_path} alone"
+    assert (code, text.strip()) == (2, told)
+    assert not (tmp_path / "mine.yaml").exists()
 
 
 def test_what_is_reported(root: Path, converted: Path) -> None:
