@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 
 # What PIL raises for broken files, and for ones that would unpack to more than it thinks healthy.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_BITS_PER_SAMPLE = 258  # the number of a TIFF's tag
+_SIXTEEN = (";16B", ";16L", ";16N")
 
 
 class ImageError(ValueError):
@@ -41,11 +44,12 @@ def read_image(path: str | Path, *, exif: bool = True) -> Tensor:
             read without.
 
     Raises:
-        ImageError: missing, truncated, no image, or with more than 8 bits a channel.
+        ImageError: missing, truncated, no image, or with more than 8 bits a channel. In colour these are
+            seen in PNG, TIFF, PPM and SGI; of JPEG 2000 and AVIF PIL makes 8 bits without saying so.
     """
     try:
         with Image.open(path) as image:
-            if fault := mode_fault(image.mode):
+            if fault := depth_fault(image):
                 raise ImageError(path, fault)
             rgb = (ImageOps.exif_transpose(image) if exif else image).convert("RGB")
     except ImageError:
@@ -55,11 +59,24 @@ def read_image(path: str | Path, *, exif: bool = True) -> Tensor:
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
 
 
-def mode_fault(mode: str) -> str | None:
-    """What keeps an image of PIL's ``mode`` from becoming RGB, or None."""
-    if mode[0] in "IF":  # PIL cuts these off at 255, which leaves a white image
-        return f"expected 8 bits a channel, got PIL's mode {mode!r}"
-    return None
+def depth_fault(image: Image.Image) -> str | None:
+    """What keeps an image that is opened, and not yet decoded, from becoming RGB without loss, or None."""
+    if image.mode[0] in "IF":  # PIL cuts these off at 255, which leaves a white image
+        return f"expected 8 bits a channel, got PIL's mode {image.mode!r}"
+    bits = [8, *(_tile_bits(*tile) for tile in getattr(image, "tile", ()))]
+    # A TIFF's decoders are told of 8 bits where its colours lie in planes; its tag says how many they are.
+    bits += getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, ())
+    return f"expected 8 bits a channel, got {max(bits)}" if max(bits) > 8 else None
+
+
+def _tile_bits(codec: str, extents: object, offset: object, arguments: Any) -> int:
+    """Bits a channel of what PIL's decoder is told to read; 8 where it does not say."""
+    told = arguments if isinstance(arguments, tuple) else (arguments,)
+    # "RGB;16B" has 16 bits a channel, in this byte order; "BGR;16" has them a pixel.
+    if codec == "SGI16" or any(isinstance(part, str) and part.endswith(_SIXTEEN) for part in told):
+        return 16
+    # PPM's are told the largest value, but for bitmaps.
+    return told[-1].bit_length() if codec in ("ppm", "ppm_plain") and isinstance(told[-1], int) else 8
 
 
 def unreadable(

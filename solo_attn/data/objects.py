@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from ._segmentation import run_lengths
 from .coco import CocoInstances
 from .validate import is_object
 
@@ -19,7 +20,7 @@ class ObjectTable:
 
     Attributes:
         sizes: int64 [M, 2], (height, width) of each image.
-        image: int64 [N], number of the image in the data set's order.
+        image: int64 [N], number of the image in the data set's order, ascending.
         label: int64 [N], in 0..C-1.
         area: int64 [N], pixels of the mask.
         centre: float64 [N, 2], (y, x) of the mask's centre of mass, in pixel indices.
@@ -73,13 +74,7 @@ def _moments(counts: str | bytes, height: int) -> tuple[int, int, int]:
 
 
 def _run_ends(counts: bytes) -> NDArray[np.int64]:
-    """Where each run ends, from COCO's compressed string: see `_segmentation._compressed_pixels`."""
-    bits = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
-    final = np.flatnonzero((bits & 32) == 0)  # the last character of each number
-    first = np.concatenate([[0], final[:-1] + 1])
-    place = np.arange(len(bits)) - np.repeat(first, final - first + 1)
-    numbers = np.add.reduceat((bits & 31) << (5 * place), first)
-    numbers -= np.where(bits[final] & 16, 1 << (5 * (place[final] + 1)), 0)
-    for parity in (1, 2):  # each number is the difference to the run two before
-        numbers[parity::2] = np.cumsum(numbers[parity::2])
-    return np.cumsum(numbers)
+    """Where each run ends, from COCO's compressed string."""
+    runs = run_lengths(counts)
+    assert runs is not None  # pycocotools has made them
+    return np.cumsum(runs)

@@ -16,6 +16,8 @@ import numpy as np
 import pycocotools.mask as coco_mask
 from PIL import Image, ImageDraw
 
+from ._files import replacing
+
 CATEGORIES = ("person", "rider", "car", "truck", "bus")  # the paper's (section 4.1), ids 1..5
 _OVERSAMPLE = 3
 _MIN_PIXELS = 12
@@ -81,12 +83,13 @@ def write_street_scenes(
         "seed": seed,
     }
     done = folder / "scenes.json"
-    if done.exists() and json.loads(done.read_text(encoding="utf-8")) == parameters:
+    if _read(done) == parameters:
         return scenes
     done.unlink(missing_ok=True)
     for number, (part, count) in enumerate(counts.items()):
         _write_split(folder / part, folder / f"{part}.json", count, size, (seed, number))
-    done.write_text(json.dumps(parameters), encoding="utf-8")  # last: an interrupted writing starts again
+    with replacing(done) as temporary:  # last: an interrupted writing starts again
+        temporary.write_text(json.dumps(parameters), encoding="utf-8")
     return scenes
 
 
@@ -168,7 +171,16 @@ def _write_split(
                     "segmentation": {"size": [height, width], "counts": encoded["counts"].decode("ascii")},
                 }
             )
-    annotations.write_text(json.dumps(content), encoding="utf-8")
+    with replacing(annotations) as temporary:
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _read(done: Path) -> Any:
+    """What the folder's record says, or None where there is none that can be read."""
+    try:
+        return json.loads(done.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
 
 
 def _crowd(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from ._segmentation import segmentation_fault
-from .images import UNREADABLE, mode_fault
+from .images import UNREADABLE, depth_fault
 
 _SHOWN = 10  # faults that a message lists; it counts the rest
 
@@ -198,14 +198,14 @@ def _file_fault(path: Path, entry: dict[str, Any], decode: bool) -> str | None:
         return "the file is empty"
     try:
         with Image.open(path) as image:  # reads the header only
-            size, mode = image.size, image.mode
+            size, fault = image.size, depth_fault(image)
             if decode:
                 image.load()
     except UNREADABLE as error:
         return f"cannot be read as an image: {error}"
     if size != (entry["width"], entry["height"]):
         return f"expected {entry['width']} x {entry['height']} pixels as annotated, got {size[0]} x {size[1]}"
-    return mode_fault(mode)
+    return fault
 
 
 def _annotation_faults(content: dict[str, Any], skip_degenerate: bool) -> Iterator[str]:
@@ -241,12 +241,25 @@ def _annotation_faults(content: dict[str, Any], skip_degenerate: bool) -> Iterat
         fault = fault or segmentation_fault(annotation["segmentation"], sizes[ids[1]])
         if fault:
             yield f"{name}: {fault}"
-        if not _is_finite(annotation["area"]):
-            yield f"{name}: expected area to be a finite number, got {annotation['area']!r:.60}"
+        for key, (right, expected) in MEASURES.items():
+            if key in annotation and not right(annotation[key]):
+                yield f"{name}: expected {key} to be {expected}, got {annotation[key]!r:.60}"
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def is_finite(value: Any) -> bool:
+    """Whether it is a number, no NaN and not infinite."""
+    try:
+        return math.isfinite(value)
+    except (TypeError, ValueError, OverflowError):  # an int may be too large for a float
+        return False
+
+
+# What pycocotools takes as it comes: a crowd is whatever is not 0, and no range of sizes has a negative area.
+MEASURES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "area": (lambda value: is_finite(value) and value >= 0, "a finite number of at least 0"),
+    "iscrowd": (lambda value: is_finite(value) and value in (0, 1), "0, 1, true or false, if it is there"),
+}
+"""What an annotation's ``area`` and ``iscrowd`` must be: a test of the value, and in words."""
 
 
 def _is_degenerate(box: list[float]) -> bool:
@@ -254,7 +267,7 @@ def _is_degenerate(box: list[float]) -> bool:
 
 
 def _box_fault(box: Any, skip_degenerate: bool) -> str | None:
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_finite, box)):
         return f"expected bbox to be four finite numbers [x, y, width, height], got {box!r:.80}"
     if _is_degenerate(box) and not skip_degenerate:
         return (

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..data import _files
 from ..ops._checks import check_tensor, fail
 
 Prediction = Mapping[str, Tensor]
@@ -38,21 +39,15 @@ def check_prediction(function: str, prediction: Prediction, classes: int, *, sco
 
 @contextmanager
 def replacing(function: str, path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` to write to, and move it there only when all went well.
+    """`solo_attn.data._files.replacing` with this library's message.
 
     Raises:
         OSError: nothing can be written there; the message names the path.
     """
-    path = Path(path)
-    # The suffix stays, since matplotlib reads the format from it.
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
-        yield temporary
-        temporary.replace(path)
+        with _files.replacing(path) as temporary:
+            yield temporary
     except OSError as error:
         reason = error.strerror or str(error)
         message = f"{function}: expected path to be a file that can be written, got '{path}' ({reason})"
         raise OSError(error.errno, message) from error
-    finally:
-        if temporary.parent.is_dir():
-            temporary.unlink(missing_ok=True)

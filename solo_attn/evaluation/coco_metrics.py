@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ..data._segmentation import run_pixels
+from ..data.validate import MEASURES, is_finite
 from ..ops._checks import fail
 from ._checks import Prediction, check_prediction, replacing
 
@@ -147,8 +148,9 @@ def evaluate(
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: bad JSON, a result lacks something, or is for an image or category that ``coco_gt`` does
-            not have.
+        ValueError: bad JSON, a result lacks something or has what cannot be used (a score that is no number,
+            run lengths of another number of pixels), or is for an image or category that ``coco_gt`` does not
+            have; likewise an annotation of ``coco_gt``.
     """
     if iou_type not in ("segm", "bbox"):
         fail("evaluate", "iou_type", "'segm' or 'bbox'", repr(iou_type))
@@ -211,6 +213,12 @@ def _ground_truth(coco_gt: COCO | str | Path, iou_type: str) -> COCO:
             fail(
                 "evaluate", f"annotations[{number}] of coco_gt", f"to have {missing}", str(sorted(annotation))
             )
+        for key, (right, expected) in MEASURES.items():
+            if key in annotation and not right(annotation[key]):
+                where = f"annotations[{number}][{key!r}] of coco_gt"
+                fail("evaluate", where, f"to be {expected}", f"{annotation[key]!r:.80}")
+        if iou_type == "segm" and isinstance(annotation[shape], Mapping):
+            _check_runs(f"annotations[{number}]['segmentation'] of coco_gt", annotation[shape])
         annotations.append({"iscrowd": 0, **annotation, "id": number + 1})
     return _index({"info": {}, **dataset, "annotations": annotations})
 
@@ -229,12 +237,12 @@ def _checked(truth: COCO, results: Any, iou_type: str) -> list[dict[str, Any]]:
             fail("evaluate", where, f"to have {', '.join(keys)}", str(got))
         _known(f"{where}['image_id']", [result["image_id"]], truth.imgs, "images")
         _known(f"{where}['category_id']", [result["category_id"]], truth.cats, "categories")
-        if not math.isfinite(result["score"]):
-            fail("evaluate", f"{where}['score']", "finite", str(result["score"]))
+        if not is_finite(result["score"]):
+            fail("evaluate", f"{where}['score']", "a finite number", f"{result['score']!r:.80}")
         if iou_type == "segm":
             _check_rle(f"{where}['segmentation']", result[shape], truth.imgs[result["image_id"]])
-        elif len(result[shape]) != 4 or not all(math.isfinite(side) for side in result[shape]):
-            fail("evaluate", f"{where}['bbox']", "[x, y, width, height], finite", str(result[shape]))
+        elif not _is_box(result[shape]):
+            fail("evaluate", f"{where}['bbox']", "[x, y, width, height], finite", f"{result[shape]!r:.80}")
         copies.append({key: result[key] for key in keys})
     return copies
 
@@ -245,9 +253,31 @@ def _known(argument: str, ids: Sequence[int], known: Mapping[int, Any], what: st
             fail("evaluate", argument, f"among the {len(known)} {what} of coco_gt", f"the unknown id {one!r}")
 
 
+def _is_box(box: Any) -> bool:
+    return hasattr(box, "__len__") and len(box) == 4 and all(map(is_finite, box))
+
+
 def _check_rle(argument: str, rle: Any, image: Mapping[str, Any]) -> None:
-    if not isinstance(rle, Mapping) or not isinstance(rle.get("counts"), (str, bytes)) or "size" not in rle:
+    if not isinstance(rle, Mapping) or not isinstance(rle.get("counts"), (str, bytes)) or not _has_size(rle):
         fail("evaluate", argument, "a compressed RLE {'size': [H, W], 'counts': str}", f"{str(rle)[:80]}")
     size = [image.get("height"), image.get("width")]
     if None not in size and list(rle["size"]) != size:
         fail("evaluate", argument, f"of the image's size [H, W] = {size}", str(list(rle["size"])))
+    _check_runs(argument, rle)
+
+
+def _check_runs(argument: str, rle: Mapping[str, Any]) -> None:
+    """Refuse runs that end before the mask does, or beyond it: pycocotools does not return from some."""
+    if not _has_size(rle) or "counts" not in rle:
+        fail("evaluate", argument, "an RLE {'size': [H, W], 'counts': ...}", f"{str(rle)[:80]}")
+    expected, pixels = int(rle["size"][0]) * int(rle["size"][1]), run_pixels(rle["counts"])
+    if pixels != expected:
+        got = f"no run lengths {rle['counts']!r:.60}" if pixels is None else str(pixels)
+        fail("evaluate", argument, f"with runs of {expected} pixels in all", got)
+
+
+def _has_size(rle: Mapping[str, Any]) -> bool:
+    size = rle.get("size")
+    if not isinstance(size, (list, tuple, np.ndarray)) or len(size) != 2:
+        return False
+    return all(isinstance(side, (int, np.integer)) and side >= 0 for side in size)

@@ -31,7 +31,8 @@ def learning_curve(
 
     Raises:
         FileNotFoundError: the CSV file is missing.
-        ValueError: no row has a ``step`` and one of the names, or a value is not a number.
+        ValueError: no row has a ``step`` and one of the names, a value is not a number, or a line of the CSV
+            file has more columns than its header.
         OSError: ``path`` cannot be written.
     """
     source = "rows" if not isinstance(rows, (str, Path)) else f"'{rows}'"
@@ -69,8 +70,19 @@ def _read_csv(path: str | Path) -> list[dict[str, str]]:
         raise FileNotFoundError(
             f"learning_curve: expected rows to be a CSV file, got '{path}' (no such file)"
         )
+    rows = []
     with Path(path).open(newline="") as file:
-        return list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        for row in reader:
+            if extra := row.pop(None, None):
+                fail(
+                    "learning_curve",
+                    f"line {reader.line_num} of '{path}'",
+                    f"of {len(row)} columns as its header has",
+                    str(len(row) + len(extra)),
+                )
+            rows.append(row)
+    return rows
 
 
 def _series(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
@@ -85,6 +97,6 @@ def _series(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, f
             ):
                 try:
                     points.append((float(row["step"]), float(value)))
-                except ValueError:
+                except (TypeError, ValueError):
                     fail("learning_curve", f"{key} at step {row['step']}", "a number", repr(value))
     return sorted(points)

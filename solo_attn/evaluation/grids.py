@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from ..data.objects import ObjectTable
+from ..models.solo import SIZE_DIVISIBLE, resized_size
 from ..models.targets import CENTRE_FRACTION, MASK_STRIDES, cell_index, owners
 
-SIZE_DIVISIBLE = 32
+CELLS_AT_ONCE = 2**20  # that are assigned; more images than these make are taken one part after the other
 
 # The search of `propose`.
 FACTORS = (1.0, 1.25, 1.5, 2.0)  # tried on the input size
@@ -190,10 +191,7 @@ def input_sizes(sizes: Sequence[Sequence[int]], min_size: int, max_size: int) ->
 
     As torchvision's GeneralizedRCNNTransform does with a batch of one.
     """
-    resized = []
-    for height, width in sizes:
-        factor = min(min_size / min(height, width), max_size / max(height, width))
-        resized.append((math.floor(height * factor), math.floor(width * factor)))
+    resized = [resized_size(size, min_size, max_size) for size in sizes]
     result = np.array(resized, dtype=np.int64).reshape(-1, 2)
     return result, -(-result // SIZE_DIVISIBLE) * SIZE_DIVISIBLE
 
@@ -218,15 +216,22 @@ def _resized(table: ObjectTable, setting: GridSetting) -> _Input:
 
 def _owned(found: _Input, inside: Tensor, side: int) -> tuple[Tensor, Tensor, int]:
     """Which objects have a cell of a level, which own that of their centre, and how many cells have one."""
-    chosen = inside.nonzero().squeeze(1)
-    centre, length, image = found.centre[chosen], found.length[chosen], found.image[chosen]
-    owner = owners(centre, found.half[chosen], length, side, image=image, images=found.images)
-    row, column = cell_index(centre, length, side).clamp(0, side - 1).unbind(1)
-    cell, own = torch.zeros_like(inside), torch.zeros_like(inside)
-    taken = owner[owner >= 0]
-    cell[chosen[taken]] = True
-    own[chosen] = owner[(image * side + row) * side + column] == torch.arange(len(chosen))
-    return cell, own, len(taken)
+    on_level = inside.nonzero().squeeze(1)
+    cell, own, cells = torch.zeros_like(inside), torch.zeros_like(inside), 0
+    step = max(1, CELLS_AT_ONCE // side**2)
+    starts = range(0, found.images, step)
+    # The objects lie in the order of their images.
+    firsts = torch.searchsorted(found.image[on_level], torch.tensor(starts)).tolist()
+    for start, chosen in zip(starts, on_level.tensor_split(firsts[1:]), strict=True):
+        centre, length, image = found.centre[chosen], found.length[chosen], found.image[chosen] - start
+        images = min(step, found.images - start)
+        owner = owners(centre, found.half[chosen], length, side, image=image, images=images)
+        row, column = cell_index(centre, length, side).clamp(0, side - 1).unbind(1)
+        taken = owner[owner >= 0]
+        cell[chosen[taken]] = True
+        own[chosen] = owner[(image * side + row) * side + column] == torch.arange(len(chosen))
+        cells += len(taken)
+    return cell, own, cells
 
 
 def _size_factor(table: ObjectTable, setting: GridSetting) -> float:

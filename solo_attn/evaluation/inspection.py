@@ -13,6 +13,7 @@ from torchvision.utils import make_grid
 
 from ..data import CocoInstances
 from ..data.objects import ObjectTable, measure_objects
+from ..data.validate import is_object
 from ._checks import replacing
 from .grids import GridCount, GridSetting, count_cells, propose
 from .pictures import draw_instances
@@ -111,7 +112,8 @@ def contact_sheet(dataset: CocoInstances, path: str | Path, *, count: int = 12, 
         DatasetError: an image that cannot be read.
         OSError: ``path`` cannot be written.
     """
-    numbers = [len(dataset.coco.imgToAnns.get(image_id, [])) for image_id in dataset.image_ids]
+    # Without crowd regions and boxes of no size: what is drawn counts.
+    numbers = [sum(map(is_object, dataset.coco.imgToAnns.get(k, []))) for k in dataset.image_ids]
     order = sorted(range(len(numbers)), key=lambda index: -numbers[index])
     chosen = [order[round(k)] for k in np.linspace(0, len(order) - 1, min(count, len(order)))]
     tiles = []

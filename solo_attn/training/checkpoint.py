@@ -15,6 +15,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 
+from ..data._files import replacing
 from ..models import SOLO, build_solo
 
 KEY = "solo_attn"
@@ -51,15 +52,10 @@ def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
     """Write a file so that at any moment, even through a power cut, the old or the new one is whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
     # The rename itself lives in the folder.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -155,11 +151,13 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
             sorted(map(str, checkpoint))[:5] if isinstance(checkpoint, dict) else type(checkpoint).__name__
         )
         raise CheckpointError(f"checkpoint: expected {path} to be written by solo-attn train, got {found}")
-    weights = {
-        name.removeprefix(PREFIX): tensor
-        for name, tensor in checkpoint["state_dict"].items()
-        if name.startswith(PREFIX)
-    }
+    state = checkpoint["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise CheckpointError(
+            f"checkpoint: expected state_dict of {path} to be a dict of names and tensors, got "
+            f"{type(state).__name__}" + (" with other keys" if isinstance(state, dict) else "")
+        )
+    weights = {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
     return weights, _info(checkpoint[KEY], path)
 
 

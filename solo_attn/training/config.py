@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
+from ..data._files import replacing
 from ._ranges import faults
 
 T = TypeVar("T")
@@ -106,7 +107,7 @@ class TrainConfig:
         epochs: passes over the training images.
         max_steps: stop after so many optimizer steps instead, or null.
         max_minutes: stop earlier, after so many minutes of training, or null. The learning rate's
-            schedule does not know of it.
+            schedule does not know of it; resumed with more minutes, the run goes on from that step.
         batch_size: images on one device at a time.
         accumulate: batches whose gradients are added up before an optimizer step.
         eval_batch_size: images at a time in validation.
@@ -126,8 +127,8 @@ class TrainConfig:
         precision: "32-true", "bf16-mixed" or "16-mixed", which no CPU has.
         accelerator: "auto", "cpu", "cuda", "mps".
         devices: how many devices; more than one trains with DDP.
-        checkpoint_steps: save ``last.ckpt`` every so many optimizer steps too, not only after each
-            epoch; null for epochs only.
+        checkpoint_steps: save ``last.ckpt`` every so many optimizer steps too, not only after each epoch
+            and its validation; null for epochs only.
         log_every: steps between two lines of the losses in the logs.
         seed: of the initial weights, the order of the images and their variations.
     """
@@ -190,7 +191,8 @@ class Config:
 
     def save(self, path: str | Path) -> None:
         """Write it as YAML that `load_config` reads."""
-        Path(path).write_text(yaml.safe_dump(self.as_dict(), sort_keys=False), encoding="utf-8")
+        with replacing(path) as temporary:
+            temporary.write_text(yaml.safe_dump(self.as_dict(), sort_keys=False), encoding="utf-8")
 
 
 def differences(before: Config, now: Config) -> list[str]:
@@ -245,10 +247,7 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
         section, dot, name = key.strip().partition(".")
         if not (equals and dot and name):
             raise ConfigError(f"config: expected overrides of the form section.key=value, got {item!r}")
-        values.setdefault(section, {})
-        if not isinstance(values[section], dict):
-            raise ConfigError(f"config: expected {section} to be a section, got {values[section]!r}")
-        values[section][name] = _yaml(text, item)
+        values.setdefault(section, {})[name] = _yaml(text, item)
     return Config.from_dict(values)
 
 

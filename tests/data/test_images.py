@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import threading
+import zlib
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ import torch
 from PIL import Image
 from small_coco import HEIGHT, WIDTH, CocoSet
 
-from solo_attn.data import CocoInstances, DatasetError, ImageError, read_image
+from solo_attn.data import CocoInstances, DatasetError, ImageError, check_dataset, read_image
 from solo_attn.data import images as images_file
 
 
@@ -49,6 +51,103 @@ def test_refuses_what_would_turn_white(coco_set: CocoSet, mode: str) -> None:
     with pytest.raises(ImageError, match="expected 8 bits a channel, got PIL's mode '") as caught:
         read_image(path)
     assert str(path) in str(caught.value)
+
+
+def deep_png(kind: int, channels: int) -> bytes:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, kind, 0, 0, 0)
+    rows = zlib.compress(bytes(HEIGHT * (1 + 2 * channels * WIDTH)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def deep_tiff(planes: int) -> bytes:
+    pixels, start = 6 * HEIGHT * WIDTH, 38
+    strips = [start + k * pixels // planes for k in range(planes)]
+    lengths = [pixels // planes] * planes
+    # The strips' places and lengths: in the entry itself if it is one, else where the entry says.
+    places, sizes = (14, 26) if planes > 1 else (strips[0], lengths[0])
+    entries = [
+        (256, 3, 1, WIDTH), (257, 3, 1, HEIGHT), (258, 3, 3, 8), (259, 3, 1, 1), (262, 3, 1, 2),
+        (273, 4, planes, places), (277, 3, 1, 3), (278, 3, 1, HEIGHT), (279, 4, planes, sizes),
+        (284, 3, 1, 2 if planes > 1 else 1),
+    ]  # fmt: skip
+    listed = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    head = b"II*\0" + struct.pack("<I3H", start + pixels, 16, 16, 16)
+    head += struct.pack(f"<{2 * planes}I", *strips, *lengths)
+    return head.ljust(start, b"\0") + bytes(pixels) + struct.pack("<H", len(entries)) + listed + bytes(4)
+
+
+def deep_sgi() -> bytes:
+    return struct.pack(">hBBHHHH", 474, 0, 2, 3, WIDTH, HEIGHT, 3).ljust(512, b"\0") + bytes(
+        6 * HEIGHT * WIDTH
+    )
+
+
+DEEP = {
+    "PNG": (deep_png(2, 3), 16),
+    "PNG with alpha": (deep_png(6, 4), 16),
+    "grey PNG with alpha": (deep_png(4, 2), 16),
+    "TIFF": (deep_tiff(1), 16),
+    "TIFF in planes": (deep_tiff(3), 16),
+    "SGI": (deep_sgi(), 16),
+    "PPM": (f"P6 {WIDTH} {HEIGHT} 65535\n".encode() + bytes(6 * HEIGHT * WIDTH), 16),
+    "PPM of 10 bits": (f"P6 {WIDTH} {HEIGHT} 1023\n".encode() + bytes(6 * HEIGHT * WIDTH), 10),
+    "PPM in words": (f"P3 {WIDTH} {HEIGHT} 300 ".encode() + b"7 " * (3 * HEIGHT * WIDTH), 9),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_refuses_colours_that_would_lose_bits(coco_set: CocoSet, kind: str) -> None:
+    """PIL opens them as RGB and drops the lower bits without a word."""
+    content, bits = DEEP[kind]
+    path = coco_set.images / "3.png"
+    path.write_bytes(content)
+    with Image.open(path) as image:
+        image.load()
+        assert (image.mode[0] in "RL", image.size) == (True, (WIDTH, HEIGHT))
+    with pytest.raises(ImageError, match=f"expected 8 bits a channel, got {bits}"):
+        read_image(path)
+    for decode in (False, True):
+        with pytest.raises(DatasetError, match=rf"\(image id 3\): expected 8 bits a channel, got {bits}"):
+            check_dataset(*coco_set.write(), decode=decode)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        ("BMP", "RGB"),
+        ("GIF", "P"),
+        ("JPEG", "L"),
+        ("PNG", "LA"),
+        ("PPM", "RGB"),
+        ("SGI", "RGB"),
+        ("TIFF", "CMYK"),
+        ("WEBP", "RGB"),
+    ],
+)
+def test_eight_bits_are_read_from_any_format(coco_set: CocoSet, kind: str, mode: str) -> None:
+    path = coco_set.save(3, Image.new(mode, (WIDTH, HEIGHT)), format=kind)
+    assert read_image(path).shape == (3, HEIGHT, WIDTH)
+
+
+def test_a_bitmap_in_words_is_read(coco_set: CocoSet) -> None:
+    path = coco_set.images / "3.png"
+    path.write_bytes(f"P1 {WIDTH} {HEIGHT} ".encode() + b"0 " * (HEIGHT * WIDTH))
+    assert read_image(path).unique().tolist() == [255]
+
+
+def test_five_bits_a_channel_are_no_sixteen(coco_set: CocoSet) -> None:
+    """A BMP of 16 bits a pixel, whose layout PIL calls "BGR;16"."""
+    masks = struct.pack("<III", 0xF800, 0x7E0, 0x1F)
+    size = 2 * WIDTH * HEIGHT
+    header = struct.pack("<IiiHHIIiiII", 40, WIDTH, HEIGHT, 1, 16, 3, size, 0, 0, 0, 0)
+    path = coco_set.images / "3.png"
+    path.write_bytes(
+        b"BM" + struct.pack("<IHHI", 66 + size, 0, 0, 66) + header + masks + b"\x00\xf8" * (size // 2)
+    )
+    assert read_image(path)[:, 0, 0].tolist() == [255, 0, 0]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])

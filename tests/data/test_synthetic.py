@@ -168,6 +168,18 @@ def test_interrupted_writing_starts_again(tmp_path: Path) -> None:
     assert image.read_bytes() == written
 
 
+@pytest.mark.parametrize("left", [b"", b'{"version": 2, "num_tr', b"\xff\xfe", b"[" * 100_000])
+def test_a_record_that_cannot_be_read_counts_as_none(tmp_path: Path, left: bytes) -> None:
+    first = write_street_scenes(tmp_path, num_train=1, num_val=1, size=(32, 64))
+    image = first.train_images / "00000.png"
+    written, record = image.read_bytes(), (tmp_path / "scenes.json").read_bytes()
+    image.write_bytes(b"")
+    (tmp_path / "scenes.json").write_bytes(left)
+    write_street_scenes(tmp_path, num_train=1, num_val=1, size=(32, 64))
+    assert image.read_bytes() == written
+    assert (tmp_path / "scenes.json").read_bytes() == record
+
+
 @pytest.mark.parametrize("size", [(256, 512), (33, 65)])
 def test_other_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
     scenes = write_street_scenes(tmp_path, num_train=1, num_val=1, size=size)

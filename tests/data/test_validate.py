@@ -21,7 +21,7 @@ from PIL import Image
 from small_coco import HEIGHT, WIDTH, CocoSet, block, compressed, runs
 
 from solo_attn.data import CocoInstances, DatasetError, DatasetSummary, check_dataset
-from solo_attn.data._segmentation import segmentation_fault
+from solo_attn.data._segmentation import run_pixels, segmentation_fault
 
 Spoil = Callable[[CocoSet], Any]
 
@@ -80,6 +80,13 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
     "annotation key": (without("annotations", 1, "bbox"), r"annotations\[1\] \(annotation id 12\): .* bbox"),
     "no area": (without("annotations", 2, "area"), r"\(annotation id 13\): expected area"),
     "area": (set_in(13, "area", None), r"annotation id 13: expected area .* got None"),
+    "negative area": (set_in(13, "area", -5), r"annotation id 13: expected area .* got -5"),
+    "area NaN": (set_in(13, "area", float("nan")), r"annotation id 13: expected area .* got nan"),
+    "endless area": (set_in(13, "area", 10**400), r"annotation id 13: expected area .* got 1000"),
+    "null crowd": (set_in(13, "iscrowd", None), r"annotation id 13: expected iscrowd .* got None"),
+    "crowd in words": (set_in(13, "iscrowd", "0"), r"annotation id 13: expected iscrowd .* got '0'"),
+    "crowd of 2": (set_in(13, "iscrowd", 2), r"annotation id 13: expected iscrowd .* got 2"),
+    "crowd NaN": (set_in(13, "iscrowd", float("nan")), r"annotation id 13: expected iscrowd .* got nan"),
     "annotation no object": (lambda s: s.content["annotations"].append(4), r"annotations\[4\]"),
     "annotation id": (set_in(13, "id", [1]), r"annotations\[2\]: expected integers as id"),
     "annotation twice": (set_in(13, "id", 12), r"annotation id 12: stands more than once"),
@@ -120,6 +127,7 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
     ),
     "negative run in string": (sized(12, number(700) + number(-100)), r"annotation id 12: .*COCO string"),
     "other letters": (sized(12, "\u00e9\n"), r"annotation id 12: .*COCO string"),
+    "half a letter": (sized(12, "\ud800"), r"annotation id 12: .*COCO string"),
 }  # fmt: skip
 
 
@@ -170,6 +178,14 @@ def test_faultless(coco_set: CocoSet) -> None:
     summary = check_dataset(*coco_set.write(), decode=True)
     assert summary == DatasetSummary(2, 1, 4, 1, 2)
     assert str(summary) == "2 images (1 without objects), 4 annotations (1 crowd regions), 2 categories"
+
+
+def test_a_crowd_is_marked_by_a_number_or_a_truth_value(coco_set: CocoSet) -> None:
+    for annotation_id, value in ((11, False), (12, 0), (13, True), (14, 1)):
+        coco_set.annotation(annotation_id)["iscrowd"] = value
+    assert check_dataset(*coco_set.write()).crowds == 2
+    del coco_set.annotation(14)["iscrowd"]
+    assert check_dataset(*coco_set.write()).crowds == 1
 
 
 def test_all_faults_are_counted_and_ten_listed(coco_set: CocoSet) -> None:
@@ -237,6 +253,17 @@ def test_run_lengths_of_real_masks_are_accepted(h: int, w: int, seed: int, densi
     for encoded in (compressed(mask), {"size": [h, w], "counts": runs(mask)}):
         assert segmentation_fault(encoded, (h, w)) is None
         assert segmentation_fault({**encoded, "size": [h, w + 1]}, (h, w + 1)) is not None
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=12))
+def test_bytes_are_judged_as_their_string(counts: list[int]) -> None:
+    """Written by a plain loop; from the fourth run on, as the difference to the run two before."""
+    text = "".join(number(run - (counts[k - 2] if k > 2 else 0)) for k, run in enumerate(counts))
+    for encoded in (text, text.encode(), counts):
+        assert run_pixels(encoded) == sum(counts)
+    for broken in (text + "P", text + number(-(10**6) - 1)):  # an unfinished number, and a negative run
+        assert run_pixels(broken) is run_pixels(broken.encode()) is None
 
 
 def test_large_runs() -> None:

@@ -2,6 +2,8 @@ import contextlib
 import copy
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -234,17 +236,88 @@ GOOD = results_of({2: SCENE[2]})[0]
     [
         ({"image_id": 99}, r"results\[1\]\['image_id'\] among the 2 images .* the unknown id 99"),
         ({"category_id": 1}, r"results\[1\]\['category_id'\] among the 2 categories .* the unknown id 1"),
-        ({"score": float("nan")}, r"results\[1\]\['score'\] finite, got nan"),
+        ({"score": float("nan")}, r"results\[1\]\['score'\] a finite number, got nan"),
+        ({"score": None}, r"results\[1\]\['score'\] a finite number, got None"),
+        ({"score": "x"}, r"results\[1\]\['score'\] a finite number, got 'x'"),
+        ({"score": 10**400}, r"results\[1\]\['score'\] a finite number, got 1000"),
         ({"segmentation": [[0, 0, 1, 1, 2, 2]]}, r"results\[1\]\['segmentation'\] a compressed RLE"),
         (
             {"segmentation": {"size": [10, 10], "counts": "T3"}},
             r"results\[1\]\['segmentation'\] of the image's size \[H, W\] = \[100, 120\], got \[10, 10\]",
+        ),
+        (
+            {"segmentation": {"size": 100, "counts": "T3"}},
+            r"results\[1\]\['segmentation'\] a compressed RLE .* got {'size': 100",
         ),
     ],
 )
 def test_bad_results(change, message):
     with pytest.raises(ValueError, match="evaluate: expected " + message):
         evaluate(as_coco(ground_truth()), [GOOD, {**GOOD, **change}])
+
+
+def test_a_score_may_be_any_number():
+    found = [{**GOOD, "score": score} for score in (1, True, np.float32(0.5), torch.tensor(0.5))]
+    assert evaluate(as_coco(ground_truth()), found).ap > 0
+
+
+RUN_LENGTHS = """
+import ast, sys
+from pycocotools.coco import COCO
+from solo_attn.evaluation import evaluate
+*cases, whole = ast.literal_eval(sys.argv[1])
+whole, *cases = ({"size": [10, 10], "counts": counts} for counts in (whole, *cases, whole))
+for runs in cases:
+    for stored, found in ((whole, runs), (runs, whole)):
+        truth, one = COCO(), {"image_id": 1, "category_id": 1}
+        truth.dataset = {
+            "images": [{"id": 1, "height": 10, "width": 10}],
+            "categories": [{"id": 1, "name": "a"}],
+            "annotations": [{**one, "area": 100, "segmentation": stored}],
+        }
+        try:
+            evaluate(truth, [{**one, "score": 0.5, "segmentation": found}])
+            print("accepted", flush=True)
+        except ValueError as error:
+            print(error, flush=True)
+"""
+
+
+def test_run_lengths_of_another_number_of_pixels_end_with_a_message():
+    """In a process of its own: pycocotools does not come back from some, and no signal gets through to it."""
+    whole, sixty = (
+        mask_utils.encode(np.ones((rows, 10), dtype=np.uint8, order="F"))["counts"] for rows in (10, 6)
+    )
+    cases = ["", sixty, sixty.decode(), "zzz!!", b"zzz!!", b"", [0, 60], whole]
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_LENGTHS, repr(cases)], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    faults = {k: f"no run lengths {case!r}" if k in (0, 3, 4, 5) else "60" for k, case in enumerate(cases)}
+    expected = [
+        f"evaluate: expected {where} with runs of 100 pixels in all, got {faults[k]}"
+        for k in range(7)
+        for where in ("results[0]['segmentation']", "annotations[0]['segmentation'] of coco_gt")
+    ]
+    lines = done.stdout.splitlines()
+    assert (lines[:12], lines[13]) == (expected[:12], expected[13])
+    assert lines[12].startswith("evaluate: expected results[0]['segmentation'] a compressed RLE")
+    assert lines[14:] == ["accepted"] * 2
+
+
+def test_runs_may_be_bytes():
+    found = {
+        **GOOD,
+        "segmentation": mask_utils.encode(np.asfortranarray(SCENE[2]["masks"][0].byte().numpy())),
+    }
+    assert isinstance(found["segmentation"]["counts"], bytes)
+    assert evaluate(as_coco(ground_truth()), [found]) == evaluate(as_coco(ground_truth()), [GOOD])
+
+
+def spoilt(key, value):
+    dataset = ground_truth()
+    dataset["annotations"][1][key] = value
+    return as_coco(dataset)
 
 
 def test_bad_arguments(tmp_path):
@@ -259,10 +332,27 @@ def test_bad_arguments(tmp_path):
         (ValueError, "results to be a list", gt, {"a": 1}, {}),
         (ValueError, r"results\[0\] to have .*score, segmentation", gt, [{"image_id": 1}], {}),
         (ValueError, r"results\[0\]\['bbox'\] \[x, y", gt, [{**GOOD, "bbox": [1, 2]}], {"iou_type": "bbox"}),
+        (ValueError, r"results\[0\]\['bbox'\] \[x, y", gt, [{**GOOD, "bbox": None}], {"iou_type": "bbox"}),
+        (
+            ValueError,
+            r"results\[0\]\['bbox'\] \[x, y",
+            gt,
+            [{**GOOD, "bbox": [*"1234"]}],
+            {"iou_type": "bbox"},
+        ),
         (FileNotFoundError, "results to be a JSON file, got '/none.json'", gt, "/none.json", {}),
         (ValueError, "coco_gt to be a JSON file, got .*broken.json", broken, [], {}),
         (ValueError, "coco_gt to have images, annotations, categories", as_coco({"images": []}), [], {}),
         (ValueError, r"annotations\[0\] of coco_gt", no_area, [], {}),
+        (
+            ValueError,
+            r"annotations\[1\]\['iscrowd'\] of coco_gt .* got None",
+            spoilt("iscrowd", None),
+            [],
+            {},
+        ),
+        (ValueError, r"annotations\[1\]\['iscrowd'\] of coco_gt .* got '0'", spoilt("iscrowd", "0"), [], {}),
+        (ValueError, r"annotations\[1\]\['area'\] of coco_gt .* got -5", spoilt("area", -5), [], {}),
     ]
     for error, message, truth, results, options in cases:
         with pytest.raises(error, match="evaluate: expected " + message):

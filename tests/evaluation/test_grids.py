@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from solo_attn.data.objects import ObjectTable
 from solo_attn.evaluation import grids
 from solo_attn.evaluation.grids import GridSetting, count_cells, input_sizes, propose
+from solo_attn.models.solo import SIZE_DIVISIBLE
 from solo_attn.models.targets import SCALE_RANGES, assign
 
 RANGES = ((1, 16), (10, 32), (16, 64), (48, 128), (96, 2048))
@@ -211,3 +214,43 @@ def test_never_worse(seed: int) -> None:
         # 8 pixels of the coarser level's mask where two levels meet, by sqrt(2) less where they overlap.
         for k, stride in ((2, 8), (3, 16)):
             assert proposal.scale_ranges[k][0] >= math.floor(8 * stride / grids.OVERLAP)
+
+
+@pytest.fixture
+def assigned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(cells, cells of one image) of each call of `owners` from now on."""
+    calls, really = [], grids.owners
+
+    def seen(*arguments: Any, images: int, **options: Any) -> torch.Tensor:
+        calls.append((images * arguments[3] ** 2, arguments[3] ** 2))
+        return really(*arguments, images=images, **options)
+
+    monkeypatch.setattr(grids, "owners", seen)
+    return calls
+
+
+@pytest.mark.parametrize("cells", [1, 64, 100, 300])
+@pytest.mark.parametrize("seed", range(4))
+def test_images_in_parts_count_as_all_at_once(
+    monkeypatch: pytest.MonkeyPatch, assigned: list[tuple[int, int]], cells: int, seed: int
+) -> None:
+    table = table_of([torch.zeros(0, 64, 64), *blocks(seed, 9, 20), torch.ones(1, 64, 64, dtype=torch.bool)])
+    monkeypatch.setattr(grids, "CELLS_AT_ONCE", 10**9)
+    whole = count_cells(table, SETTING), propose(table, SETTING)
+    assert all(several == 11 * one for several, one in assigned)
+    assigned.clear()
+    monkeypatch.setattr(grids, "CELLS_AT_ONCE", cells)
+    assert (count_cells(table, SETTING), propose(table, SETTING)) == whole
+    assert all(several <= max(cells, one) for several, one in assigned)
+
+
+def test_memory_does_not_grow_with_the_images(assigned: list[tuple[int, int]]) -> None:
+    table = placed(*((16.0, 16.0, 12.0),) * 3000)
+    table = replace(table, sizes=np.full((3000, 2), 256), image=np.arange(3000))
+    assert count_cells(table, replace(ONE, num_grids=(73, 1, 1, 1, 1))).levels[0].cells == 3000
+    assert max(assigned)[0] <= 2**20  # of eight bytes each; all of them are 16 million
+
+
+def test_the_input_is_padded_to_what_the_model_says() -> None:
+    assert grids.SIZE_DIVISIBLE == SIZE_DIVISIBLE
+    assert "SIZE_DIVISIBLE =" not in Path(grids.__file__).read_text()

@@ -203,5 +203,10 @@ def test_learning_curve_bad_arguments(tmp_path):
         learning_curve([{"step": 3, "loss_mask": "much"}], tmp_path / "x.png")
     with pytest.raises(FileNotFoundError, match=r"rows to be a CSV file, got '/none.csv'"):
         learning_curve("/none.csv", tmp_path / "x.png")
+    (tmp_path / "wide.csv").write_text("step,loss_mask\n1,2.0\n2,1.5,7,8\n")
+    with pytest.raises(ValueError, match=r"line 3 of '.*wide.csv' of 2 columns as its header has, got 4"):
+        learning_curve(tmp_path / "wide.csv", tmp_path / "x.png")
+    with pytest.raises(ValueError, match=r"expected loss_mask at step 3 a number, got \[1\]"):
+        learning_curve([{"step": 3, "loss_mask": [1]}], tmp_path / "x.png")
     with pytest.raises(OSError, match=r"learning_curve: expected path .*/none/x.png"):
         learning_curve(ROWS, tmp_path / "none" / "x.png")

@@ -52,6 +52,9 @@ def test_bad_files(trained: TrainResult, tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("hello")
     cases["text.safetensors"] = "cannot be read"
     checkpoint = torch.load(trained.last, weights_only=True)
+    for name, state in {"state.ckpt": [1], "key.ckpt": {1: torch.zeros(1)}}.items():
+        torch.save({**checkpoint, "state_dict": state}, tmp_path / name)
+        cases[name] = "to be a dict of names and tensors, got (list|dict with other keys)"
     del checkpoint["state_dict"][next(iter(checkpoint["state_dict"]))]
     torch.save(checkpoint, tmp_path / "part.ckpt")
     cases["part.ckpt"] = "does not fit its own settings"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from .._files import replacing
 from ..images import UNREADABLE
 from ..validate import DatasetError, DatasetSummary, check_content, raise_faults
 
@@ -112,7 +112,7 @@ def convert_images(
     raise_faults(out, faults)
     content = _content(records, categories)
     summary = check_content(content, images, out)
-    with _replacing(out) as temporary:
+    with replacing(out) as temporary:
         temporary.write_text(json.dumps(content), encoding="utf-8")
     partial.unlink()
     return summary
@@ -208,7 +208,7 @@ class _Lines:
     """The file of finished images: written anew with those that are kept, then a line for each."""
 
     def __init__(self, path: Path, header: Mapping[str, Any], kept: Any) -> None:
-        with _replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
             file.writelines(f"{json.dumps(line)}\n" for line in (header, *kept))
         self._file = path.open("a", encoding="utf-8")
 
@@ -236,13 +236,3 @@ def _read_partial(path: Path, settings: Mapping[str, Any]) -> dict[str, Record]:
     if not found or found[0] != {"settings": json.loads(json.dumps(settings))}:
         return {}
     return {record["file_name"]: record for record in found[1:]}
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
