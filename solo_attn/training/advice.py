@@ -21,10 +21,11 @@ def grid_setting(config: Config) -> GridSetting:
 
 
 def with_proposal(config: Config, found: Inspection) -> Config:
-    """A copy of ``config`` with the proposal, training sizes scaled with the input.
+    """A copy of ``config`` with the proposal, and training images larger by the same factor as the input.
 
-    The limits on instances are raised to the fullest image's, since an image can have no more AP than it may
-    have instances.
+    Where the model resizes them, its ``min_size`` sees to it; else ``shortest_size`` if there is one, or
+    ``scale_jitter``. A crop grows with the image that it is taken of. The limits on instances are raised to
+    the fullest image's, since an image can have no more AP than it may have instances.
     """
     result = Config.from_dict(config.as_dict())
     data, model, train, proposal = result.data, result.model, result.train, found.proposal
@@ -37,12 +38,15 @@ def with_proposal(config: Config, found: Inspection) -> Config:
         else:
             model.min_size = [*_scaled(model.min_size[:-1], factor), proposal.min_size]
         model.max_size = proposal.max_size
+        grown = data.shortest_size is not None or not model.resize_in_training  # before they are cropped
         if data.shortest_size is not None:
             data.shortest_size = _scaled(data.shortest_size, factor)
-        if isinstance(data.crop_size, int):
-            data.crop_size = round(factor * data.crop_size)
-        elif data.crop_size is not None:
-            data.crop_size = _scaled(data.crop_size, factor)
+        elif grown:
+            # Rounded, or 0.8 times 1.5 would stand in the file as 1.2000000000000002.
+            data.scale_jitter = [round(factor * scale, 4) for scale in data.scale_jitter or [1.0, 1.0]]
+        if grown and data.crop_size is not None:
+            crop = data.crop_size
+            data.crop_size = round(factor * crop) if isinstance(crop, int) else _scaled(crop, factor)
     fullest = int(found.per_image[-1])
     if fullest > model.max_detections:
         model.max_detections = fullest

@@ -1,4 +1,4 @@
-"""What happens beside the steps of a training: its lines, its bar, its end at a deadline."""
+"""What happens beside the steps of a training: its checkpoints, its end, its lines and its bar."""
 
 from __future__ import annotations
 
@@ -7,12 +7,95 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, RichProgressBar, Timer
 from rich.console import Console
 
 
 class UnfinishedError(RuntimeError):
     """The time was over before the work was; what was done is kept, and the same call goes on."""
+
+
+def _between_steps(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether a batch ended with an optimizer step and its epoch goes on."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch
+
+
+class LastCheckpoint(Checkpoint):
+    """Writes a checkpoint after each epoch, every so many optimizer steps, and where the training is stopped.
+
+    Only at moments that Lightning resumes as they were: after an optimizer step inside an epoch, or after an
+    epoch and its validation. In the midst of accumulated batches it would lose their gradients. It resumes a
+    checkpoint of an epoch's last batch as if the epoch were both over and not over, and without its
+    validation; one of the end of an epoch that was cut short, as if all of it were done.
+
+    Args:
+        file: to be replaced each time.
+        every: so many optimizer steps; None for epochs only.
+    """
+
+    def __init__(self, file: Path, every: int | None) -> None:
+        self.file, self.every = file, every
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save inside an epoch."""
+        due = self.every is not None and trainer.global_step % self.every == 0
+        if (due or trainer.should_stop) and _between_steps(trainer, batch_idx):
+            trainer.save_checkpoint(self.file)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save after an epoch."""
+        if trainer.is_last_batch:
+            trainer.save_checkpoint(self.file)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's, but of whole epochs only: where a run is stopped in between, it is validated once more."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save where it is better than those before."""
+        if trainer.is_last_batch:
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same where not every epoch is validated."""
+        if trainer.is_last_batch:
+            super().on_validation_end(trainer, pl_module)
+
+
+class Limits(Callback):
+    """Ends a training after its steps or its minutes, and lets it be validated.
+
+    Not Lightning's ``max_epochs``, which counts an epoch that was cut short as a whole one, nor its
+    ``max_steps``, with which it resumes an epoch that was not validated in the midst of itself.
+
+    Args:
+        steps: optimizer steps of the whole run.
+        minutes: of ``timer``, or None.
+        timer: measures the training, those before a resume included; stands before this among the callbacks.
+    """
+
+    def __init__(self, steps: int, minutes: float | None, timer: Timer) -> None:
+        self.steps, self.minutes, self.timer = steps, minutes, timer
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make no step where nothing is left of them."""
+        self._look(trainer)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop between two optimizer steps or at the end of an epoch, which is one."""
+        if trainer.is_last_batch or _between_steps(trainer, batch_idx):
+            self._look(trainer)
+
+    def _look(self, trainer: pl.Trainer) -> None:
+        over = trainer.global_step >= self.steps
+        if self.minutes is not None:
+            # Clocks differ, and a process that went on alone would wait for the others.
+            over |= trainer.strategy.broadcast(self.timer.time_elapsed("train") >= 60 * self.minutes)
+        trainer.should_stop |= over
 
 
 class StopAt(Callback):
@@ -25,22 +108,24 @@ class StopAt(Callback):
 
     def __init__(self, deadline: float, checkpoint: Path) -> None:
         self.deadline, self.checkpoint = deadline, checkpoint
-        self.step = self.first = 0
+        self.first = 0
+        self.saved = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note where it goes on from."""
-        self.step = self.first = trainer.global_step
+        self.first = trainer.global_step
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Save and raise `UnfinishedError` once the deadline is over, except at the end of an epoch.
-
-        Lightning resumes a checkpoint of that moment as if the epoch were both over and not over: left once
-        more in the next epoch, it would train past the last one.
-        """
-        # In the midst of accumulated batches a checkpoint would lose their gradients.
-        stepped, self.step = trainer.global_step != self.step, trainer.global_step
-        if stepped and not trainer.is_last_batch and time.monotonic() >= self.deadline:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save once the deadline is over, at a moment inside an epoch; see `LastCheckpoint`."""
+        if _between_steps(trainer, batch_idx) and time.monotonic() >= self.deadline:
             trainer.save_checkpoint(self.checkpoint)
+            self.saved = True
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Raise `UnfinishedError` after that: not before the step's losses are logged."""
+        if self.saved:
             self._leave(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -53,10 +138,20 @@ class StopAt(Callback):
 
 
 class EpochBar(RichProgressBar):
-    """Lightning's bar, without the -1 that stands for "as many epochs as max_steps takes"."""
+    """Lightning's bar, which does not know how many epochs there are: `Limits` ends them.
+
+    Args:
+        epochs: to show; None where steps are counted instead.
+    """
+
+    def __init__(self, epochs: int | None) -> None:
+        super().__init__(leave=False)
+        self.epochs = epochs
 
     def _get_train_description(self, current_epoch: int) -> str:
-        return super()._get_train_description(current_epoch).replace("/-2", "")
+        # Lightning's max_epochs is -1.
+        last = "" if self.epochs is None else f"/{self.epochs - 1}"
+        return super()._get_train_description(current_epoch).replace("/-2", last)
 
 
 class EpochLines(Callback):

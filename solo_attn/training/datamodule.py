@@ -17,6 +17,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from ..data import CocoInstances, collate, eval_transforms, train_transforms
+from ..data.validate import raise_faults
+from ..evaluation.grids import input_sizes
 from .config import Config, ConfigError
 
 
@@ -86,7 +88,7 @@ class SOLODataModule(pl.LightningDataModule):
     """Training, validation and test images of a `Config`; ``test_set`` is None where it names none.
 
     Raises:
-        DatasetError: folders or annotations that cannot be read.
+        DatasetError: folders or annotations that cannot be read, or images too thin for the model's sizes.
         ConfigError: a path that is not given, or other categories in one part than in training.
     """
 
@@ -121,8 +123,34 @@ class SOLODataModule(pl.LightningDataModule):
         self.test_set = (
             self._evaluated(data.test_images, data.test_annotations) if data.test_annotations else None
         )
+        sizes = config.model.min_size
+        sizes = [sizes] if isinstance(sizes, int) else sizes
+        if data.crop_size is None and config.model.resize_in_training:
+            # Of several lengths the least leaves the fewest pixels.
+            self._refuse_thin(self.train_set, min(sizes, default=0))
+        for part in (self.val_set, self.test_set):
+            if part is not None:
+                self._refuse_thin(part, sizes[-1] if sizes else 0)
         self.batches_done = 0
         self._sampler: PositionSampler | None = None
+
+    def _refuse_thin(self, dataset: CocoInstances, min_size: int) -> None:
+        """Images of which the model's resizing would leave nothing: it would come to them hours later."""
+        max_size = self.config.model.max_size
+        if min(min_size, max_size) < 1:
+            return  # no fault of the images: `build_solo` says so
+        entries = [dataset.coco.imgs[image_id] for image_id in dataset.image_ids]
+        resized, _ = input_sizes([(e["height"], e["width"]) for e in entries], min_size, max_size)
+        raise_faults(
+            dataset.annotations,
+            [
+                f"{dataset.images / str(entry['file_name'])} (image id {entry['id']}): expected sides of a "
+                f"pixel or more at model.min_size {min_size}, model.max_size {max_size}, got "
+                f"{entry['width']} x {entry['height']}"
+                for entry, size in zip(entries, resized, strict=True)
+                if size.min() < 1
+            ],
+        )
 
     def _evaluated(self, images: str, annotations: str) -> CocoInstances:
         """A part that is not trained on."""

@@ -6,13 +6,12 @@ import csv
 import json
 import shutil
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import Callback, Timer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -22,7 +21,7 @@ from rich.progress import Progress
 from ..bench import environment
 from ..evaluation import CocoMetrics, learning_curve
 from ..models import build_solo
-from .callbacks import EpochBar, EpochLines, StopAt
+from .callbacks import BestCheckpoint, EpochBar, EpochLines, LastCheckpoint, Limits, StopAt
 from .checkpoint import AtomicCheckpointIO, write_atomically
 from .config import Config, ConfigError, changes, differences, load_config
 from .datamodule import SOLODataModule
@@ -80,9 +79,10 @@ def train(
 
     The run folder receives ``config.yaml``, ``last.ckpt`` (after each epoch and every
     ``train.checkpoint_steps``), ``best.ckpt`` (by validation AP), TensorBoard logs, ``csv/`` and at the end
-    ``result.json`` and ``curve.png``. A run that was killed and resumed gives on a CPU bitwise the result of
-    an unbroken one: the order of the images, their variations and the random choices of a step depend on
-    the seed and the position alone.
+    ``result.json`` and ``curve.png``. A run that was killed, or stopped by ``train.max_minutes``, and then
+    resumed gives on a CPU bitwise the weights, steps and metrics of an unbroken one: the order of the
+    images, their variations and the random choices of a step depend on the seed and the position alone.
+    Each stop by minutes is validated too, which only adds to the logs.
 
     Args:
         config: what to train, on which data.
@@ -124,10 +124,8 @@ def train(
         module = SOLOModule(
             model, config, list(datamodule.train_set.class_names), list(datamodule.train_set.category_ids)
         )
-        timer = Timer(
-            None if config.train.max_minutes is None else timedelta(minutes=config.train.max_minutes)
-        )
-        trainer = _trainer(config, run_dir, timer, console)
+        timer, steps = Timer(), datamodule.total_steps(config.train.devices)
+        trainer = _trainer(config, run_dir, timer, steps, console)
         if deadline is not None:
             trainer.callbacks.insert(0, StopAt(deadline, last))  # type: ignore[attr-defined]
         if trainer.precision != config.train.precision:  # Lightning takes another one with only a warning
@@ -143,8 +141,7 @@ def train(
             module, datamodule=datamodule, ckpt_path=str(last) if last.exists() else None, weights_only=True
         )
         seconds = timer.time_elapsed("train")  # validations between the epochs included
-        left = timer.time_remaining("train")
-        if left is not None and left <= 0 and trainer.is_global_zero:
+        if trainer.global_step < steps and trainer.is_global_zero:
             console.print(f"stopped after {config.train.max_minutes:g} minutes (train.max_minutes)")
         if module.validated_step != trainer.global_step:
             trainer.validate(module, datamodule=datamodule, verbose=False)
@@ -183,25 +180,25 @@ def _check_images(datamodule: SOLODataModule, console: Console) -> None:
             dataset.check_images(lambda count: bar.advance(task, count))
 
 
-def _trainer(config: Config, run_dir: Path, timer: Timer, console: Console) -> pl.Trainer:
+def _trainer(config: Config, run_dir: Path, timer: Timer, steps: int, console: Console) -> pl.Trainer:
     train = config.train
-    files: dict[str, Any] = {
-        "dirpath": run_dir,
-        "enable_version_counter": False,
-        "auto_insert_metric_name": False,
-    }
     callbacks: list[Callback] = [
         timer,
+        Limits(steps, train.max_minutes, timer),
         EpochLines(console),
-        ModelCheckpoint(filename="best", monitor="val/ap", mode="max", save_top_k=1, **files),
-        ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **files),
+        BestCheckpoint(
+            run_dir,
+            "best",
+            monitor="val/ap",
+            mode="max",
+            save_top_k=1,
+            enable_version_counter=False,
+            auto_insert_metric_name=False,
+        ),
+        LastCheckpoint(run_dir / "last.ckpt", train.checkpoint_steps),  # after the best, whose AP it keeps
     ]
-    if train.checkpoint_steps is not None:
-        callbacks.append(
-            ModelCheckpoint(filename="last", every_n_train_steps=train.checkpoint_steps, **files)
-        )
     if console.is_terminal:
-        callbacks.append(EpochBar(leave=False))
+        callbacks.append(EpochBar(train.epochs if train.max_steps is None else None))
     strategy: Any = "auto"
     if train.devices > 1:
         strategy = DDPStrategy(process_group_backend="nccl" if _on_cuda(train.accelerator) else "gloo")
@@ -211,8 +208,7 @@ def _trainer(config: Config, run_dir: Path, timer: Timer, console: Console) -> p
             devices=train.devices,
             strategy=strategy,
             precision=train.precision,
-            max_epochs=train.epochs if train.max_steps is None else -1,
-            max_steps=-1 if train.max_steps is None else train.max_steps,
+            max_epochs=-1,  # `Limits` ends it
             accumulate_grad_batches=train.accumulate,
             gradient_clip_val=train.clip_norm,
             check_val_every_n_epoch=train.eval_every,
@@ -265,9 +261,11 @@ def _logged(run_dir: Path) -> list[dict[str, float]]:
                 {key: float(f"{float(value):.5g}") for key, value in row.items() if value}
                 for row in csv.DictReader(opened)
             ]
-        # Steps after the last checkpoint were done twice: the second time counts.
+        # Steps after the last checkpoint were done twice: the second time counts, but not where it was a
+        # validation alone, of the last step.
         first = min((row["step"] for row in new), default=0)
-        rows = [row for row in rows if row["step"] < first] + new
+        trained = any("train/lr" in row for row in new)
+        rows = [row for row in rows if row["step"] < first or ("train/lr" in row and not trained)] + new
     return rows
 
 

@@ -12,7 +12,16 @@ import pytest
 import torch
 from rich.console import Console
 
-from solo_attn.training import CheckpointError, Config, ConfigError, TrainResult, compare, load_model, train
+from solo_attn.training import (
+    CheckpointError,
+    Config,
+    ConfigError,
+    TrainResult,
+    UnfinishedError,
+    compare,
+    load_model,
+    train,
+)
 from solo_attn.training import module as training_module
 from solo_attn.training.train import EpochBar
 
@@ -50,11 +59,11 @@ def test_the_line_names_the_epoch_and_the_losses(config: MakeConfig, tmp_path: P
     assert any("dice" in line and "AP50" in line for line in lines)
 
 
-@pytest.mark.parametrize(("epochs", "shown"), [(-1, "Epoch 0"), (3, "Epoch 0/2")])
-def test_the_bar_names_the_last_epoch_where_there_is_one(epochs: int, shown: str) -> None:
-    """With train.max_steps there is none: Lightning counts to -1."""
-    bar = EpochBar()
-    bar._trainer = SimpleNamespace(max_epochs=epochs)
+@pytest.mark.parametrize(("epochs", "shown"), [(None, "Epoch 0"), (3, "Epoch 0/2")])
+def test_the_bar_names_the_last_epoch_where_there_is_one(epochs: int | None, shown: str) -> None:
+    """With train.max_steps there is none; Lightning itself always counts to -1."""
+    bar = EpochBar(epochs)
+    bar._trainer = SimpleNamespace(max_epochs=-1)
     assert bar._get_train_description(0).strip() == shown
 
 
@@ -78,6 +87,24 @@ def test_an_abandoned_start_leaves_no_lines_in_the_curve(config: MakeConfig, tmp
     curve = json.loads((tmp_path / "result.json").read_text())["curve"]
     assert {row["step"] for row in curve if "train/lr" in row} == {0}
     assert before.isdisjoint((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_a_run_in_pieces_leaves_the_same_curve(config: MakeConfig, tmp_path: Path) -> None:
+    """The losses of a piece's last step too."""
+    settings = config(epochs=2)
+    train(settings, tmp_path / "whole")
+    pieces = 1
+    while True:
+        try:
+            train(settings, tmp_path / "pieces", resume=True, deadline=0.0)
+            break
+        except UnfinishedError:
+            pieces += 1
+    assert pieces == 6  # one for each step
+    curves = [
+        json.loads((tmp_path / name / "result.json").read_text())["curve"] for name in ("whole", "pieces")
+    ]
+    assert curves[0] == curves[1]
 
 
 def test_a_folder_that_is_no_run_keeps_its_files(config: MakeConfig, tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import Timer
 
 from solo_attn.models import build_solo
 from solo_attn.training import (
@@ -42,6 +44,24 @@ def assert_same_weights(a: Path, b: Path) -> None:
     assert not different
 
 
+def assert_same_run(whole: TrainResult, other: TrainResult) -> None:
+    """The same to the last bit, what was validated and saved on the way included."""
+    assert (other.steps, other.metrics) == (whole.steps, whole.metrics)
+    assert_same_weights(whole.run_dir, other.run_dir)
+    assert (whole.best is None) == (other.best is None)
+    if whole.best is not None and other.best is not None:
+        first, second = (torch.load(path, weights_only=True) for path in (whole.best, other.best))
+        assert first["global_step"] == second["global_step"]
+        different = [
+            name for name, w in first["state_dict"].items() if not torch.equal(w, second["state_dict"][name])
+        ]
+        assert not different
+
+
+def curve(result: TrainResult) -> list[dict[str, float]]:
+    return json.loads((result.run_dir / "result.json").read_text())["curve"]
+
+
 def rows(run_dir: Path) -> list[dict[str, str]]:
     found: list[dict[str, str]] = []
     for file in sorted(run_dir.glob("csv/version_*/metrics.csv")):
@@ -53,7 +73,7 @@ def rows(run_dir: Path) -> list[dict[str, str]]:
 def test_leaves_what_it_says(trained: TrainResult) -> None:
     names = {path.name for path in trained.run_dir.iterdir()}
     assert {"config.yaml", "last.ckpt", "best.ckpt", "tensorboard", "csv", "curve.png"} <= names
-    assert not [name for name in names if name.endswith(".tmp")]
+    assert not [name for name in names if ".tmp" in name]
     assert trained.steps == 6
     assert 0 <= trained.metrics.ap <= 1
     logged = rows(trained.run_dir)
@@ -92,8 +112,9 @@ class Killed(BaseException):
         ({"epochs": 4, "eval_every": 2}, 7, 1),
         ({"epochs": 3, "checkpoint_steps": 1, "accumulate": 2}, 3, 0),
         ({"max_steps": 7, "checkpoint_steps": 2}, 5, 1),
+        ({"max_steps": 5, "eval_every": 2, "accumulate": 2}, 3, 0),
     ],
-    ids=["after an epoch", "inside an epoch", "by steps"],
+    ids=["after an epoch", "inside an epoch", "by steps", "by steps, after an epoch without validation"],
 )
 def test_resumed_is_bitwise_the_same(
     config: MakeConfig,
@@ -123,9 +144,102 @@ def test_resumed_is_bitwise_the_same(
     torch.rand(17)  # another process would have another random state
     resumed = train(settings, tmp_path / "broken", resume=True)
 
-    assert resumed.steps == whole.steps
-    assert resumed.metrics == whole.metrics
-    assert_same_weights(tmp_path / "whole", tmp_path / "broken")
+    assert_same_run(whole, resumed)
+    assert curve(whole) == curve(resumed)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"epochs": 3, "checkpoint_steps": 3},
+        {"epochs": 3, "checkpoint_steps": 1, "accumulate": 2},
+        {"max_steps": 7, "checkpoint_steps": 1},
+    ],
+    ids=str,
+)
+def test_killed_in_validations_is_bitwise_the_same(
+    config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    """Its epoch's last step would be a checkpoint, and neither the step nor the validation may be lost."""
+    settings = config(**settings)
+    whole = train(settings, tmp_path / "whole")
+    first, second, *_ = [int(row["step"]) + 1 for row in curve(whole) if "val/ap" in row]
+    real = module_file.SOLOModule.on_validation_epoch_start
+    for killed_at in (first, first, second):
+
+        def start(self: Any, step: int = killed_at) -> None:
+            if self.global_step == step:
+                raise Killed
+            real(self)
+
+        monkeypatch.setattr(module_file.SOLOModule, "on_validation_epoch_start", start)
+        with suppress(Killed):
+            train(settings, tmp_path / "broken", resume=True)
+    monkeypatch.undo()
+    resumed = train(settings, tmp_path / "broken", resume=True)
+    assert_same_run(whole, resumed)
+    assert curve(whole) == curve(resumed)
+
+
+def test_killed_within_accumulated_batches_is_bitwise_the_same(
+    config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Soon after it was resumed: the step before, once saved, is not saved again with half a step."""
+    settings = config(epochs=2, batch_size=1, accumulate=3, checkpoint_steps=1)
+    whole = train(settings, tmp_path / "whole")
+    real = module_file.SOLOModule.training_step
+    for batches in (4, 5):
+
+        def step(self: Any, batch: Any, batch_idx: int, stop: int = batches) -> torch.Tensor:
+            if self.datamodule.batches_done == stop:
+                raise Killed
+            return real(self, batch, batch_idx)
+
+        monkeypatch.setattr(module_file.SOLOModule, "training_step", step)
+        with pytest.raises(Killed):
+            train(settings, tmp_path / "broken", resume=True)
+    monkeypatch.undo()
+    assert_same_run(whole, train(settings, tmp_path / "broken", resume=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "batches", "stops"),
+    [
+        ({"epochs": 3}, 4, 4),
+        ({"epochs": 3, "accumulate": 2}, 4, 3),  # not between the two batches of a step
+        ({"epochs": 3, "accumulate": 2, "eval_every": 2}, 6, 4),
+        ({"max_steps": 7, "checkpoint_steps": 2}, 5, 5),
+    ],
+    ids=["inside an epoch", "inside a step", "after an epoch", "by steps"],
+)
+def test_stopped_by_minutes_and_resumed_is_bitwise_the_same(
+    config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: Any,
+    batches: int,
+    stops: int,
+) -> None:
+    """Twice: at ``batches``, and before it went on from there."""
+    settings = config(**settings)
+    whole = train(settings, tmp_path / "whole")
+    done = 0
+    real = module_file.SOLOModule.training_step
+
+    def step(self: Any, batch: Any, batch_idx: int) -> torch.Tensor:
+        nonlocal done
+        done = self.datamodule.batches_done + 1
+        return real(self, batch, batch_idx)
+
+    monkeypatch.setattr(module_file.SOLOModule, "training_step", step)
+    monkeypatch.setattr(Timer, "time_elapsed", lambda timer, stage="train": 90.0 if done >= batches else 0.0)
+    settings.train.max_minutes = 1.0
+    stopped = train(settings, tmp_path / "broken")
+    assert stopped.steps == stops
+    assert torch.load(stopped.last, weights_only=True)["global_step"] == stops
+    assert train(settings, tmp_path / "broken", resume=True).steps == stops
+    settings.train.max_minutes = None
+    assert_same_run(whole, train(settings, tmp_path / "broken", resume=True))
 
 
 def test_kill_9_leaves_a_loadable_checkpoint(config: MakeConfig, tmp_path: Path) -> None:
