@@ -20,6 +20,11 @@ def _between_steps(trainer: pl.Trainer, batch_idx: int) -> bool:
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch
 
 
+def _agreed(trainer: pl.Trainer, over: bool) -> bool:
+    """What the first process says: clocks differ, and one that went on alone would wait for the others."""
+    return bool(trainer.strategy.broadcast(over))
+
+
 class LastCheckpoint(Checkpoint):
     """Writes a checkpoint after each epoch, every so many optimizer steps, and where the training is stopped.
 
@@ -93,8 +98,7 @@ class Limits(Callback):
     def _look(self, trainer: pl.Trainer) -> None:
         over = trainer.global_step >= self.steps
         if self.minutes is not None:
-            # Clocks differ, and a process that went on alone would wait for the others.
-            over |= trainer.strategy.broadcast(self.timer.time_elapsed("train") >= 60 * self.minutes)
+            over |= _agreed(trainer, self.timer.time_elapsed("train") >= 60 * self.minutes)
         trainer.should_stop |= over
 
 
@@ -119,7 +123,7 @@ class StopAt(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save once the deadline is over, at a moment inside an epoch; see `LastCheckpoint`."""
-        if _between_steps(trainer, batch_idx) and time.monotonic() >= self.deadline:
+        if _between_steps(trainer, batch_idx) and self._over(trainer):
             trainer.save_checkpoint(self.checkpoint)
             self.saved = True
 
@@ -130,8 +134,11 @@ class StopAt(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The same after an epoch, which has been saved."""
-        if trainer.global_step > self.first and time.monotonic() >= self.deadline:
+        if trainer.global_step > self.first and self._over(trainer):
             self._leave(trainer)
+
+    def _over(self, trainer: pl.Trainer) -> bool:
+        return _agreed(trainer, time.monotonic() >= self.deadline)
 
     def _leave(self, trainer: pl.Trainer) -> None:
         raise UnfinishedError(f"train: the time was over at step {trainer.global_step}; {self.checkpoint}")
