@@ -35,8 +35,8 @@ def train(
 
     Example: [cyan]solo-attn train configs/nuclei_small.yaml train.epochs=5 --out runs/nuclei[/cyan]
 
-    The folder receives config.yaml, last.ckpt, best.ckpt, TensorBoard logs and CSV. A killed run goes on with
-    the same command and --resume, and ends as if it had not been killed.
+    The folder receives config.yaml, last.ckpt, best.ckpt (the best whole epoch), TensorBoard logs and CSV. A
+    killed run goes on with the same command and --resume, and ends as if it had not been killed.
     """
     from ..training import load_config
     from ..training import train as run

@@ -10,7 +10,7 @@ _INTERVALS = {
     "data.workers": "[0, inf)",
     "train.epochs": "[1, inf)",
     "train.max_steps": "[1, inf)",
-    "train.max_minutes": "(0, 1e9]",  # Python's time spans end above
+    "train.max_minutes": "(0, inf)",
     "train.batch_size": "[1, inf)",
     "train.accumulate": "[1, inf)",
     "train.eval_batch_size": "[1, inf)",

@@ -20,11 +20,6 @@ def _between_steps(trainer: pl.Trainer, batch_idx: int) -> bool:
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch
 
 
-def _agreed(trainer: pl.Trainer, over: bool) -> bool:
-    """What the first process says: clocks differ, and one that went on alone would wait for the others."""
-    return bool(trainer.strategy.broadcast(over))
-
-
 class LastCheckpoint(Checkpoint):
     """Writes a checkpoint after each epoch, every so many optimizer steps, and where the training is stopped.
 
@@ -57,6 +52,11 @@ class LastCheckpoint(Checkpoint):
 
 class BestCheckpoint(ModelCheckpoint):
     """Lightning's, but of whole epochs only: where a run is stopped in between, it is validated once more."""
+
+    @property
+    def state_key(self) -> str:
+        """Lightning's own: the best AP so far is found under it in checkpoints of both."""
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save where it is better than those before."""
@@ -98,7 +98,8 @@ class Limits(Callback):
     def _look(self, trainer: pl.Trainer) -> None:
         over = trainer.global_step >= self.steps
         if self.minutes is not None:
-            over |= _agreed(trainer, self.timer.time_elapsed("train") >= 60 * self.minutes)
+            # Clocks differ, and a process that went on alone would wait for the others.
+            over |= trainer.strategy.broadcast(self.timer.time_elapsed("train") >= 60 * self.minutes)
         trainer.should_stop |= over
 
 
@@ -123,7 +124,7 @@ class StopAt(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save once the deadline is over, at a moment inside an epoch; see `LastCheckpoint`."""
-        if _between_steps(trainer, batch_idx) and self._over(trainer):
+        if _between_steps(trainer, batch_idx) and time.monotonic() >= self.deadline:
             trainer.save_checkpoint(self.checkpoint)
             self.saved = True
 
@@ -134,11 +135,8 @@ class StopAt(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The same after an epoch, which has been saved."""
-        if trainer.global_step > self.first and self._over(trainer):
+        if trainer.global_step > self.first and time.monotonic() >= self.deadline:
             self._leave(trainer)
-
-    def _over(self, trainer: pl.Trainer) -> bool:
-        return _agreed(trainer, time.monotonic() >= self.deadline)
 
     def _leave(self, trainer: pl.Trainer) -> None:
         raise UnfinishedError(f"train: the time was over at step {trainer.global_step}; {self.checkpoint}")

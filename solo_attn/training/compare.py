@@ -177,7 +177,7 @@ def _run(
     seed = config.train.seed
     folder = _folder(out_dir, system, seed)
     file = folder / RESULT
-    done = file.exists()
+    done = _is_done(file, config)
     if not done:
         console.print(f"{system}, seed {seed}: training", highlight=False)
         train(config, folder, resume=True, deadline=deadline, console=console)
@@ -191,6 +191,17 @@ def _run(
     if done:
         console.print(f"{system}, seed {seed}: done before", highlight=False)
     return result
+
+
+def _is_done(file: Path, config: Config) -> bool:
+    """Whether a run is finished, or has had all the minutes that it may have."""
+    if not file.exists():
+        return False
+    result = json.loads(file.read_text(encoding="utf-8"))
+    if not result.get("stopped", False):
+        return True
+    most = config.train.max_minutes
+    return most is not None and most <= result["config"]["train"]["max_minutes"]
 
 
 def _write(

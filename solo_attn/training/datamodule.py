@@ -135,7 +135,10 @@ class SOLODataModule(pl.LightningDataModule):
         self._sampler: PositionSampler | None = None
 
     def _refuse_thin(self, dataset: CocoInstances, min_size: int) -> None:
-        """Images of which the model's resizing would leave nothing: it would come to them hours later."""
+        """Images of which the model's resizing would leave nothing: it would come to them hours later.
+
+        As they are: what ``data.scale_jitter`` may make of training images is random, and left to the model.
+        """
         max_size = self.config.model.max_size
         if min(min_size, max_size) < 1:
             return  # no fault of the images: `build_solo` says so

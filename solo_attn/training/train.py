@@ -29,7 +29,7 @@ from .evaluate import evaluate_model
 from .module import SOLOModule
 from .quiet import quiet_lightning
 
-RESULT = "result.json"  # of a finished run
+RESULT = "result.json"  # of a run that is finished, or was stopped by its minutes
 
 # Settings that may change when a run is resumed: they do not change what is computed.
 FREE = {
@@ -78,11 +78,13 @@ def train(
     """Train, validate, and look once at the test images, in float32, if there are some.
 
     The run folder receives ``config.yaml``, ``last.ckpt`` (after each epoch and every
-    ``train.checkpoint_steps``), ``best.ckpt`` (by validation AP), TensorBoard logs, ``csv/`` and at the end
-    ``result.json`` and ``curve.png``. A run that was killed, or stopped by ``train.max_minutes``, and then
-    resumed gives on a CPU bitwise the weights, steps and metrics of an unbroken one: the order of the
-    images, their variations and the random choices of a step depend on the seed and the position alone.
-    Each stop by minutes is validated too, which only adds to the logs.
+    ``train.checkpoint_steps``), ``best.ckpt`` (of whole epochs, that with the highest validation AP),
+    TensorBoard logs, ``csv/`` and at the end ``result.json`` and ``curve.png``.
+
+    A run that was killed, or stopped by ``train.max_minutes``, and then resumed gives on a CPU bitwise the
+    weights, steps and metrics of an unbroken one: the order of the images, their variations and the random
+    choices of a step depend on the seed and the position alone. Each stop by minutes is validated too, which
+    only adds to the logs.
 
     Args:
         config: what to train, on which data.
@@ -168,7 +170,7 @@ def train(
         str(trainer.strategy.root_device),
     )
     if trainer.is_global_zero:
-        _store(result, config)
+        _store(result, config, stopped=trainer.global_step < steps)
     return result
 
 
@@ -230,7 +232,7 @@ def _trainer(config: Config, run_dir: Path, timer: Timer, steps: int, console: C
         ) from error
 
 
-def _store(result: TrainResult, config: Config) -> None:
+def _store(result: TrainResult, config: Config, stopped: bool) -> None:
     """result.json: the numbers and all that they were measured with; curve.png: the way there."""
     rows = _logged(result.run_dir)
     if any("train/loss_mask" in row or "val/ap" in row for row in rows):
@@ -239,6 +241,7 @@ def _store(result: TrainResult, config: Config) -> None:
         "metrics": _with_limit(result.metrics),
         "test_metrics": None if result.test_metrics is None else _with_limit(result.test_metrics),
         "steps": result.steps,
+        "stopped": stopped,  # by train.max_minutes, and may go on
         "seconds": round(result.seconds, 1),
         "environment": environment(result.device),
         "config": config.as_dict(),

@@ -221,6 +221,26 @@ def test_goes_on_after_its_minutes(config: MakeConfig, tmp_path: Path) -> None:
         assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
+def test_a_run_that_was_stopped_by_its_minutes_goes_on_with_more(
+    config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = config(epochs=2, max_minutes=1e-5)
+
+    def steps() -> int:
+        compare(settings, [0], tmp_path, ["SOLO"])
+        return json.loads((tmp_path / "runs" / "solo-seed0" / "result.json").read_text())["steps"]
+
+    assert steps() < 6
+    capsys.readouterr()
+    assert steps() < 6
+    assert "done before" in capsys.readouterr().out
+    settings.train.max_minutes = None
+    assert steps() == 6
+    assert "done before" not in capsys.readouterr().out
+    assert steps() == 6
+    assert "done before" in capsys.readouterr().out
+
+
 def test_results_alone_make_the_tables(config: MakeConfig, tmp_path: Path) -> None:
     """Runs of several machines: their checkpoints are large and stay there."""
     settings = config(epochs=1)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 
 from solo_attn.training import (
@@ -23,7 +24,7 @@ from solo_attn.training import (
     train,
 )
 from solo_attn.training import module as training_module
-from solo_attn.training.train import EpochBar
+from solo_attn.training.callbacks import BestCheckpoint, EpochBar
 
 MakeConfig = Callable[..., Config]
 
@@ -138,6 +139,12 @@ def test_a_truncated_image_is_found_before_training(config: MakeConfig, tmp_path
     with pytest.raises(DatasetError, match=broken.name):
         train(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_best_so_far_is_kept_where_lightnings_own_callback_keeps_it() -> None:
+    """So that a checkpoint of either says it to the other."""
+    settings = {"monitor": "val/ap", "mode": "max"}
+    assert BestCheckpoint(**settings).state_key == ModelCheckpoint(**settings).state_key
 
 
 def test_a_checkpoint_of_another_version(trained: TrainResult, tmp_path: Path) -> None:
