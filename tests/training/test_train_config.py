@@ -80,7 +80,7 @@ def test_overrides_and_round_trip(tmp_path: Path) -> None:
         ("train.milestones=[.nan]", "train.milestones to be a list of a finite number, got [nan]"),
         ("train.gamma=0", "train.gamma to be in (0, 1], got 0.0"),
         ("train.gamma=2", "train.gamma to be in (0, 1], got 2.0"),
-        ("train.max_minutes=0", "train.max_minutes to be in (0, inf), got 0.0"),
+        ("train.max_minutes=0", "train.max_minutes to be above 0, got 0.0"),
         ("train.max_steps=0", "train.max_steps to be at least 1, got 0"),
         ("train.eval_max_detections=9", "train.eval_max_detections to be at least 10, got 9"),
         ("train.seed=-1", "train.seed to be in [0, 4294967295], got -1"),
