@@ -283,9 +283,7 @@ def go(bench: Bench, todo: list[Job], folder: Path, end: float, limit: int | Non
         for row in rows:
             if "failed" in row:
                 row["limit_bytes"] = limit
-            typer.echo(
-                f"{said(job)}: {row['contender']} {why_failed(row) if 'failed' in row else in_words(row)}"
-            )
+            typer.echo(f"{said(job)}: {row['contender']} {in_words(row)}")
         store()
     return result
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from ..data import CocoInstances, collate, eval_transforms, train_transforms
 from ..data.validate import raise_faults
-from ..evaluation.grids import input_sizes
+from ..models.solo import resized_size
 from .config import Config, ConfigError
 
 
@@ -143,15 +143,14 @@ class SOLODataModule(pl.LightningDataModule):
         if min(min_size, max_size) < 1:
             return  # no fault of the images: `build_solo` says so
         entries = [dataset.coco.imgs[image_id] for image_id in dataset.image_ids]
-        resized, _ = input_sizes([(e["height"], e["width"]) for e in entries], min_size, max_size)
         raise_faults(
             dataset.annotations,
             [
                 f"{dataset.images / str(entry['file_name'])} (image id {entry['id']}): expected sides of a "
                 f"pixel or more at model.min_size {min_size}, model.max_size {max_size}, got "
                 f"{entry['width']} x {entry['height']}"
-                for entry, size in zip(entries, resized, strict=True)
-                if size.min() < 1
+                for entry in entries
+                if min(resized_size((entry["height"], entry["width"]), min_size, max_size)) < 1
             ],
         )
 
