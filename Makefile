@@ -10,8 +10,12 @@ CSRC := $(shell find csrc tests/cuda_shim -name '*.h' -o -name '*.cpp' -o -name 
 .DEFAULT_GOAL := help
 .PHONY: help setup peers demo test test-sanitize test-abi lint bench bench-peers gpu gpu-test gpu-bench gpu-end-to-end gpu-compare-nuclei gpu-compare-scenes results format clean
 
-help:  ## show these targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+help:  ## show this
+	@echo "make TARGET [VARIABLE=VALUE ...]"
+	@sed -nE 's/^([a-z-]+):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 22
+	@printf '  %s\t%s\n' "PYTHON=python3.12" "the interpreter that setup makes .venv with (python3)" \
+		"BIN=FOLDER" "the programs python and solo-attn of another environment (.venv/bin)" \
+		"DRY_RUN=1" "gpu and its parts: tiny sizes on the CPU, nothing is kept" | expand -t 22
 
 setup: $(STAMP)  ## make the virtual environment, install torch and torchvision, compile and install this package
 
@@ -25,7 +29,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(CSRC)
 
 peers: setup $(PEERS)  ## mmdetection and supervision, for the tests and benchmarks that compare with them
 
-$(PEERS): benchmarks/peers.txt
+$(PEERS): benchmarks/peers/requirements.txt
 	rm -rf .peers
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .peers -r $<
 	@# yapf keeps its grammar at its first import: several test processes at once would read half of it.
@@ -57,7 +61,7 @@ test-sanitize: setup  ## the C++ kernels under ASan and UBSan, by the tests of t
 		-k "cpu-cpu and not compile"
 
 test-abi: setup  ## one wheel, built here, by the tests of the ops under the newest torch (gigabytes to download)
-	$(BIN)/python benchmarks/abi.py
+	$(BIN)/python -m tools.abi
 
 lint: setup  ## ruff, the type checker, clang-format
 	$(BIN)/ruff check .
@@ -66,16 +70,16 @@ lint: setup  ## ruff, the type checker, clang-format
 	$(BIN)/clang-format --dry-run -Werror $(CSRC)
 
 bench: setup  ## time every op, store the result, remake tables and plot from it
-	$(BIN)/python -m pytest benchmarks --ignore=benchmarks/bench_mmdet.py -q --timeout 900 --benchmark-columns=rounds --benchmark-json=benchmarks/results/cpu/ops.json
+	$(BIN)/python -m pytest benchmarks/ops -q --timeout 900 --benchmark-columns=rounds --benchmark-json=benchmarks/results/cpu/ops.json
 	$(MAKE) --no-print-directory results
 
 bench-peers: peers  ## the same for what is compared with mmdetection
-	$(BIN)/python -m pytest benchmarks/bench_mmdet.py -q --timeout 900 --benchmark-columns=rounds --benchmark-json=benchmarks/results/cpu/mmdet.json
+	$(BIN)/python -m pytest benchmarks/peers -q --timeout 900 --benchmark-columns=rounds --benchmark-json=benchmarks/results/cpu/mmdet.json
 	$(MAKE) --no-print-directory results
 
 # Each command ends within about 8 minutes. Status 75: more remains, and the same command goes on with it.
 DRY := $(if $(DRY_RUN),--dry-run)
-END_TO_END := $(BIN)/python benchmarks/end_to_end.py $(DRY)
+END_TO_END := $(BIN)/python -m benchmarks.end_to_end.run $(DRY)
 TINY := $(addprefix train.,max_steps=1 batch_size=1 accelerator=cpu precision=32-true) data.workers=0 \
 	$(addprefix model.,backbone=resnet18 fpn_channels=32 head_channels=32 num_convs=1 min_size=96 max_size=192)
 compare = $(BIN)/solo-attn compare configs/paper_$(1).yaml --scales --minutes 6.5 \
@@ -97,7 +101,7 @@ gpu-test: setup  ## every op on this machine's GPU; DRY_RUN=1: what a CPU allows
 	$(BIN)/python tests/gpu/run.py $(DRY)
 
 gpu-bench: setup  ## time every op on this machine's GPU and store it; DRY_RUN=1: go through it on the CPU
-	$(BIN)/python benchmarks/gpu.py run $(DRY)
+	$(BIN)/python -m benchmarks.gpu.ops run $(DRY)
 
 gpu-end-to-end: setup  ## one piece of timing training and inference, ours and the dense way; DRY_RUN=1 as above
 	$(END_TO_END) $(PIECE)
@@ -112,9 +116,9 @@ gpu-compare-scenes: setup  ## the same on synthetic street scenes
 	$(call compare,scenes) $(PIECE)
 
 results: setup  ## write benchmarks/results into the README and docs
-	$(BIN)/python benchmarks/readme.py
-	$(BIN)/python benchmarks/data_page.py
-	$(BIN)/python benchmarks/results_page.py
+	$(BIN)/python -m benchmarks.report.readme
+	$(BIN)/python -m benchmarks.report.data_page
+	$(BIN)/python -m benchmarks.report.results_page
 
 format: setup  ## let ruff and clang-format rewrite what they can
 	$(BIN)/ruff check --fix .

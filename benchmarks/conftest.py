@@ -1,21 +1,31 @@
-"""Benchmarks: ``make bench``, or ``python -m pytest benchmarks/bench_matrix_nms.py``.
+"""Benchmarks: ``make bench``, or ``python -m pytest benchmarks/ops/bench_matrix_nms.py``.
 
 pytest-benchmark counts rounds and stores what is found; a round runs every contender once, in turn.
 """
 
 from __future__ import annotations
 
+import gzip
+import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from solo_attn.bench import FLOOR, Case, Race, backward, environment, forward, peak_memory
+from solo_attn.bench.cases import MASK_SIZE, MASKS
 from solo_attn.bench.timing import Contender
+
+from . import ROOT
 
 THREADS = 2
 SECONDS = 4.0  # of the rounds of one benchmark, of which there are at least three
+
+POOL = ROOT.parent / "shared" / "data" / "yolact_pool" / "pool_A.json.gz"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,6 +49,30 @@ def threads() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def quick(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--quick"))
+
+
+@pytest.fixture(scope="session")
+def predicted_masks() -> tuple[Tensor, Tensor, Tensor]:
+    """What models predicted on COCO images, where that lies beside the repository.
+
+    Bool [n, 200, 336], labels and scores of the busiest images: images apart, so labels made to differ.
+    """
+    import pycocotools.mask as coco_mask
+
+    if not POOL.exists():
+        pytest.skip("shared/data/yolact_pool is not beside the repository")
+    with gzip.open(POOL, "rt", encoding="utf-8") as file:
+        results = json.load(file)
+    masks, labels, scores = [], [], []
+    for number, (image, _) in enumerate(Counter(r["image_id"] for r in results).most_common()):
+        for result in (r for r in results if r["image_id"] == image):
+            mask = torch.from_numpy(coco_mask.decode(result["segmentation"])).float()
+            masks.append(F.interpolate(mask[None, None], MASK_SIZE, mode="area")[0, 0] > 0.5)
+            labels.append(1000 * number + result["category_id"])
+            scores.append(result["score"])
+        if len(masks) >= MASKS:
+            break
+    return torch.stack(masks)[:MASKS], torch.tensor(labels)[:MASKS], torch.tensor(scores)[:MASKS]
 
 
 @pytest.fixture

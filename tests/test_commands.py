@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-ROOT = Path(__file__).parents[1]
-
-needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-
-
-def dry_run(target: str) -> str:
-    """What make would do, without doing it."""
-    # Run by `make test` itself, it would inherit that one's flags and speak of folders.
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
-    command = ["make", "--no-print-directory", "-n", target]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment)
-    return done.stdout
+from make import ROOT, dry_run, make, needs_make
 
 
 def test_they_are_the_first_thing_in_the_readme() -> None:
@@ -57,7 +43,7 @@ def test_a_second_run_sets_nothing_up() -> None:
         assert "pip install" not in dry_run(target)
 
 
-@pytest.mark.parametrize("script", ["tests/gpu/run.py", "benchmarks/gpu.py run"])
+@pytest.mark.parametrize("script", ["tests/gpu/run.py", "-m benchmarks.gpu.ops run"])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_they_say_so(script: str) -> None:
     command = [sys.executable, *script.split()]
@@ -68,7 +54,7 @@ def test_without_a_gpu_they_say_so(script: str) -> None:
 
 
 def test_the_gpu_benchmark_runs_dry() -> None:
-    command = [sys.executable, "benchmarks/gpu.py", "run", "--dry-run"]
+    command = [sys.executable, "-m", "benchmarks.gpu.ops", "run", "--dry-run"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("dry run: ")
@@ -77,11 +63,24 @@ def test_the_gpu_benchmark_runs_dry() -> None:
 @needs_make
 def test_the_gpu_commands() -> None:
     assert dry_run("gpu-test").strip().endswith("tests/gpu/run.py")
-    assert dry_run("gpu-bench").strip().endswith("benchmarks/gpu.py run")
+    assert dry_run("gpu-bench").strip().endswith("-m benchmarks.gpu.ops run")
 
 
 @needs_make
 @pytest.mark.parametrize("target", ["results", "bench", "bench-peers"])
 def test_every_page_is_made_anew(target: str) -> None:
-    written = re.findall(r"benchmarks/(\w+)\.py$", dry_run(target), flags=re.MULTILINE)
+    written = re.findall(r"-m benchmarks\.report\.(\w+)$", dry_run(target), flags=re.MULTILINE)
     assert written == ["readme", "data_page", "results_page"]
+
+
+@needs_make
+def test_help_names_every_target() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    phony = re.search(r"^\.PHONY: (.*)$", text, flags=re.MULTILINE)
+    assert phony is not None
+    targets = re.findall(r"^([a-z-]+):(?!=)", text, flags=re.MULTILINE)
+    assert sorted(targets) == sorted(phony[1].split())
+    lines = make("help").stdout.splitlines()
+    words = [line.split(maxsplit=1) for line in lines if line.startswith("  ")]
+    assert {word for word, _ in words} >= set(targets) | {"PYTHON=", "BIN=", "DRY_RUN=1"}
+    assert len({line.index(said) for line, (_, said) in zip(lines[1:], words, strict=False)}) == 1

@@ -101,7 +101,7 @@ def test_arrows_are_seen(package, line, wrong):
         "solo_attn/reference/{}.py",
         "tests/ops/test_{}.py",
         "kernels/{}.py",
-        "benchmarks/bench_{}.py",
+        "benchmarks/ops/bench_{}.py",
     ],
 )
 def test_an_op_stands_under_its_name_everywhere(op, place):
@@ -109,6 +109,16 @@ def test_an_op_stands_under_its_name_everywhere(op, place):
     if not any(ROOT.glob(place.format("*"))):
         pytest.skip(f"there is no {place.format('<op>')} yet")
     assert path.exists()
+
+
+def test_each_benchmark_lies_in_a_room():
+    """A file is found by its folder; `results` holds what was measured."""
+    rooms = {"ops", "end_to_end", "gpu", "peers", "report", "results"}
+    folder = ROOT / "benchmarks"
+    found = {path.relative_to(folder).parts for path in folder.rglob("*") if path.is_file()}
+    inside = {parts for parts in found if "__pycache__" not in parts}
+    assert {parts[0] for parts in inside if len(parts) > 1} == rooms
+    assert {parts[0] for parts in inside if len(parts) == 1} == {"__init__.py", "conftest.py"}
 
 
 @pytest.mark.parametrize("op", COMPILED)

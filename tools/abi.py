@@ -1,6 +1,6 @@
 """One wheel under another torch: built with this environment's, it runs the op tests under the newest.
 
-python benchmarks/abi.py        # or: make test-abi
+python -m tools.abi        # or: make test-abi
 
 The newest torch of the package index is installed into build/abi/venv (several gigabytes), an environment of
 its own that has nothing of this checkout; `make results` writes what came of it into the README.
@@ -16,8 +16,8 @@ import sys
 import zipfile
 from pathlib import Path
 
-from stored import CPU, RESULTS, ROOT
-
+from benchmarks import ROOT
+from benchmarks.report.stored import CPU, RESULTS
 from solo_attn.bench import environment
 
 FOLDER = ROOT / "build" / "abi"
@@ -63,7 +63,8 @@ def main() -> None:
     run(PYTHON, *pip, "install", "--upgrade", *NEEDED)
     with zipfile.ZipFile(wheel) as archive:  # which is all that installing it does
         archive.extractall(site)
-    shutil.copytree(ROOT / "tests" / "ops", FOLDER / "tests")
+    for name in ("ops", "helpers"):
+        shutil.copytree(ROOT / "tests" / name, FOLDER / "tests" / name)
     torch, vision, file, built = json.loads(run(PYTHON, "-c", FACTS, cwd=site))
     assert Path(file).is_relative_to(site), file
     settings = ("-c", ROOT / "pyproject.toml", "--rootdir", FOLDER, "-p", "no:cacheprovider", "-q")

@@ -1,6 +1,6 @@
 """What nvcc made of the CUDA kernels: registers, shared memory, spills, blocks an SM holds and was to hold.
 
-``python benchmarks/kernel_resources.py`` prints the table, ``--write`` puts it into docs/kernels.md. It reads
+``python -m tools.kernel_resources`` prints the table, ``--write`` puts it into docs/kernels.md. It reads
 the extension that is built, with NVIDIA's cuobjdump; no GPU is needed, and nothing is timed.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "solo_attn" / "_C.abi3.so"
 PAGE = ROOT / "docs" / "kernels.md"
-BEGIN, END = "<!-- benchmarks/kernel_resources.py -->\n", "<!-- end -->\n"
+BEGIN, END = "<!-- tools/kernel_resources.py -->\n", "<!-- end -->\n"
 
 # Of an H200, as measured on one: a copy, and a product of bfloat16 matrices.
 BYTES_PER_SECOND, FLOPS_PER_SECOND = 4.3e12, 788e12
@@ -190,6 +190,7 @@ def written(page: str, rows: str) -> str:
 
 
 def main() -> None:
+    """Print the table, and with --write put it into the page."""
     rows = table(usages())
     print(rows)
     if "--write" in sys.argv:

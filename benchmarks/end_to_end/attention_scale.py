@@ -1,6 +1,6 @@
 """What the scale of the attention's dot products does to learning: short runs that differ in nothing else.
 
-python benchmarks/attention_scale.py configs/nuclei_small.yaml --steps 400 --out FILE.json
+python -m benchmarks.end_to_end.attention_scale configs/nuclei_small.yaml --steps 400 --out FILE.json
 """
 
 from __future__ import annotations

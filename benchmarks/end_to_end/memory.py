@@ -1,22 +1,15 @@
-"""Where a measurement is kept, and how much memory it may take."""
+"""Memory of a measurement: how much of it there is, and none that nothing needs."""
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
 from pathlib import Path
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
 RESERVE = 1 << 30  # bytes of memory left to the rest of the machine
-
-
-def folder_of(device: str) -> Path:
-    """benchmarks/results/cpu, or one named after the GPU."""
-    if device == "cpu":
-        return RESULTS / "cpu"
-    return RESULTS / re.sub(r"\W+", "_", torch.cuda.get_device_name(device)).strip("_").lower()
 
 
 def keep_to_memory() -> int | None:
@@ -47,3 +40,10 @@ def keep_to_memory() -> int | None:
     most = min([most, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)])
     resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
     return most
+
+
+def free(device: str) -> None:
+    """Memory that nothing needs any more."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()

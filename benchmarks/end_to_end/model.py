@@ -1,4 +1,4 @@
-"""The model that `end_to_end.py` times, its images and objects, and the ways it is run."""
+"""The model that `run.py` times, its images and objects, and the ways it is run."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from dense_solo import Compiler, DenseSOLO
 from torch import Tensor
 
 from solo_attn.models import SOLO, build_solo
 from solo_attn.models.inference import boxes_of, find_candidates, points_nms
+
+from .dense_solo import Compiler, DenseSOLO
 
 NUM_CLASSES = 5
 

@@ -1,4 +1,4 @@
-"""Whether every way that `end_to_end.py` times gives what the dense way gives."""
+"""Whether every way that `run.py` times gives what the dense way gives."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from dense_solo import Compiler
-from end_to_end_model import contenders
 from torch import Tensor
 
 from solo_attn.models import SOLO
+
+from .dense_solo import Compiler
+from .model import contenders
 
 CHECKED = ("backbone.body.conv1.weight", "head.mask_tower.0.weight", "head.mask_outputs.0.weight")
 Proof = dict[str, dict[str, dict[str, Any]]]

@@ -1,6 +1,6 @@
 """Images per second and peak memory of training and inference, ours and the dense way: `make gpu-end-to-end`.
 
-The paper's model with grid attention at 1344 x 672, random weights (end_to_end_model.py). "fast" is this
+The paper's model with grid attention at 1344 x 672, random weights (model.py). "fast" is this
 library as it comes, "dense" makes every cell's mask on every level in plain PyTorch (dense_solo.py); each
 also with torch.compile. Before they are timed, all must give the same losses, gradients of three weights,
 and instances, at batch 1 in float32. Contenders take turns in one process, medians count. Weights and the
@@ -12,20 +12,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import gc
 import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from dense_solo import Compiler
-from end_to_end_model import (
+from torch import Tensor
+
+from solo_attn.bench import Race, environment, peak_memory
+
+from ..report.stored import folder_of
+from .dense_solo import Compiler
+from .jobs import BATCHES, DTYPES, Job, in_words, job_name, jobs, same_race
+from .memory import free, keep_to_memory
+from .model import (
     PAPER,
     TINY,
     Setting,
@@ -36,22 +42,15 @@ from end_to_end_model import (
     set_candidates,
     targets_of,
 )
-from end_to_end_proof import DifferentError, FailedError, Proof, prove, watched
-from machine import folder_of, keep_to_memory
-from torch import Tensor
+from .proof import DifferentError, FailedError, Proof, prove, watched
 
-from solo_attn.bench import Race, environment, peak_memory
-from solo_attn.cli.train import TRY_AGAIN
-
-DTYPES, BATCHES, WHAT = ("float32", "bfloat16"), (1, 8), ("training", "inference")
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h, which the Makefile goes on after
 COMPILED = {
     "fast, compiled": "with fullgraph: the batch to category logits (backbone, FPN, category branch), and "
     "each level's mask tower; not: the chosen cells' masks, the ops, and what follows",
     "dense, compiled": "with fullgraph: the batch and its targets to both losses, the batch to category "
     "scores and all probability maps; not: choosing candidates, and what follows",
 }
-
-Job = tuple[str, int, str, bool]  # what, batch, dtype, compiled
 
 app = typer.Typer(help=__doc__)
 
@@ -77,13 +76,6 @@ def race(
             del left[failure.name]
         free(device)
     return {}, failed
-
-
-def free(device: str) -> None:
-    """Memory that nothing needs any more."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
 
 
 def train_step(
@@ -170,21 +162,6 @@ class Bench:
         return rows, candidates
 
 
-def jobs(batches: Sequence[int], dtypes: Sequence[str], compiled: bool) -> Iterator[Job]:
-    """Races in the order of how much they tell; compiling takes minutes, and comes last."""
-    for late in (False, True) if compiled else (False,):
-        for batch in batches:
-            for dtype in dtypes:
-                for what in WHAT:
-                    yield what, batch, dtype, late
-
-
-def said(job: Job) -> str:
-    """In words."""
-    what, batch, dtype, compiled = job
-    return f"{what}, batch {batch}, {dtype}{', compiled' if compiled else ''}"
-
-
 def begun(path: Path, result: dict[str, Any]) -> dict[str, Any]:
     """What an earlier piece stored of the same commit, machine and setting, else ``result`` itself."""
     if not path.exists():
@@ -263,12 +240,12 @@ def go(bench: Bench, todo: list[Job], folder: Path, end: float, limit: int | Non
     result = begun(path, result)
 
     def store() -> None:
-        result["left_out"] = [said(later) for later in todo if said(later) not in result["done"]]
+        result["left_out"] = [job_name(later) for later in todo if job_name(later) not in result["done"]]
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
     store()
-    for job in [job for job in todo if said(job) not in result["done"]]:
+    for job in [job for job in todo if job_name(job) not in result["done"]]:
         what, batch, dtype, compiled = job
         if compiled and "dense, compiled" not in result["proof"][what] and time.monotonic() < end:
             result["proof"] = bench.prove(True)
@@ -277,36 +254,15 @@ def go(bench: Bench, todo: list[Job], folder: Path, end: float, limit: int | Non
             break
         unproven = {name: x["failed"] for name, x in result["proof"][what].items() if "failed" in x}
         rows, candidates = bench.measure(job, unproven)
-        result["rows"] = [row for row in result["rows"] if not same(row, rows[0])] + rows
+        result["rows"] = [row for row in result["rows"] if not same_race(row, rows[0])] + rows
         result["candidates"][f"batch {batch}, {dtype}"] = candidates
-        result["done"].append(said(job))
+        result["done"].append(job_name(job))
         for row in rows:
             if "failed" in row:
                 row["limit_bytes"] = limit
-            typer.echo(f"{said(job)}: {row['contender']} {in_words(row)}")
+            typer.echo(f"{job_name(job)}: {row['contender']} {in_words(row)}")
         store()
     return result
-
-
-def same(row: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Of one race, which may have been run again with more contenders."""
-    return all(row[key] == other[key] for key in ("what", "batch", "dtype"))
-
-
-def in_words(row: dict[str, Any]) -> str:
-    """A row's numbers."""
-    if "failed" in row:
-        return why_failed(row)
-    memory = "" if row["peak_bytes"] is None else f", {row['peak_bytes'] / 1e9:.2f} GB"
-    return f"{row['images_per_second']:.3g} images/s{memory}"
-
-
-def why_failed(row: dict[str, Any]) -> str:
-    """Of what was too large for a CPU the limit tells more than the piece that it asked for last."""
-    limit = row.get("limit_bytes")
-    if limit and "can't allocate memory" in row["failed"]:
-        return f"failed: needs more than the {limit / 2**20:,.0f} MiB that the process could have"
-    return f"failed: {row['failed']}"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Each op at the paper's sizes, batch 1, 2 and 8, float32 and bfloat16, forward and backward, against plain
 PyTorch and torch.compile of that (batch 1); each of ours is held against PyTorch in float32 before.
 Contenders take turns; times are CUDA events, medians, from a cold L2 cache and without the host's part
-(gpu_timing.py; what that could not be taken from is listed as host_bound). The floor of a case is what its
+(timing.py; what that could not be taken from is listed as host_bound). The floor of a case is what its
 bytes and flops take at the rates of a copy and a matrix product measured in the same run.
 """
 
@@ -18,16 +18,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import gpu_lazy
 import torch
 import typer
-from gpu_timing import GpuRace
-from machine import folder_of
 from torch import Tensor
 
 from solo_attn import BitMasks
 from solo_attn.bench import CASES, COMPILED, PLAIN, Case, agree, backends, environment, peak_memory
 from solo_attn.bench.cases import attention_residual
+
+from ..report.stored import folder_of
+from . import inference_path
+from .timing import GpuRace
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BATCHES = (1, 2, 8)
@@ -192,12 +193,13 @@ def backward(case: Case, runs: dict[str, Callable[..., Any]], machine: Machine, 
 def lazy(device: str, dry: bool) -> list[dict[str, Any]]:
     """The path that inference takes, ours and the dense one, in both dtypes."""
     found = []
+    sizes = inference_path.TINY if dry else inference_path.PAPER
     with torch.no_grad():
         for name, dtype in DTYPES.items():
-            path = gpu_lazy.make(gpu_lazy.TINY if dry else gpu_lazy.PAPER, device, dtype)
-            wide = gpu_lazy.make(gpu_lazy.TINY if dry else gpu_lazy.PAPER, device, torch.float32).dense()
+            path = inference_path.make(sizes, device, dtype)
+            wide = inference_path.make(sizes, device, torch.float32).dense()
             ours: Callable[[], Any] = functools.partial(path.lazy, None)
-            gpu_lazy.agree(ours(), wide, dtype)
+            inference_path.agree(ours(), wide, dtype)
             found.append({"dtype": name, **race({"lazy": ours, "dense": path.dense}, device, dry)})
     return found
 
@@ -251,9 +253,9 @@ def store(result: dict[str, Any], folder: Path) -> None:
 def plot(stored: Annotated[Path, typer.Argument(help="gpu.json that `run` stored.")]) -> None:
     """Draw the times again, beside what is stored."""
     try:
-        from gpu_plot import draw
+        from ..report.gpu_section import draw
     except ModuleNotFoundError as missing:  # measuring must not need it
-        typer.echo(f"no picture ({missing}); later: python benchmarks/gpu.py plot {stored}")
+        typer.echo(f"no picture ({missing}); later: python -m benchmarks.gpu.ops plot {stored}")
         return
     draw(json.loads(stored.read_text(encoding="utf-8")), stored.with_suffix(".png"))
 

@@ -1,4 +1,4 @@
-"""How fast attention_residual is: python -m pytest benchmarks/bench_attention_residual.py"""
+"""How fast attention_residual is: python -m pytest benchmarks/ops/bench_attention_residual.py"""
 
 from solo_attn.bench.cases import attention_residual, attention_residual_inplace
 

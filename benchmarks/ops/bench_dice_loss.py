@@ -1,4 +1,4 @@
-"""How fast dice_loss is: python -m pytest benchmarks/bench_dice_loss.py"""
+"""How fast dice_loss is: python -m pytest benchmarks/ops/bench_dice_loss.py"""
 
 from solo_attn.bench.cases import dice_loss
 

@@ -1,4 +1,4 @@
-"""How fast grid_attention is: python -m pytest benchmarks/bench_grid_attention.py"""
+"""How fast grid_attention is: python -m pytest benchmarks/ops/bench_grid_attention.py"""
 
 from solo_attn.bench.cases import grid_attention
 

@@ -1,4 +1,4 @@
-"""How fast mask_bits is: python -m pytest benchmarks/bench_mask_bits.py"""
+"""How fast mask_bits is: python -m pytest benchmarks/ops/bench_mask_bits.py"""
 
 from solo_attn.bench.cases import mask_bits
 

@@ -1,4 +1,4 @@
-"""How fast mask_iou is: python -m pytest benchmarks/bench_mask_iou.py"""
+"""How fast mask_iou is: python -m pytest benchmarks/ops/bench_mask_iou.py"""
 
 import dataclasses
 

@@ -1,8 +1,6 @@
-"""How fast matrix_nms is: python -m pytest benchmarks/bench_matrix_nms.py"""
+"""How fast matrix_nms is: python -m pytest benchmarks/ops/bench_matrix_nms.py"""
 
 import dataclasses
-
-from pool import needs_pool, pooled_masks
 
 from solo_attn import BitMasks
 from solo_attn import matrix_nms as kernel
@@ -17,7 +15,6 @@ def test_matrix_nms(measure, device):
     measure(dataclasses.replace(case, others=others), "forward")
 
 
-@needs_pool
-def test_matrix_nms_real(measure, device):
-    masks, labels, scores = (x.to(device) for x in pooled_masks())
+def test_matrix_nms_real(measure, device, predicted_masks):
+    masks, labels, scores = (x.to(device) for x in predicted_masks)
     measure(nms_case(masks, labels, scores, f"{len(masks)} predicted masks"), "forward")

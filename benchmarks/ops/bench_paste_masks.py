@@ -1,4 +1,4 @@
-"""How fast paste_masks is: python -m pytest benchmarks/bench_paste_masks.py"""
+"""How fast paste_masks is: python -m pytest benchmarks/ops/bench_paste_masks.py"""
 
 from solo_attn.bench.cases import paste_masks, paste_masks_rle
 

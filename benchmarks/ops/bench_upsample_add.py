@@ -1,4 +1,4 @@
-"""How fast upsample_add is: python -m pytest benchmarks/bench_upsample_add.py"""
+"""How fast upsample_add is: python -m pytest benchmarks/ops/bench_upsample_add.py"""
 
 from solo_attn.bench.cases import upsample_add
 

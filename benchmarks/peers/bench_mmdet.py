@@ -2,17 +2,17 @@
 
 from functools import partial
 
-import heads
 import pytest
 import torch
-from peers import need
-from pool import needs_pool, pooled_masks
 
 from solo_attn import matrix_nms
 from solo_attn.bench import FLOOR, agree
 from solo_attn.bench.cases import matrix_nms as nms_case
 from solo_attn.bench.cases import read
 from solo_attn.interop.mmdet import mask_matrix_nms
+
+from . import mmdet_heads as heads
+from .loading import need
 
 OURS, THEIRS = "solo-attn", "mmdetection"
 
@@ -34,9 +34,8 @@ def test_mmdet_nms(race):
     compare_nms(race, masks, labels, scores, f"{len(masks)} masks 200 x 336")
 
 
-@needs_pool
-def test_mmdet_nms_real(race):
-    masks, labels, scores = pooled_masks()
+def test_mmdet_nms_real(race, predicted_masks):
+    masks, labels, scores = predicted_masks
     compare_nms(race, masks, labels, scores, f"{len(masks)} predicted masks 200 x 336")
 
 

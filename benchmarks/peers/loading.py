@@ -11,11 +11,12 @@ import importlib.util
 import os
 import sys
 from importlib.machinery import ModuleSpec
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-FOLDER = Path(__file__).parents[1] / ".peers"
+from .. import ROOT
+
+FOLDER = ROOT / ".peers"
 REQUIRED = "SOLO_ATTN_PEERS_REQUIRED"  # set where a test that cannot find them must fail, not skip
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peers import peer
 from torch import Tensor
 
 from solo_attn.bench import agree
@@ -15,6 +14,8 @@ from solo_attn.models import InferenceOptions, SOLOHead
 from solo_attn.models.inference import boxes_of, points_nms, predict
 from solo_attn.models.losses import category_loss, mask_loss
 from solo_attn.models.targets import BACKGROUND, MASK_STRIDES, SCALE_RANGES, assign
+
+from .loading import peer
 
 SIZE, IMAGE, ORIGINAL = (800, 1344), (800, 1333), (600, 1000)  # padded input, image in it, result
 NUM_CLASSES, OBJECTS, CANDIDATES = 80, 12, 200

@@ -9,10 +9,10 @@ from pathlib import PurePath
 from statistics import mean, variance
 from typing import Any
 
-import stored
-from stored import measured_on, table
-
 from solo_attn.evaluation import SYSTEMS, CocoMetrics, paper_table3, paper_table4
+
+from . import stored
+from .stored import measured_on, table
 
 DATA = {
     "nuclei": "nuclei of the 2018 Data Science Bowl (one class)",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import stored
-from stored import ROOT, measured_on
+from .. import ROOT
+from . import stored
+from .stored import measured_on
 
 PAGE = ROOT / "docs" / "data.md"
 

@@ -1,9 +1,9 @@
 """Keep a finished run's numbers beside the code, for `make results` to write into the README.
 
-python benchmarks/store.py demo demo
-python benchmarks/store.py nuclei runs/nuclei runs/nuclei/overlays/results.json
-python benchmarks/store.py comparison nuclei runs/compare
-python benchmarks/store.py inspect nuclei=runs/inspect_nuclei photographs=runs/inspect_photographs
+python -m benchmarks.report.keep_run demo demo
+python -m benchmarks.report.keep_run nuclei runs/nuclei runs/nuclei/overlays/results.json
+python -m benchmarks.report.keep_run comparison nuclei runs/compare
+python -m benchmarks.report.keep_run inspect nuclei=runs/inspect_nuclei photographs=runs/inspect_photographs
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from stored import CPU, IMAGES, RESULTS
+
+from .stored import CPU, IMAGES, RESULTS
 
 PICTURES, SCORE = 3, 0.3  # of the images that are drawn, and from which on
 

@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pycocotools.mask as coco_mask
-import speed as speed_tables
-import stored
 import torch
 import torch.nn.functional as F
-from comparisons import DATA, judged, judgements
-from stored import IMAGES, ROOT, measured_on, per_cent
 from torchvision.io import write_png
 from torchvision.ops import box_convert
 from torchvision.transforms.functional import resize
 from torchvision.utils import make_grid
 
 from solo_attn.evaluation import CocoMetrics, draw_instances, learning_curve, paper_table3, paper_table4
+
+from .. import ROOT
+from . import speed as speed_tables
+from . import stored
+from .comparisons import DATA, judged, judgements
+from .stored import IMAGES, measured_on, per_cent
 
 README = ROOT / "README.md"
 

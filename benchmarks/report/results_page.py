@@ -7,14 +7,14 @@ from collections.abc import Callable
 from itertools import groupby, product
 from typing import Any
 
-import speed
-import stored
-from comparisons import DATA, comparisons, stored_ones
-from end_to_end import BATCHES, DTYPES, WHAT, said, why_failed
-from gpu_tables import gpu_section
-from readme import measured_where
-from stored import CPU, ROOT, measured_on, per_cent, table
-from where_it_loses import where_it_loses
+from .. import ROOT
+from ..end_to_end.jobs import BATCHES, DTYPES, WHAT, job_name, why_failed
+from . import speed, stored
+from .comparisons import DATA, comparisons, stored_ones
+from .gpu_section import gpu_section
+from .readme import measured_where
+from .stored import CPU, measured_on, per_cent, table
+from .where_it_loses import where_it_loses
 
 PAGE = ROOT / "docs" / "results.md"
 GPU_FILES = ("gpu", "end_to_end", *(f"comparison_{name}" for name in DATA))
@@ -105,9 +105,9 @@ def absent(found: dict[str, Any]) -> list[str]:
     lines = []
     for race in product(WHAT, BATCHES, DTYPES):
         if any((*race, contender) not in ran for contender in ("fast", "dense")):
-            lines.append(said((*race, False)))
+            lines.append(job_name((*race, False)))
         elif any((*race, f"{contender}, compiled") not in ran for contender in ("fast", "dense")):
-            lines.append(said((*race, True)))
+            lines.append(job_name((*race, True)))
     return lines
 
 

@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+import torch
+
+from .. import ROOT
+
 IMAGES, RESULTS = ROOT / "docs" / "images", ROOT / "benchmarks" / "results"
 CPU = "cpu"  # the folder of what was measured on a CPU; one for each GPU lies beside it
 
@@ -23,6 +26,13 @@ def machines() -> list[str]:
     """Folders of results, the CPU's first."""
     found = sorted(path.name for path in RESULTS.iterdir() if path.is_dir())
     return sorted(found, key=lambda name: name != CPU)
+
+
+def folder_of(device: str) -> Path:
+    """Where measurements on ``device`` are kept: one folder for CPUs, one named after each GPU."""
+    if device == "cpu":
+        return RESULTS / CPU
+    return RESULTS / re.sub(r"\W+", "_", torch.cuda.get_device_name(device)).strip("_").lower()
 
 
 def measured_on(environment: Mapping[str, Any], seconds: float | None = None) -> str:

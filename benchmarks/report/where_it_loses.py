@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import gpu_tables
-import speed
-import stored
-from comparisons import ATTENTION, DATA
-from end_to_end import why_failed
-from stored import per_cent, table
-
 from solo_attn.bench import FLOOR
 from solo_attn.evaluation import METRICS
+
+from ..end_to_end.jobs import why_failed
+from . import gpu_section, speed, stored
+from .comparisons import ATTENTION, DATA
+from .stored import per_cent, table
 
 Loss = list[str]  # what, where, against, theirs, ours
 HEAD = ["what", "where", "against", "theirs", "ours"]
@@ -48,7 +46,7 @@ def ops(machine: str) -> Iterator[Loss]:
             direction = ", backward" if entry.get("direction") == "backward" else ""
             yield from timed(f"{entry['op']}: {entry['what']}{direction}", machine, entry, entry["ours"])
     for case in (stored.kept("gpu", machine) or {"cases": []})["cases"]:
-        yield from timed(gpu_tables.named(case), machine, case, gpu_tables.ours_of(case))
+        yield from timed(gpu_section.named(case), machine, case, gpu_section.ours_of(case))
 
 
 def end_to_end(machine: str) -> Iterator[Loss]:

@@ -11,24 +11,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import dense_solo  # benchmarks/ is on pytest's path
-import end_to_end
 import pytest
 import torch
 import typer
-from end_to_end_model import TINY, candidates_of
-from end_to_end_proof import CHECKED, DifferentError, Proof
 from torch._dynamo.exc import BackendCompilerFailed
 from torch.utils._pytree import tree_map
 from typer.testing import CliRunner
 
+from benchmarks import ROOT
+from benchmarks.end_to_end import dense_solo, run
+from benchmarks.end_to_end.jobs import WHAT, Job, job_name, jobs
+from benchmarks.end_to_end.model import TINY, candidates_of
+from benchmarks.end_to_end.proof import CHECKED, DifferentError, Proof
 from solo_attn.models import losses
 from solo_attn.models.targets import assign
 
 
 @pytest.fixture(scope="module")
-def bench() -> end_to_end.Bench:
-    return end_to_end.Bench(TINY, "cpu", 0, lambda part: part)
+def bench() -> run.Bench:
+    return run.Bench(TINY, "cpu", 0, lambda part: part)
 
 
 @pytest.fixture(autouse=True)
@@ -40,12 +41,12 @@ def limit_of_recompiling() -> Iterator[None]:
 
 def test_dry_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    done = CliRunner().invoke(end_to_end.app, ["--dry-run"])
+    done = CliRunner().invoke(run.app, ["--dry-run"])
     assert done.exit_code == 0, done.output
     assert done.output.splitlines()[-1] == "dry run: 12 rows, 0 failed, none of them kept"
 
 
-def test_every_level_has_work(bench: end_to_end.Bench) -> None:
+def test_every_level_has_work(bench: run.Bench) -> None:
     images, targets = bench.prepare(2)
     found = candidates_of(bench.model, images)
     assert min(found) > 0
@@ -55,7 +56,7 @@ def test_every_level_has_work(bench: end_to_end.Bench) -> None:
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_proof(bench: end_to_end.Bench, compiled: bool) -> None:
+def test_proof(bench: run.Bench, compiled: bool) -> None:
     proof = bench.prove(compiled)
     names = {"fast", "fast, compiled", "dense, compiled"} if compiled else {"fast"}
     training, inference = proof["training"], proof["inference"]
@@ -91,7 +92,7 @@ def steeper(x: torch.Tensor) -> torch.Tensor:
     ],
 )
 def test_a_wrong_compiler_is_found(
-    bench: end_to_end.Bench,
+    bench: run.Bench,
     monkeypatch: pytest.MonkeyPatch,
     part: str,
     wrong: Callable[[torch.Tensor], torch.Tensor],
@@ -113,7 +114,7 @@ def test_a_wrong_compiler_is_found(
 
 
 def test_what_cannot_be_compiled_is_a_row_that_says_so(
-    bench: end_to_end.Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    bench: run.Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def compiler(function: Any) -> Any:
         def fails(*args: Any) -> Any:
@@ -122,18 +123,18 @@ def test_what_cannot_be_compiled_is_a_row_that_says_so(
         return fails if function.__name__ == "_maps" else function
 
     monkeypatch.setattr(bench, "compiler", compiler)
-    result = end_to_end.go(bench, [("inference", 1, "float32", True)], tmp_path, math.inf)
+    result = run.go(bench, [("inference", 1, "float32", True)], tmp_path, math.inf)
     failed = {row["contender"]: row["failed"] for row in result["rows"] if "failed" in row}
     assert failed == {"dense, compiled": "BackendCompilerFailed: backend='compile' raised: ValueError: no"}
     assert len(result["rows"]) == 4
 
 
 def test_this_library_beside_dense_stops_it(
-    bench: end_to_end.Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    bench: run.Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(losses, "dice_loss", off(losses, "dice_loss", 1.01))
     with pytest.raises(DifferentError, match=r"training: .*loss_mask differs"):
-        end_to_end.go(bench, [("training", 1, "float32", False)], tmp_path, math.inf)
+        run.go(bench, [("training", 1, "float32", False)], tmp_path, math.inf)
     assert not list(tmp_path.iterdir())
 
 
@@ -155,7 +156,7 @@ def off(module: Any, name: str, by: float) -> Any:
     ],
 )
 def test_disagreement_is_found(
-    bench: end_to_end.Bench, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, value: Any, said: str
+    bench: run.Bench, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, value: Any, said: str
 ) -> None:
     monkeypatch.setattr(module, name, value)
     with pytest.raises(DifferentError, match=said):
@@ -170,14 +171,14 @@ def test_what_fails_is_recorded_and_the_others_run() -> None:
         if len(held) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 99 GiB\nand more")
 
-    found, failed = end_to_end.race({"fine": lambda: None, "large": fails_later}, "cpu", 0)
+    found, failed = run.race({"fine": lambda: None, "large": fails_later}, "cpu", 0)
     assert failed == {"large": "OutOfMemoryError: CUDA out of memory. Tried to allocate 99 GiB"}
     assert list(found) == ["fine"]
-    assert end_to_end.race({"large": fails_later}, "cpu", 0)[0] == {}
+    assert run.race({"large": fails_later}, "cpu", 0)[0] == {}
 
 
 def test_what_is_left_out_is_listed_and_done_next(
-    bench: end_to_end.Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    bench: run.Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     now, told, proven = [0.0], [], []
 
@@ -185,9 +186,9 @@ def test_what_is_left_out_is_listed_and_done_next(
         proven.append(compiled)
         now[0] += 2 * compiled
         names = ["fast", "dense", *(["fast, compiled", "dense, compiled"] if compiled else [])]
-        return {what: {name: {} for name in names} for what in end_to_end.WHAT}
+        return {what: {name: {} for name in names} for what in WHAT}
 
-    def measure(job: end_to_end.Job, unproven: Any) -> tuple[list[dict[str, Any]], list[int]]:
+    def measure(job: Job, unproven: Any) -> tuple[list[dict[str, Any]], list[int]]:
         what, batch, dtype, compiled = job
         now[0] += 1
         told.append((what, dtype, compiled))
@@ -198,15 +199,15 @@ def test_what_is_left_out_is_listed_and_done_next(
     monkeypatch.setattr(bench, "measure", measure)
     monkeypatch.setattr(bench, "prove", prove)
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    todo = list(end_to_end.jobs((1,), ("float32", "bfloat16"), True))
+    todo = list(jobs((1,), ("float32", "bfloat16"), True))
     assert [job[3] for job in todo] == [False] * 4 + [True] * 4
 
-    end_to_end.go(bench, todo, tmp_path, 4)
+    run.go(bench, todo, tmp_path, 4)
     assert proven == [False], "nothing compiled is due"
-    first = end_to_end.go(bench, todo, tmp_path, 6)
+    first = run.go(bench, todo, tmp_path, 6)
     assert (len(told), proven) == (4, [False, False, True])
-    assert first["left_out"] == [end_to_end.said(job) for job in todo[4:]], "the proof has taken its time"
-    second = end_to_end.go(bench, todo, tmp_path, 99)
+    assert first["left_out"] == [job_name(job) for job in todo[4:]], "the proof has taken its time"
+    second = run.go(bench, todo, tmp_path, 99)
     assert (len(told), proven) == (8, [False, False, True, False]), "what was proven stays so"
     assert second["left_out"] == []
     assert len(second["rows"]) == 4 * 3, "the race with compiled contenders replaces the one without"
@@ -219,48 +220,48 @@ def test_what_is_left_out_is_listed_and_done_next(
 
     stored["environment"]["commit"] = "another"
     (tmp_path / "end_to_end.json").write_text(json.dumps(stored))
-    assert end_to_end.go(bench, todo, tmp_path, now[0])["rows"] == [], "another commit's are not kept"
+    assert run.go(bench, todo, tmp_path, now[0])["rows"] == [], "another commit's are not kept"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_what_is_too_large_for_the_memory_fails_and_kills_nothing() -> None:
     """In a process of its own, which keeps a quarter of the memory from itself."""
     code = """
-import machine, re, torch
+import re, torch
+from benchmarks.end_to_end import memory
 torch.empty(1 << 20).sum()
 spare = int(re.search(r"MemAvailable: +(\\d+)", open("/proc/meminfo").read())[1]) << 10
-machine.RESERVE = spare // 4
-more = spare - machine.RESERVE
-limit = machine.keep_to_memory()
+memory.RESERVE = spare // 4
+more = spare - memory.RESERVE
+limit = memory.keep_to_memory()
 small = torch.empty(more // 2, dtype=torch.uint8)
 try:
     torch.empty(more, dtype=torch.uint8)
 except RuntimeError as error:
     print("refused:", error)
-assert machine.keep_to_memory() <= limit, "a limit that is there already stays"
-machine.RESERVE = 1 << 60
+assert memory.keep_to_memory() <= limit, "a limit that is there already stays"
+memory.RESERVE = 1 << 60
 try:
-    machine.keep_to_memory()
+    memory.keep_to_memory()
 except MemoryError as error:
     print(error)
 """
-    folder = Path(end_to_end.__file__).parent
-    told = subprocess.check_output([sys.executable, "-c", code], cwd=folder, text=True)
+    told = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
     assert "refused: " in told
     assert "you tried to allocate" in told
     assert "expected 2,305,843,009,213,693,952 bytes of available memory at least, got " in told
 
 
 def test_a_cpu_is_kept_to_its_memory(
-    bench: end_to_end.Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: run.Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And only a CPU; what fails is stored with the limit."""
-    monkeypatch.setattr(end_to_end, "Bench", lambda *_: bench)
-    monkeypatch.setattr(end_to_end, "keep_to_memory", lambda: 123)
+    monkeypatch.setattr(run, "Bench", lambda *_: bench)
+    monkeypatch.setattr(run, "keep_to_memory", lambda: 123)
     monkeypatch.setattr(bench, "prove", lambda compiled: {"training": {}, "inference": {}})
     row = {"what": "training", "batch": 1, "dtype": "float32", "contender": "dense", "failed": "too large"}
     monkeypatch.setattr(bench, "measure", lambda *_: ([dict(row)], [1]))
     with pytest.raises(typer.Exit):
-        end_to_end.run("cpu", [1], ["float32"], compiled=False, out=tmp_path, minutes=9.0, size=TINY.size)
+        run.run("cpu", [1], ["float32"], compiled=False, out=tmp_path, minutes=9.0, size=TINY.size)
     (first, *_) = json.loads((tmp_path / "end_to_end.json").read_text())["rows"]
     assert first == {**row, "limit_bytes": 123}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import gpu_timing  # benchmarks/ is on pytest's path
 import pytest
 import torch
-from gpu_timing import GpuRace
 
+from benchmarks.gpu import timing
+from benchmarks.gpu.timing import GpuRace
 from solo_attn.bench import Race
 
 MICROSECOND = 1e-6
@@ -64,7 +64,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", played.synchronize)
     monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: played.launch(cycles * 5e-10))
-    monkeypatch.setattr(gpu_timing, "larger_than_l2", lambda device: played)
+    monkeypatch.setattr(timing, "larger_than_l2", lambda device: played)
     return played
 
 

@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import data_page  # benchmarks/ is on pytest's path
 import pytest
-import readme
-import results_page
-import speed
-import stored
 
-ROOT = Path(__file__).parents[1]
+from benchmarks import ROOT
+from benchmarks.report import data_page, readme, results_page, speed, stored
+
 PAGES = {page.PAGE.name: page for page in (data_page, results_page)} | {"README.md": readme}
 
 
@@ -66,7 +62,7 @@ def test_a_changed_text_is_found() -> None:
 
 def test_what_misses_is_explained() -> None:
     unexplained = set(speed.missed(stored.kept)) - set(speed.REASONS)
-    assert not unexplained, "say why in REASONS of benchmarks/speed.py"
+    assert not unexplained, "say why in REASONS of benchmarks/report/speed.py"
 
 
 def test_every_result_names_machine_and_commit() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import peers
 import pytest
+
+from benchmarks.peers import loading as peers
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,16 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import comparisons
 import pytest
-import readme
-import results_page
-import speed
-import store
-import stored
-import where_it_loses
 from typer.testing import CliRunner
 
+from benchmarks.report import comparisons, keep_run, readme, results_page, speed, stored, where_it_loses
 from solo_attn.evaluation import METRICS, SYSTEMS, CocoMetrics, summary_json
 from solo_attn.training import Config
 
@@ -268,15 +262,15 @@ def test_too_much_memory_alone_is_a_miss(results: Path) -> None:
 def test_a_comparison_is_kept(
     results: Path, name: str, pictures: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "RESULTS", results)
-    monkeypatch.setattr(store, "IMAGES", stored.IMAGES)
+    monkeypatch.setattr(keep_run, "RESULTS", results)
+    monkeypatch.setattr(keep_run, "IMAGES", stored.IMAGES)
     run = results.parent / "run"
     run.mkdir()
     found = {**MADE["cpu/comparison_scenes"], "split": "validation"}
     (run / "results.json").write_text(json.dumps(found))
     for kind in ("comparison", "figure5"):
         (run / f"{kind}.png").write_bytes(b"")
-    done = CliRunner().invoke(store.app, ["comparison", name, str(run)])
+    done = CliRunner().invoke(keep_run.app, ["comparison", name, str(run)])
     assert done.exit_code == 0, done.output
     assert stored.kept(f"comparison_{name}") == found
     assert page().count(f"(images/cpu_{name}_") == len(list(stored.IMAGES.iterdir())) == pictures

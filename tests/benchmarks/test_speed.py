@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import readme
-import speed
-import stored
 
+from benchmarks.report import readme, speed, stored
 from solo_attn.bench import COMPILED, FLOOR, PLAIN
 
 

@@ -31,7 +31,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def scripts() -> Any:
-    from peers import need
+    from benchmarks.peers.loading import need
 
     need("cityscapesscripts")
     return need("cityscapesscripts.preparation.json2instanceImg")
@@ -66,7 +66,7 @@ def masks_of(path: Path) -> dict[tuple[str, int, int], list[np.ndarray]]:
 
 
 def test_labels_are_those_of_the_scripts(scripts: Any) -> None:
-    from peers import need
+    from benchmarks.peers.loading import need
 
     labels = need("cityscapesscripts.helpers.labels").labels
     assert {label.name: label.id for label in labels if label.id >= 0} == _IDS

@@ -138,7 +138,7 @@ def write_labelme(
 
 def test_labelme_by_labelme(tmp_path: Path) -> None:
     """Read and filled by labelme itself; what overlaps is compared shape by shape."""
-    from peers import need
+    from benchmarks.peers.loading import need
 
     label_file = need("labelme._label_file")
     utils = need("labelme.utils")

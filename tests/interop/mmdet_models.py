@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from peers import peer
 from torch import Tensor, nn
+
+from benchmarks.peers.loading import peer
 
 SIZE = (150, 210)  # not a multiple of 32
 CLASSES = ("person", "rider", "car", "truck", "bus")

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from command_line import run
 from pages import follow
-from peers import need
 from PIL import Image
 from pycocotools.coco import COCO
 
+from benchmarks.peers.loading import need
 from solo_attn.data import read_image
 from solo_attn.training import load_model
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peers import need
 
+from benchmarks.peers.loading import need
 from solo_attn.interop.geojson import polygons, to_geojson, write_geojson
 
 NAMES = ["car", "bus"]

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from peers import need
 from torch import Tensor
+
+from benchmarks.peers.loading import need
 
 need("mmdet")
 

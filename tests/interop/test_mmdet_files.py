@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from command_line import run
-from peers import need
+
+from benchmarks.peers.loading import need
 
 need("mmdet")
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peers import need
 from torch import Tensor
 
+from benchmarks.peers.loading import need
 from solo_attn.interop.mmdet import mask_matrix_nms
 from solo_attn.interop.mmdet.nms import _counts
 

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 from pages import follow
-from peers import need
+
+from benchmarks.peers.loading import need
 
 
 def test_the_page(tmp_path: Path) -> None:

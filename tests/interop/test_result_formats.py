@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from peers import need
 from PIL import Image
 
+from benchmarks.peers.loading import need
 from solo_attn.interop.id_map import to_id_map, write_id_map
 from solo_attn.interop.supervision import to_detections
 from solo_attn.models.inference import boxes_of

@@ -1,9 +1,9 @@
 """What nvcc made of the CUDA kernels that are built: no spills, room for the blocks planned."""
 
-import kernel_resources as resources
 import pytest
 
 from solo_attn.backends import compiled
+from tools import kernel_resources as resources
 
 ARCHS = compiled.CONFIGURATION.get("archs", [])
 pytestmark = [
@@ -64,6 +64,4 @@ def test_the_page_shows_what_is_built(found):
     page = resources.PAGE.read_text()
     if (made_by := resources.compiler()) not in page:
         pytest.skip(f"the table is not of what was built here: {made_by}")
-    assert resources.written(page, resources.table(found)) == page, (
-        "python benchmarks/kernel_resources.py --write"
-    )
+    assert resources.written(page, resources.table(found)) == page, "python -m tools.kernel_resources --write"

@@ -1,0 +1,1 @@
+"""Each op against plain PyTorch, torch.compile and its floor: `make bench`."""

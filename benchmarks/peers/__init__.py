@@ -1,0 +1,1 @@
+"""Beside other libraries: `make peers`, `make bench-peers`."""
