@@ -63,7 +63,7 @@ class DenseSOLO:
         if not head.attention:
             return logits
         vectors, scale = head._attention_vectors(grid)
-        return plain.attention_residual(vectors.to(logits.dtype) * scale**0.5, logits)
+        return plain.attention_residual(logits, vectors.to(logits.dtype) * scale**0.5)
 
     def _losses(self, batch: Tensor, targets: Sequence[LevelTargets]) -> dict[str, Tensor]:
         model = self._model
@@ -114,7 +114,7 @@ class DenseSOLO:
         order = score.argsort(descending=True, stable=True)[: options.nms_pre]
         score, label, chosen, mask = score[order], label[order], chosen[order], mask[order]
         if len(score):
-            score = plain.matrix_nms(mask, label, score, options.nms_sigma)
+            score = plain.matrix_nms(mask, label, score, sigma=options.nms_sigma)
         order = score.argsort(descending=True, stable=True)[: options.max_detections]
         order = order[score[order] >= options.final_score_threshold]
         size = (4 * chosen.shape[1], 4 * chosen.shape[2])

@@ -81,7 +81,7 @@ class Path:
         for level in self.levels:
             maps = F.conv2d(level.features, level.weight[:, :, None, None], level.bias)
             maps = F.interpolate(maps, size=level.size, mode="bilinear", align_corners=False)
-            maps = plain.attention_residual(level.grid, maps)[0, level.cells[:, 1]].sigmoid()
+            maps = plain.attention_residual(maps, level.grid)[0, level.cells[:, 1]].sigmoid()
             maps = F.interpolate(maps[None], size=self.out_size, mode="bilinear", align_corners=False)[0]
             mask = maps > 0.5
             area = mask.sum((1, 2)).clamp(min=1)

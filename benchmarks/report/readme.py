@@ -65,18 +65,14 @@ def nuclei() -> str:
 
 
 def speed() -> str:
-    """What was promised of the kernels, and what came of it."""
-    missed = speed_tables.missed(stored.kept)
-    reasons = " ".join(speed_tables.REASONS[name] for name in missed if name in speed_tables.REASONS)
+    """This library beside others, and beside the floor."""
     memory = speed_tables.memory_line(stored.kept)
-    remarks = f"Bold: misses what it should reach. {reasons}\n\n" if missed else ""
-    remarks += f"Peak memory beyond the inputs: {memory}.\n\n" if memory else ""
+    remarks = f"Peak memory beyond the inputs: {memory}.\n\n" if memory else ""
     plot = "![How many times as fast as plain PyTorch and torch.compile each op is](docs/images/speed.svg)"
     return (
-        f"{speed_tables.goal_table(stored.kept)}\n\n{remarks}"
+        f"{speed_tables.speed_table(stored.kept)}\n\n{remarks}"
         f"{plot if stored.kept('ops') else 'The ops have not been measured yet.'}\n\n"
-        "Milliseconds, medians of runs that take turns in one process; every result was compared before it "
-        "was timed. Each op against everything, what is behind these numbers and where it loses: "
+        f"{speed_tables.HOW} Each op against everything, what is behind these numbers and where it loses: "
         f"[docs/results.md](docs/results.md). Measured: {measured_where()}."
     )
 

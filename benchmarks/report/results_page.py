@@ -49,10 +49,7 @@ def ops() -> str:
         return "Not measured yet."
     return (
         f"{speed.op_table(stored.kept)}\n\n"
-        "Milliseconds, medians of runs that take turns in one process; every result was compared before it "
-        "was timed. The floor reads every input and writes every output once, into memory that is there "
-        "already, and does the matrix product if there is one. MiB: peak memory beyond the inputs. "
-        f"Measured: {measured_where()}."
+        f"{speed.HOW} MiB: peak memory beyond the inputs. Measured: {measured_where()}."
     )
 
 
@@ -130,8 +127,8 @@ def unmeasured() -> str:
     """What the stored files lack."""
     lines = [f"The paper's comparison on {words}." for name, words in DATA.items() if not stored_ones(name)]
     lines += [
-        f"{goal.work}, against {goal.against}."
-        for goal, _, ratio in speed.goals(stored.kept)
+        f"{row.work}, against {row.against}."
+        for row, _, ratio in speed.compared(stored.kept)
         if math.isnan(ratio)
     ]
     machines = stored.machines()

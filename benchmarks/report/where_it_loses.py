@@ -101,20 +101,7 @@ def losses() -> list[Loss]:
     return [loss for machine in stored.machines() for kind in kinds for loss in kind(machine)]
 
 
-def aims() -> list[list[str]]:
-    """Goals that are not reached, or only as far as they must be."""
-    return [
-        [goal.work, goal.against, speed.times(ratio), f"{goal.least:g}x", f"{goal.aim:g}x"]
-        for goal, _, ratio in speed.goals(stored.kept)
-        if ratio < goal.aim
-    ]
-
-
 def where_it_loses() -> str:
     """The section."""
-    found, short = losses(), aims()
-    text = table(HEAD, found, words=3) if found else "In nothing that was measured."
-    if short:
-        head = ["work", "against", "faster", "at least", "aim"]
-        text += f"\n\nFaster, but by less than was aimed at:\n\n{table(head, short, words=2)}"
-    return text
+    found = losses()
+    return table(HEAD, found, words=3) if found else "In nothing that was measured."

@@ -138,7 +138,7 @@ def attention_residual(
         what=f"S {side}, {channels} channels, {size[0]} x {size[1]}" + ", in place" * inplace,
         inputs=(features, logits),
         kernel=lambda backend, f, x: ops.attention_residual(x, f, inplace=inplace, backend=backend),
-        plain=plain.attention_residual,
+        plain=lambda f, x: plain.attention_residual(x, f),
         floor=floor,
         limit="the matrix product, and the logits read and written in place",
         differentiable=0 if inplace else 1,

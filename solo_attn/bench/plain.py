@@ -1,4 +1,7 @@
-"""Each op as one would write it in PyTorch, to compare speed with: einsum, interpolate, comparisons."""
+"""Each op as one would write it in PyTorch, to compare speed and rounding with.
+
+In the dtype of its inputs; arguments stand as those of the op.
+"""
 
 from __future__ import annotations
 
@@ -16,28 +19,31 @@ def _resize(x: Tensor, size: Size) -> Tensor:
     return F.interpolate(x[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
-def grid_attention(features: Tensor) -> Tensor:
-    """[B, C, S, S] to [B, S*S, S, S]."""
+def grid_attention(features: Tensor, scale: float = 1.0, cells: Tensor | None = None) -> Tensor:
+    """[B, C, S, S] to [B, S*S, S, S], or with ``cells`` [K, 2] to [K, S, S]."""
     vectors = features.flatten(2)
-    return torch.einsum("bcn,bcm->bnm", vectors, vectors).unflatten(2, features.shape[2:])
+    attention = torch.einsum("bcn,bcm->bnm", vectors, vectors).unflatten(2, features.shape[2:])
+    attention = attention if scale == 1.0 else attention * scale
+    return attention if cells is None else attention[cells[:, 0], cells[:, 1]]
 
 
-def attention_residual(features: Tensor, logits: Tensor) -> Tensor:
-    """[B, C, S, S] and [B, S*S, H, W] to [B, S*S, H, W]."""
-    attention = grid_attention(features)
+def attention_residual(logits: Tensor, features: Tensor, scale: float = 1.0) -> Tensor:
+    """[B, S*S, H, W] and [B, C, S, S] to [B, S*S, H, W]."""
+    attention = grid_attention(features, scale)
     return logits + F.interpolate(attention, size=logits.shape[2:], mode="bilinear", align_corners=False)
 
 
-def upsample_add(coarse: Tensor, attention: Tensor, size: Size) -> Tensor:
-    """[K, h, w] and [K, S, S] to [K, *size]."""
-    return _resize(coarse, size) + _resize(attention, size)
+def upsample_add(coarse: Tensor, attention: Tensor | None, size: Size) -> Tensor:
+    """[K, h, w] and [K, S, S] or None to [K, *size]."""
+    large = _resize(coarse, size)
+    return large if attention is None else large + _resize(attention, size)
 
 
-def dice_loss(coarse: Tensor, attention: Tensor, targets: Tensor, eps: float = 1e-3) -> Tensor:
-    """[K, h, w], [K, S, S] and [K, H, W] to [K]."""
+def dice_loss(coarse: Tensor, attention: Tensor | None, targets: Tensor, eps: float = 1e-3) -> Tensor:
+    """[K, h, w], [K, S, S] or None, and [K, H, W] to [K]."""
     size = (targets.shape[1], targets.shape[2])
     probability = upsample_add(coarse, attention, size).sigmoid().flatten(1)
-    truth = targets.flatten(1).float()
+    truth = targets.flatten(1).to(probability.dtype)
     overlap = (probability * truth).sum(1)
     return 1 - 2 * overlap / (probability.square().sum(1) + truth.square().sum(1) + 2 * eps)
 
@@ -63,16 +69,21 @@ def mask_iou(masks: Tensor) -> Tensor:
     return both / (area[:, None] + area[None, :] - both).clamp(min=1)
 
 
-def matrix_nms(masks: Tensor, labels: Tensor, scores: Tensor, sigma: float = 2.0) -> Tensor:
-    """Gaussian Matrix NMS as SOLO's public versions write it; scores [n] in input order."""
+def matrix_nms(
+    masks: Tensor, labels: Tensor, scores: Tensor, kernel: str = "gaussian", sigma: float = 2.0
+) -> Tensor:
+    """Matrix NMS as SOLO's public versions write it; scores [n] in input order."""
     order = scores.argsort(descending=True, stable=True)
-    flat, label = masks[order].flatten(1).float(), labels[order]
+    flat, label = masks[order].flatten(1).to(scores.dtype), labels[order]
     both = flat @ flat.T
     area = flat.sum(1)
     overlap = (both / (area[:, None] + area[None, :] - both).clamp(min=1)).triu(1)
     overlap = overlap * (label[:, None] == label[None, :])
     worst = overlap.amax(0)[:, None]
-    decay = (torch.exp(-sigma * overlap.square()) / torch.exp(-sigma * worst.square())).amin(0)
+    if kernel == "gaussian":
+        decay = (torch.exp(-sigma * overlap.square()) / torch.exp(-sigma * worst.square())).amin(0)
+    else:
+        decay = ((1 - overlap) / (1 - worst)).amin(0)
     return scores * decay[order.argsort()]
 
 

@@ -149,7 +149,7 @@ def off(module: Any, name: str, by: float) -> Any:
     [
         (dense_solo, "category_loss", off(dense_solo, "category_loss", 1.01), "loss_category"),
         (dense_solo, "DICE_EPS", 10.0, "loss_mask"),
-        (dense_solo.plain, "attention_residual", lambda grid, logits: logits, "loss_mask"),
+        (dense_solo.plain, "attention_residual", lambda logits, grid: logits, "loss_mask"),
         (dense_solo, "STRIDES", (400,) * 5, "instances"),
         (dense_solo, "points_nms", lambda scores: scores, "instances differ"),
         (dense_solo.plain, "matrix_nms", lambda masks, labels, scores, sigma: scores, "instances differ"),

@@ -124,3 +124,13 @@ def test_sanitizers_are_cut_off(tmp_path: Path) -> None:
     said = done.stdout.strip()
     assert said.startswith("[(None, ''), (0, 'racecheck 1 ")
     assert "gpu_cases.py" in said
+
+
+def test_what_is_installed_is_measured(tmp_path: Path) -> None:
+    """Not the solo_attn of the repository, from where benchmarks run: it may not be compiled."""
+    (tmp_path / "solo_attn").mkdir()
+    (tmp_path / "solo_attn" / "__init__.py").touch()
+    command = [sys.executable, "-c", "import benchmarks, solo_attn; print(solo_attn.__file__)"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    told = subprocess.check_output(command, cwd=ROOT, text=True, env=environment)
+    assert Path(told.strip()).is_relative_to(tmp_path)

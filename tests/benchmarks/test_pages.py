@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import ROOT
-from benchmarks.report import data_page, readme, results_page, speed, stored
+from benchmarks.report import data_page, readme, results_page, stored
 
 PAGES = {page.PAGE.name: page for page in (data_page, results_page)} | {"README.md": readme}
 
@@ -58,11 +58,6 @@ def test_a_changed_text_is_found() -> None:
         data_page.filled(text + "<!-- begin:other -->\n<!-- end:other -->")
     with pytest.raises(ValueError, match=r"expected one end of block inspect in data.md, got 0"):
         data_page.filled(text.replace("<!-- end:inspect -->", ""))
-
-
-def test_what_misses_is_explained() -> None:
-    unexplained = set(speed.missed(stored.kept)) - set(speed.REASONS)
-    assert not unexplained, "say why in REASONS of benchmarks/report/speed.py"
 
 
 def test_every_result_names_machine_and_commit() -> None:

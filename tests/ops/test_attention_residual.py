@@ -1,3 +1,5 @@
+from functools import partial
+
 import op_oracles as naive
 import pytest
 import torch
@@ -23,13 +25,9 @@ from op_cases import (
     numpy64,
 )
 
+from solo_attn.bench import plain
+
 OP = "attention_residual"
-
-
-def plain(logits, features, scale=1.0):
-    vectors = features.flatten(2)
-    rows = torch.einsum("bcn,bcm->bnm", vectors, vectors).unflatten(2, features.shape[2:]) * scale
-    return logits + F.interpolate(rows, logits.shape[2:], mode="bilinear", align_corners=False)
 
 
 def oracle(logits, features, scale=1.0):
@@ -51,7 +49,8 @@ def inputs(runner, batch=2, channels=5, side=3, size=(7, 10), dtype=None, seed=0
 def test_rule(runner, dtype, size):
     runner.needs(dtype)
     args = inputs(runner, channels=37, size=size, dtype=dtype)
-    check_rule(lambda m, g: runner(m, g, 0.7), lambda m, g: plain(m, g, 0.7), args, oracle(*args, 0.7))
+    same = partial(plain.attention_residual, scale=0.7)
+    check_rule(lambda m, g: runner(m, g, 0.7), same, args, oracle(*args, 0.7))
 
 
 @few(max_examples=15)
@@ -68,7 +67,8 @@ def test_any_size(runner, batch, channels, side, height, width, seed):
     out, grads = gradients(runner, args)
     close(out, oracle(*args))
     if batch:  # F.interpolate refuses 0
-        for grad, exact in zip(grads, gradients(plain, [x.double() for x in args])[1], strict=True):
+        _, exact_grads = gradients(plain.attention_residual, [x.double() for x in args])
+        for grad, exact in zip(grads, exact_grads, strict=True):
             close(grad, numpy64(exact))
     assert [grad.shape for grad in grads] == [x.shape for x in args]
 
@@ -77,7 +77,7 @@ def test_any_size(runner, batch, channels, side, height, width, seed):
 def test_more_than_a_block(runner, size):
     """A program of a kernel takes a part of the columns, or of the grid's rows, and meets the next one's."""
     args = inputs(runner, batch=1, side=9, size=size, dtype=torch.float32)
-    check_rule(runner, plain, args, oracle(*args))
+    check_rule(runner, plain.attention_residual, args, oracle(*args))
 
 
 def test_no_grid(runner):

@@ -3,7 +3,6 @@ import math
 import op_oracles as naive
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from op_cases import (
@@ -23,21 +22,9 @@ from op_cases import (
     numpy64,
 )
 
+from solo_attn.bench import plain
+
 OP = "dice_loss"
-
-
-def plain(targets, eps=1e-3):
-    def loss(coarse, rows=None):
-        maps = [coarse] if rows is None else [coarse, rows]
-        large = [
-            F.interpolate(x.unsqueeze(1), targets.shape[1:], mode="bilinear", align_corners=False)
-            for x in maps
-        ]
-        p = sum(large).sigmoid().flatten(1)
-        t = targets.ne(0).to(p.dtype).flatten(1)
-        return 1 - 2 * (p * t).sum(1) / ((p.square().sum(1) + eps) + (t.square().sum(1) + eps))
-
-    return loss
 
 
 def inputs(runner, count=3, coarse=(4, 5), side=3, dtype=None):
@@ -59,7 +46,7 @@ def oracle(args, targets, eps=1e-3):
 def test_rule(runner, dtype, side):
     runner.needs(dtype)
     args, targets = inputs(runner, side=side, dtype=dtype), runner.rand_bool(3, 8, 11)
-    run, same = with_targets(runner, targets), plain(targets)
+    run, same = with_targets(runner, targets), with_targets(plain.dice_loss, targets.ne(0))
     out, grads = gradients(run, args)
     assert out.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert all(grad.dtype == dtype for grad in grads)
@@ -80,7 +67,7 @@ def test_any_size(runner, count, coarse, side, size, eps):
     close(out, oracle(args, targets, eps))
     assert [grad.shape for grad in grads] == [x.shape for x in args]
     if count:  # F.interpolate refuses 0
-        exact = gradients(plain(targets, eps), [x.double() for x in args])[1]
+        exact = gradients(with_targets(plain.dice_loss, targets.ne(0), eps), [x.double() for x in args])[1]
         for grad, wanted in zip(grads, exact, strict=True):
             close(grad, numpy64(wanted))
 

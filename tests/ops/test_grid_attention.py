@@ -1,3 +1,5 @@
+from functools import partial
+
 import op_oracles as naive
 import pytest
 import torch
@@ -22,18 +24,14 @@ from op_cases import (
     numpy64,
 )
 
+from solo_attn.bench import plain
+
 OP = "grid_attention"
 CELLS = [[1, 4], [0, 8], [1, 0], [1, 4], [0, 3]]  # unsorted, and one cell twice
 
 
 def cells_of(runner, cells=CELLS):
     return torch.tensor(cells, dtype=torch.int64, device=runner.device).reshape(-1, 2)
-
-
-def plain(x, scale=1.0, cells=None):
-    vectors = x.flatten(2)
-    full = torch.einsum("bcn,bcm->bnm", vectors, vectors).unflatten(2, x.shape[2:]) * scale
-    return full if cells is None else full[cells[:, 0], cells[:, 1]]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -45,7 +43,7 @@ def test_rule(runner, dtype, chosen):
     exact = naive.attention(numpy64(x), 0.7)
     if chosen:
         exact = exact[[b for b, _ in CELLS], [n for _, n in CELLS]]
-    check_rule(lambda x: runner(x, 0.7, cells), lambda x: plain(x, 0.7, cells), [x], exact)
+    check_rule(lambda x: runner(x, 0.7, cells), lambda x: plain.grid_attention(x, 0.7, cells), [x], exact)
 
 
 @few(max_examples=15)
@@ -55,14 +53,15 @@ def test_any_size(runner, batch, channels, side, seed):
     exact = naive.attention(numpy64(x), 1.0)
     out, (grad,) = gradients(runner, [x])
     close(out, exact)
-    close(grad, numpy64(gradients(plain, [x.double()])[1][0]) if x.numel() else numpy64(x))
+    close(grad, numpy64(gradients(plain.grid_attention, [x.double()])[1][0]) if x.numel() else numpy64(x))
 
     chosen = [(b, n) for b in range(batch) for n in range(side * side) if (b + n + seed) % 3]
     cells = cells_of(runner, chosen)
     out, (grad,) = gradients(lambda x: runner(x, 1.0, cells), [x])
     close(out, exact[[b for b, _ in chosen], [n for _, n in chosen]])
     wide = x.double()
-    close(grad, numpy64(gradients(lambda x: plain(x, 1.0, cells), [wide])[1][0] if x.numel() else x))
+    same = partial(plain.grid_attention, cells=cells)
+    close(grad, numpy64(gradients(same, [wide])[1][0] if x.numel() else x))
 
 
 @pytest.mark.parametrize(
@@ -72,8 +71,8 @@ def test_any_size(runner, batch, channels, side, seed):
 def test_the_sides_of_the_paper_and_odd_ones(runner, side):
     x = runner.randn(1, 33, side, side, dtype=torch.float32)
     out = runner(x, 33**-0.5)
-    exact = numpy64(plain(x.double(), 33**-0.5))
-    as_good_as_pytorch(out, plain(x, 33**-0.5), exact)
+    exact = numpy64(plain.grid_attention(x.double(), 33**-0.5))
+    as_good_as_pytorch(out, plain.grid_attention(x, 33**-0.5), exact)
     picked = cells_of(runner, [[0, side * side - 1], [0, side // 2]])
     as_good_as_pytorch(runner(x, 33**-0.5, picked), out[0, picked[:, 1]], exact[0][picked[:, 1].tolist()])
 

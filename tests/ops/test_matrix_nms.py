@@ -22,6 +22,7 @@ from op_cases import (
 )
 
 from solo_attn import BitMasks
+from solo_attn.bench import plain
 
 OP = "matrix_nms"
 KERNELS = ("gaussian", "linear")
@@ -45,24 +46,8 @@ def oracle(masks, labels, scores, kernel="gaussian", sigma=2.0):
     return naive.nms(overlap, labels.tolist(), scores.double().tolist(), kernel, sigma)
 
 
-def plain(masks, labels, kernel="gaussian", sigma=2.0):
-    """What others do, in the dtype of the scores."""
-
-    def decayed(scores):
-        order = scores.argsort(descending=True, stable=True)
-        flat = masks[order].flatten(1).to(scores.dtype)
-        area = flat.sum(1)
-        both = flat @ flat.T
-        same = labels[order][:, None] == labels[order][None, :]
-        overlap = (both / (area[:, None] + area[None, :] - both)).triu(1) * same
-        worst = overlap.amax(0)[:, None]
-        if kernel == "gaussian":
-            decay = (torch.exp(-sigma * overlap**2) / torch.exp(-sigma * worst**2)).amin(0)
-        else:
-            decay = ((1 - overlap) / (1 - worst)).amin(0)
-        return scores * decay[order.argsort()]
-
-    return decayed
+def plain_nms(masks, labels, kernel):
+    return lambda scores: plain.matrix_nms(masks, labels, scores, kernel)
 
 
 def identical(runner, count, scores, dtype=torch.float32, size=(6, 7)):
@@ -98,12 +83,12 @@ def test_rule(runner, dtype, kernel):
     runner.needs(dtype)
     masks, labels, scores = blobs(runner, 30, dtype=dtype)
     out, (grad,) = gradients(lambda s: runner(masks, labels, s, kernel), [scores])
-    same, (same_grad,) = gradients(plain(masks, labels, kernel), [scores])
+    same, (same_grad,) = gradients(plain_nms(masks, labels, kernel), [scores])
     exact = oracle(masks, labels, scores, kernel)
     assert out.dtype == grad.dtype == dtype
     as_good_as_pytorch(out, same, exact)
     close(out, exact)
-    _, (exact_grad,) = gradients(plain(masks, labels, kernel), [scores.double()])
+    _, (exact_grad,) = gradients(plain_nms(masks, labels, kernel), [scores.double()])
     as_good_as_pytorch(grad, same_grad, numpy64(exact_grad), "gradient")
 
 

@@ -24,15 +24,13 @@ from op_cases import (
     numpy64,
 )
 
+from solo_attn.bench import plain
+
 OP = "upsample_add"
 
 
 def enlarge(x, size):
     return F.interpolate(x.unsqueeze(1), size, mode="bilinear", align_corners=False).squeeze(1)
-
-
-def plain(size):
-    return lambda coarse, rows=None: enlarge(coarse, size) + (0 if rows is None else enlarge(rows, size))
 
 
 def inputs(runner, count=3, coarse=(4, 5), side=3, dtype=None, seed=0):
@@ -51,7 +49,7 @@ def test_rule(runner, dtype, size, side):
     runner.needs(dtype)
     args = inputs(runner, side=side, dtype=dtype)
     exact = naive.logits(numpy64(args[0]), numpy64(args[1]) if side else None, size)
-    check_rule(at(runner, size), plain(size), args, exact)
+    check_rule(at(runner, size), at(plain.upsample_add, size), args, exact)
 
 
 @few(max_examples=20)
@@ -67,7 +65,7 @@ def test_any_size(runner, count, coarse, side, size):
     close(out, naive.logits(numpy64(args[0]), numpy64(args[1]) if side else None, size))
     assert [grad.shape for grad in grads] == [x.shape for x in args]
     if count:  # F.interpolate refuses 0
-        exact = gradients(plain(size), [x.double() for x in args])[1]
+        exact = gradients(at(plain.upsample_add, size), [x.double() for x in args])[1]
         for grad, wanted in zip(grads, exact, strict=True):
             close(grad, numpy64(wanted))
 
@@ -76,7 +74,7 @@ def test_any_size(runner, count, coarse, side, size):
 def test_sizes_of_the_paper(runner, coarse, side):
     args = inputs(runner, 2, coarse, side, dtype=torch.float32)
     size = (2 * coarse[0], 2 * coarse[1])
-    check_rule(at(runner, size), plain(size), args)
+    check_rule(at(runner, size), at(plain.upsample_add, size), args)
 
 
 def test_same_size_is_a_copy(runner):
@@ -148,7 +146,7 @@ def test_nan_in_a_gradient_stays_near(runner, to):
     upstream = runner.randn(3, *to, dtype=torch.float32, seed=9)
     upstream[1, to[0] // 2, to[1] // 2] = math.nan
     grads = torch.autograd.grad(runner(*leaves, to), leaves, upstream)
-    wanted = torch.autograd.grad(plain(to)(*leaves), leaves, upstream)
+    wanted = torch.autograd.grad(plain.upsample_add(*leaves, to), leaves, upstream)
     for grad, allowed in zip(grads, wanted, strict=True):
         assert grad[1].isnan().any()
         assert not (grad.isnan() & ~allowed.isnan()).any()
