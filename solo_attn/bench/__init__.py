@@ -1,8 +1,8 @@
 """What the ops cost: inputs as they occur, and times that can be compared."""
 
+from .._utils.environment import environment
 from .cases import CASES, Case, agree
 from .contenders import COMPILED, FLOOR, PLAIN, backends, backward, forward
-from .environment import environment
 from .timing import Race, Times, peak_memory
 
 __all__ = [

@@ -9,8 +9,8 @@ import typer
 from rich import box
 from rich.table import Table
 
+from .._utils.console import pick_device, progress
 from .app import UsageError, command, plain_console
-from .progress import pick_device, progress
 
 if TYPE_CHECKING:
     from ..bench import Case, Times

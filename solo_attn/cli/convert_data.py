@@ -35,9 +35,9 @@ def cityscapes(
     Masks are the visible pixels, groups become crowd regions, and the images stay where they are. Started
     again after a kill, it goes on where it was.
     """
-    from ..data.convert import PAPER_CLASSES, convert_cityscapes
-    from ..data.convert.cityscapes import SPLITS, count_images
-    from .progress import progress
+    from .._utils.console import progress
+    from ..formats import PAPER_CLASSES, convert_cityscapes
+    from ..formats.cityscapes import SPLITS, count_images
 
     with _arguments(), progress("converting", count_images(root, subset)) as advance:
         found = convert_cityscapes(
@@ -71,9 +71,9 @@ def id_masks(
 
     Started again after a kill, it goes on where it was.
     """
-    from ..data.convert import convert_id_masks
-    from ..data.convert._coco import image_files
-    from .progress import progress
+    from .._utils.console import progress
+    from ..formats import convert_id_masks
+    from ..formats.coco import image_files
 
     with _arguments(), progress("converting", len(image_files(images))) as advance:
         found = convert_id_masks(
@@ -96,8 +96,8 @@ def labelme(
 
     Shapes of one label and group_id are one object. Started again after a kill, it goes on where it was.
     """
-    from ..data.convert import convert_labelme
-    from .progress import progress
+    from .._utils.console import progress
+    from ..formats import convert_labelme
 
     total = sum(1 for _ in folder.rglob("*.json"))
     with _arguments(), progress("converting", total) as advance:

@@ -14,8 +14,8 @@ from .app import UsageError, command, plain_console
 from .train import Overrides
 
 if TYPE_CHECKING:
-    from ..evaluation.grids import GridCount, GridSetting
-    from ..evaluation.inspection import Inspection
+    from ..inspection.dataset import Inspection
+    from ..inspection.grids import GridCount, GridSetting
 
 CLASSES_SHOWN = 20
 
@@ -53,11 +53,11 @@ def inspect(
     is lost. The proposal comes from a small search, described in docs/data.md, and is measured by the same
     counting.
     """
-    from ..bench import environment
+    from .._utils.environment import environment
+    from .._utils.files import replacing
     from ..data import CocoInstances
-    from ..data._files import replacing
-    from ..data.objects import measure_objects
-    from ..evaluation.inspection import contact_sheet, inspect_dataset
+    from ..inspection.dataset import contact_sheet, inspect_dataset
+    from ..inspection.objects import measure_objects
     from ..training import changes, differences, grid_setting, load_config, with_proposal
 
     before = load_config(config, overrides or [])
@@ -106,7 +106,7 @@ def inspect(
 
 
 def _show(console: Console, found: Inspection) -> None:
-    from ..evaluation.inspection import QUANTILES
+    from ..inspection.dataset import QUANTILES
 
     console.print(found.summary)
     quantiles = Table("", *(f"{100 * q:g} %" for q in QUANTILES), title="Of the images / objects, at most")

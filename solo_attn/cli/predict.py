@@ -59,12 +59,12 @@ def predict(
     from PIL.Image import fromarray
     from torchvision.transforms.functional import to_pil_image
 
+    from .._utils.console import pick_device, progress, taking
     from ..data import ImageError, read_image
     from ..evaluation import coco_results, draw_instances, write_results
-    from ..interop.geojson import write_geojson
-    from ..interop.id_map import to_id_map
+    from ..formats.geojson import write_geojson
+    from ..formats.id_map import to_id_map
     from ..training import load_model
-    from .progress import pick_device, progress, taking
 
     if out.exists() and not out.is_dir():
         raise UsageError(f"predict: expected --out to be a folder, got the file {out}")

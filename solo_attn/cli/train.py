@@ -76,10 +76,10 @@ def eval_command(
 
     COCO's numbers are defined with 100 instances of an image; others are not to be compared with them.
     """
+    from .._utils.console import pick_device, progress, taking
     from ..data import CocoInstances, eval_transforms
     from ..evaluation import write_results
     from ..training import evaluate_model, load_model
-    from .progress import pick_device, progress, taking
 
     model, info = load_model(checkpoint, pick_device(device))
     # An object without width or height counts as COCO counts it; only training could not use it.

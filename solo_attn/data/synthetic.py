@@ -16,7 +16,7 @@ import numpy as np
 import pycocotools.mask as coco_mask
 from PIL import Image, ImageDraw
 
-from ._files import replacing
+from .._utils.files import replacing
 
 CATEGORIES = ("person", "rider", "car", "truck", "bus")  # the paper's (section 4.1), ids 1..5
 _OVERSAMPLE = 3

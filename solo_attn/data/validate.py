@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from ._segmentation import segmentation_fault
 from .images import UNREADABLE, depth_fault
+from .segmentation import segmentation_fault
 
 _SHOWN = 10  # faults that a message lists; it counts the rest
 

@@ -15,10 +15,10 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ..data._segmentation import run_pixels
+from .._utils.checks import Prediction, check_prediction, replacing
+from ..data.segmentation import run_pixels
 from ..data.validate import MEASURES, is_finite
 from ..ops._checks import fail
-from ._checks import Prediction, check_prediction, replacing
 
 METRICS = (
     "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",

@@ -9,8 +9,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from .._utils.checks import replacing
 from ..ops._checks import fail
-from ._checks import replacing
 
 
 def learning_curve(

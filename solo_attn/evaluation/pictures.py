@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
+from .._utils.checks import Prediction, check_prediction, replacing
 from ..ops._checks import check_tensor, fail
-from ._checks import Prediction, check_prediction, replacing
 
 GOLDEN_RATIO = 0.618033988749895
 TEXT_FROM = 200  # pixels of the shorter side from which names are written

@@ -10,8 +10,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from .._utils.checks import replacing
 from ..ops._checks import fail
-from ._checks import replacing
 from .coco_metrics import METRICS, CocoMetrics
 
 SYSTEMS = ("SOLO (no coords)", "SOLO", "Attention mechanism")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..evaluation._checks import Prediction, check_prediction
+from .._utils.checks import Prediction, check_prediction
 
 if TYPE_CHECKING:
     from supervision import Detections

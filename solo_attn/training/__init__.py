@@ -1,8 +1,8 @@
 """Training, comparison and checkpoints; needs the extra "train"."""
 
-from .advice import grid_setting, with_proposal
+from ..inspection.advice import grid_setting, with_proposal
+from ..models.checkpoint import CheckpointError, ModelInfo, export_safetensors, load_model, save_model
 from .callbacks import UnfinishedError
-from .checkpoint import CheckpointError, ModelInfo, export_safetensors, load_model, save_model
 from .compare import Comparison, compare, system_config, systems_of
 from .config import (
     Config,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
-from ..bench import environment
+from .._utils.environment import environment
 from ..data import CocoInstances, eval_transforms
 from ..evaluation import (
     SYSTEMS,
@@ -24,8 +24,8 @@ from ..evaluation import (
     side_by_side,
     summary_json,
 )
+from ..models.checkpoint import load_model, write_atomically
 from .callbacks import UnfinishedError
-from .checkpoint import load_model, write_atomically
 from .config import Config, ConfigError, DataConfig, changes, differences
 from .train import FREE, RESULT, train
 

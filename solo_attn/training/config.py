@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
-from ..data._files import replacing
+from .._utils.files import replacing
 from ._ranges import faults
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..evaluation import CocoMetrics, coco_results, evaluate
 from ..models import SOLO
-from .checkpoint import ModelInfo, write_info
+from ..models.checkpoint import ModelInfo, write_info
 from .config import Config
 from .datamodule import SOLODataModule, mix
 from .schedule import learning_rate_factor, scaled_learning_rate

@@ -18,11 +18,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import Progress
 
-from ..bench import environment
+from .._utils.environment import environment
 from ..evaluation import CocoMetrics, learning_curve
 from ..models import build_solo
+from ..models.checkpoint import AtomicCheckpointIO, write_atomically
 from .callbacks import BestCheckpoint, EpochBar, EpochLines, LastCheckpoint, Limits, StopAt
-from .checkpoint import AtomicCheckpointIO, write_atomically
 from .config import Config, ConfigError, changes, differences, load_config
 from .datamodule import SOLODataModule
 from .evaluate import evaluate_model

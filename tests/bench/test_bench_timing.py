@@ -92,7 +92,7 @@ def test_of_a_gpu_it_names_what_lies_beneath(monkeypatch, tmp_path):
 
 
 def test_outside_of_a_checkout_the_commit_is_what_one_is_told(monkeypatch, tmp_path):
-    module = importlib.import_module("solo_attn.bench.environment")  # its function hides it
+    module = importlib.import_module("solo_attn._utils.environment")  # its function hides it
     monkeypatch.setattr(module, "__file__", str(tmp_path / "environment.py"))
     monkeypatch.delenv("SOLO_ATTN_COMMIT", raising=False)
     assert environment("cpu")["commit"] is None

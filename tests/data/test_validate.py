@@ -21,7 +21,7 @@ from PIL import Image
 from small_coco import HEIGHT, WIDTH, CocoSet, block, compressed, runs
 
 from solo_attn.data import CocoInstances, DatasetError, DatasetSummary, check_dataset
-from solo_attn.data._segmentation import run_pixels, segmentation_fault
+from solo_attn.data.segmentation import run_pixels, segmentation_fault
 
 Spoil = Callable[[CocoSet], Any]
 

@@ -176,7 +176,7 @@ class Sanitized:
     """Every op in compute-sanitizer, all its tools at the same time: it takes as long as the slowest."""
 
     def __init__(self, folder: Path) -> None:
-        script = Path(__file__).with_name("gpu_cases.py")
+        script = Path(__file__).parents[1] / "helpers" / "gpu_cases.py"
         # PyTorch's caching allocator would hide what is read beyond a tensor's end; tuning takes for ever.
         environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "SOLO_ATTN_TUNE": "0"}
         environment["PYTHONUNBUFFERED"] = "1"

@@ -2,8 +2,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import cuda_shim
 import pytest
+import shim
 import torch
 from op_cases import TESTED, deterministic, runners
 
@@ -82,6 +82,6 @@ def the_shim_is_a_backend(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     """Public functions find it in the registry; lanes and blocks go in an order of the test's own."""
     runner = request.getfixturevalue("runner") if "runner" in request.fixturenames else None
     if runner is not None and runner.backend == "shim":
-        cuda_shim.seed(zlib.crc32(request.node.name.encode()))
+        shim.seed(zlib.crc32(request.node.name.encode()))
         monkeypatch.setattr(registry, "BACKENDS", TESTED)
         monkeypatch.setattr(registry, "NAMES", tuple(backend.name for backend in TESTED))

@@ -7,11 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cuda_shim
 import pytest
+import shim
 import torch
 
-SOURCE = cuda_shim.SHIM / "faults.cu"
+SOURCE = shim.SHIM / "faults.cu"
 FAULTS = [
     "none",
     "no_barrier",
@@ -28,7 +28,7 @@ FAULTS = [
     "beyond_global",
     "overflow",
 ]  # as the source numbers them
-pytestmark = pytest.mark.skipif(cuda_shim.MISSING is not None, reason=str(cuda_shim.MISSING))
+pytestmark = pytest.mark.skipif(shim.MISSING is not None, reason=str(shim.MISSING))
 
 DEFINE = """
 import sys, torch
@@ -44,7 +44,7 @@ assert torch.equal(out, x.view(4, 128).flip(1).flatten()), out
 def built(tmp_path_factory):
     """The faulty kernels, instrumented for races, and for ASan."""
     folder = tmp_path_factory.mktemp("shim")
-    return {kind: cuda_shim.compile_all(kind, [SOURCE], folder / kind) for kind in cuda_shim.KINDS}
+    return {kind: shim.compile_all(kind, [SOURCE], folder / kind) for kind in shim.KINDS}
 
 
 def preloaded():
@@ -162,4 +162,4 @@ def test_the_kernels_under_sanitizers():
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed, done.stdout[-3000:]
-    assert int(passed[1]) >= 2 * len(cuda_shim.OPS), done.stdout[-3000:]
+    assert int(passed[1]) >= 2 * len(shim.OPS), done.stdout[-3000:]

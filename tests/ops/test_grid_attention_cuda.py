@@ -1,7 +1,7 @@
 """What the CUDA kernels promise beyond the tests that all backends share: blocks, orders, lists of cells."""
 
-import cuda_shim
 import pytest
+import shim
 import torch
 from op_cases import (
     as_good_as_pytorch,
@@ -54,7 +54,7 @@ def test_the_order_of_lanes_and_blocks_changes_nothing(runner, chosen, dtype):
     cells = None if chosen is None else some_cells(runner, chosen, 2, 81)
     results = []
     for seed in (1, 2, 3):
-        cuda_shim.seed(seed)
+        shim.seed(seed)
         out, (grad,) = gradients(lambda x: runner(x, 0.3, cells), [x])
         results.append((out, grad))
     for out, grad in results[1:]:

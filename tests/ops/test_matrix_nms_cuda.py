@@ -1,7 +1,7 @@
 """What the CUDA kernels promise beyond the tests that all backends share: tiles, panels, orders, no crash."""
 
-import cuda_shim
 import pytest
+import shim
 import torch
 from op_cases import same_bits
 from test_matrix_nms import blobs
@@ -62,7 +62,7 @@ def test_the_order_of_lanes_and_blocks_changes_nothing(runner, kernel):
     args = blobs(runner, 70, (9, 70), labels=2, dtype=torch.float32)
     results = []
     for seed in (1, 2, 3):
-        cuda_shim.seed(seed)
+        shim.seed(seed)
         results.append(runner(*args, kernel))
     assert all(same_bits(result, results[0]) for result in results)
 

@@ -1,0 +1,238 @@
+"""What every conversion does alike: image by image, on all cores, and on from where a killed one stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from .._utils.files import replacing
+from ..data.images import UNREADABLE
+from ..data.validate import DatasetError, DatasetSummary, check_content, raise_faults
+
+Advance = Callable[[int], None]
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image to convert.
+
+    Attributes:
+        file_name: relative to the images' folder, with "/".
+        image: its file.
+        annotation: the file that its objects are read from.
+    """
+
+    file_name: str
+    image: Path
+    annotation: Path
+
+    @property
+    def stamp(self) -> list[list[int]]:
+        """What changes when one of the files does."""
+        states = (self.image.stat(), self.annotation.stat())
+        return [[state.st_size, state.st_mtime_ns] for state in states]
+
+
+def convert_images(
+    out: Path,
+    images: Path,
+    items: Sequence[Item],
+    read: Callable[[Item, tuple[int, int]], list[Record]],
+    *,
+    settings: Mapping[str, Any],
+    categories: Mapping[str, int] | None = None,
+    advance: Advance | None = None,
+) -> DatasetSummary:
+    """Convert ``items`` and write them, checked, as COCO's JSON.
+
+    Each finished image is a line of ``.NAME.partial`` beside ``out``. The next call with the same settings
+    takes those lines whose files have not changed since, and removes the file when ``out`` is complete.
+
+    Args:
+        out: the JSON; it is there whole or not at all.
+        images: folder that the file names are relative to.
+        items: what to convert, in the order of the image ids.
+        read: (item, its (height, width)) -> annotations, as `annotation` makes them.
+        settings: what ``read`` depends on besides the files, as JSON.
+        categories: id of each name; None numbers the names that come up, in their alphabetical order.
+        advance: called with 1 after each image, from this thread.
+
+    Raises:
+        DatasetError: one message for all images that cannot be converted; the others are kept for the next
+            call.
+    """
+    partial = out.with_name(f".{out.name}.partial")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    done = _read_partial(partial, settings)
+
+    def convert(item: Item) -> Record | DatasetError:
+        try:
+            stamp = item.stamp
+            kept = done.get(item.file_name)
+            if kept is not None and kept["stamp"] == stamp:
+                return kept
+            size = _size(item.image)
+            return {
+                "file_name": item.file_name,
+                "stamp": stamp,
+                "size": size,
+                "annotations": read(item, size),
+            }
+        except DatasetError as error:
+            return error
+        except OSError as error:
+            return DatasetError(str(error))
+
+    records, faults = [], []
+    # Threads are enough: decoding and encoding release the interpreter's lock.
+    with (
+        _Lines(partial, {"settings": settings}, done.values()) as lines,
+        ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+    ):
+        for result in pool.map(convert, items):
+            if isinstance(result, DatasetError):
+                faults.append(str(result))
+            else:
+                records.append(result)
+                if result is not done.get(result["file_name"]):
+                    lines.add(result)
+            if advance is not None:
+                advance(1)
+    raise_faults(out, faults)
+    content = _content(records, categories)
+    summary = check_content(content, images, out)
+    with replacing(out) as temporary:
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+    partial.unlink()
+    return summary
+
+
+def annotation(category: str, mask: NDArray[np.bool_], *, crowd: bool = False) -> Record:
+    """An object of the category's name; ``mask`` bool [H, W] has at least one pixel."""
+    encoded: Any = coco_mask.encode(np.asfortranarray(mask).view(np.uint8))
+    return {
+        "category": category,
+        "bbox": [float(x) for x in coco_mask.toBbox(encoded)],
+        "area": int(coco_mask.area(encoded)),
+        "segmentation": {"size": list(mask.shape), "counts": encoded["counts"].decode()},
+        "iscrowd": int(crowd),
+    }
+
+
+def read_ids(path: Path, size: tuple[int, int]) -> NDArray[np.int32]:
+    """An image file whose pixels are numbers, int32 [H, W]; a palette's colours do not matter.
+
+    Raises:
+        DatasetError: it cannot be read, is a colour image or is not of ``size`` (height, width).
+    """
+    try:
+        with Image.open(path) as image:
+            mode, ids = image.mode, np.asarray(image)
+    except UNREADABLE as error:
+        raise DatasetError(f"{path}: cannot be read as an image: {error}") from error
+    if ids.ndim != 2 or ids.dtype.kind not in "bui":
+        raise DatasetError(f"{path}: expected one channel of whole numbers, got PIL's mode {mode!r}")
+    if ids.shape != size:
+        raise DatasetError(
+            f"{path}: expected {size[1]} x {size[0]} pixels as the image has, got {ids.shape[1]} x "
+            f"{ids.shape[0]}"
+        )
+    return ids.astype(np.int32)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        DatasetError: no such file, or something else in it.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(f"{path}: expected readable JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise DatasetError(f"{path}: expected a JSON object, got a {type(content).__name__}")
+    return content
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files of a folder, by name.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    known = Image.registered_extensions()
+    found = sorted(p for p in folder.glob("*") if p.suffix.lower() in known and not p.name.startswith("."))
+    if not found:
+        raise DatasetError(f"{folder}: expected a folder with images, found none")
+    return found
+
+
+def _size(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:  # reads the header only
+            return image.height, image.width
+    except UNREADABLE as error:
+        raise DatasetError(f"{path}: cannot be read as an image: {error}") from error
+
+
+def _content(records: Sequence[Record], categories: Mapping[str, int] | None) -> dict[str, Any]:
+    if categories is None:
+        names = sorted({a["category"] for record in records for a in record["annotations"]})
+        categories = {name: number for number, name in enumerate(names, start=1)}
+    images: list[Record] = []
+    annotations: list[Record] = []
+    for image_id, record in enumerate(records, start=1):
+        height, width = record["size"]
+        images.append({"id": image_id, "file_name": record["file_name"], "height": height, "width": width})
+        for found in record["annotations"]:
+            entry = {"id": len(annotations) + 1, "image_id": image_id}
+            entry["category_id"] = categories[found["category"]]
+            annotations.append(entry | {k: v for k, v in found.items() if k != "category"})
+    listed = [{"id": number, "name": name} for name, number in categories.items()]
+    return {"images": images, "annotations": annotations, "categories": listed}
+
+
+class _Lines:
+    """The file of finished images: written anew with those that are kept, then a line for each."""
+
+    def __init__(self, path: Path, header: Mapping[str, Any], kept: Any) -> None:
+        with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+            file.writelines(f"{json.dumps(line)}\n" for line in (header, *kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def add(self, record: Record) -> None:
+        self._file.write(f"{json.dumps(record)}\n")
+        self._file.flush()  # a killed process loses what it has not handed to the system
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _read_partial(path: Path, settings: Mapping[str, Any]) -> dict[str, Record]:
+    """The finished images of an earlier call with these settings."""
+    if not path.exists():
+        return {}
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break  # the process was killed within this line
+    if not found or found[0] != {"settings": json.loads(json.dumps(settings))}:
+        return {}
+    return {record["file_name"]: record for record in found[1:]}

@@ -1,0 +1,231 @@
+"""``solo-attn convert`` for data sets, ``solo-attn inspect``, and a training on what they made."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small_cityscapes
+from command_line import run
+from PIL import Image
+
+from solo_attn.data import CocoInstances, check_dataset
+from solo_attn.inspection.dataset import contact_sheet, inspect_dataset
+from solo_attn.training import Config, grid_setting, load_config, with_proposal
+
+CLASSES = "person,rider,car,truck,bus,bicycle"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_cityscapes.write(tmp_path_factory.mktemp("cityscapes"))
+
+
+@pytest.fixture(scope="module")
+def converted(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("converted")
+    code, text = run("convert", "cityscapes", root, out, "--classes", CLASSES)
+    assert code == 0
+    assert f"{out / 'instances_train.json'}: 6 images" in text
+    assert f"its images: {root / 'leftImg8bit' / 'val'}" in text
+    return out
+
+
+def test_help() -> None:
+    code, text = run("convert", "--help")
+    assert code == 0
+    for name in ("cityscapes", "id-masks", "labelme"):
+        assert f" {name} " in text
+        assert f"solo-attn convert {name}" in run("convert", name, "--help")[1]
+    assert "solo-attn inspect" in run("inspect", "--help")[1]
+
+
+def test_subset(root: Path, tmp_path: Path) -> None:
+    code, text = run("convert", "cityscapes", root, tmp_path, "--subset", 3, 2, "--seed", 5)
+    assert (code, "3 images" in text, "2 images" in text) == (0, True, True)
+    code, text = run("convert", "cityscapes", root, tmp_path, "--subset", 30, 2)
+    assert code == 2
+    assert "expected at least 30 images to draw from, found 6" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("cityscapes", "{0}", "{1}", "--classes", "person,cat"), "expected classes to be different names"),
+        (("cityscapes", "{1}", "{1}"), "expected Cityscapes' images"),
+        (("id-masks", "{1}", "{1}", "{1}/o.json"), "expected a folder with images, found none"),
+        (("labelme", "{1}", "{1}/o.json"), "expected labelme's JSON files, found none"),
+    ],
+)
+def test_errors_are_one_line(root: Path, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    code, text = run("convert", *(a.format(root, tmp_path) for a in arguments))
+    assert code == 2
+    assert "error:" in text
+    assert message in text
+
+
+def test_id_masks_and_labelme(tmp_path: Path) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    ids = np.zeros((30, 40), dtype=np.uint8)
+    ids[5:20, 5:20], ids[5:20, 20:30] = 1, 2
+    Image.fromarray(ids).save(tmp_path / "masks" / "a_mask.png")
+    Image.fromarray(np.stack([ids * 100] * 3, axis=2)).save(tmp_path / "images" / "a.png")
+    out = tmp_path / "ids.json"
+    given = ("--class-name", "[cell]", "--mask-suffix", "_mask")
+    code, text = run("convert", "id-masks", tmp_path / "images", tmp_path / "masks", out, *given)
+    assert (code, "1 images (0 without objects), 2 annotations" in text) == (0, True)
+    assert check_dataset(tmp_path / "images", out).annotations == 2
+    box = {"label": "cell", "shape_type": "rectangle", "points": [[5, 5], [19, 19]]}
+    content = {"imagePath": "a.png", "imageData": None, "shapes": [box, box]}
+    (tmp_path / "images" / "a.json").write_text(json.dumps(content))
+    code, text = run("convert", "labelme", tmp_path / "images", tmp_path / "lm.json", "--classes", "cell, x")
+    assert (code, "2 annotations" in text, "2 categories" in text) == (0, True, True)
+
+
+def arguments(root: Path, converted: Path) -> list[object]:
+    images = root / "leftImg8bit"
+    return [
+        *("--images", images / "train", "--annotations", converted / "instances_train.json"),
+        *("--val-images", images / "val", "--val-annotations", converted / "instances_val.json"),
+    ]
+
+
+SMALL = """
+model:
+  {backbone: resnet18, norm: gn, fpn_channels: 32, head_channels: 32, num_convs: 1,
+  min_size: 128, max_size: 256, num_grids: [8, 6, 4, 3, 2],
+  scale_ranges: [[1, 32], [24, 64], [48, 128], [96, 256], [192, 2048]]}
+train: {epochs: 1, batch_size: 2, warmup_steps: 1, accelerator: cpu}
+data: {workers: 0}
+"""
+
+
+def test_inspect_writes_what_train_takes(root: Path, converted: Path, tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(SMALL)
+    mine, out = tmp_path / "new" / "mine.yaml", tmp_path / "report"
+    code, text = run(
+        "inspect",
+        *arguments(root, converted),
+        "--config",
+        tmp_path / "small.yaml",
+        "--out",
+        out,
+        "--write",
+        mine,
+    )
+    assert code == 0
+    report = json.loads((out / "inspect.json").read_text())
+    assert report["objects"] > 20
+    for name in ("objects in an image", "never learned", "As set", "Proposed", "model.num_grids was"):
+        assert name in text
+    with Image.open(out / "contact_sheet.png") as sheet:
+        assert sheet.width > sheet.height > 300
+    before, after = load_config(tmp_path / "small.yaml"), load_config(mine)
+    assert after.model.num_grids == report["proposal"]["num_grids"] != before.model.num_grids
+    assert after.model.head_channels == 32
+    code, text = run("train", mine, "--out", tmp_path / "run")
+    assert code == 0
+    assert "Average Precision" in text
+
+
+def test_inspect_errors(root: Path, converted: Path, tmp_path: Path) -> None:
+    data = arguments(root, converted)[:4]
+    code, text = run("inspect", *data, "--write", tmp_path / "c.yaml", "--out", tmp_path)
+    assert (code, "--val-images" in text) == (2, True)
+    content = json.loads((converted / "instances_train.json").read_text())
+    (tmp_path / "none.json").write_text(json.dumps(content | {"annotations": []}))
+    data[3] = tmp_path / "none.json"
+    code, text = run("inspect", *data, "--out", tmp_path)
+    assert (code, "to have an object with a pixel, got none" in text) == (2, True)
+
+
+def test_inspect_of_masks_without_a_pixel(root: Path, converted: Path, tmp_path: Path) -> None:
+    content = json.loads((converted / "instances_train.json").read_text())
+    shape = [[10.1, 10.1, 10.4, 10.1, 10.4, 10.4, 10.1, 10.4]]
+    tiny = {"bbox": [10.1, 10.1, 0.3, 0.3], "segmentation": shape, "area": 0.09, "iscrowd": 0}
+    content["annotations"] = [{**content["annotations"][0], **tiny}]
+    (tmp_path / "tiny.json").write_text(json.dumps(content))
+    images = root / "leftImg8bit" / "train"
+    code, text = run(
+        "inspect", "--images", images, "--annotations", tmp_path / "tiny.json", "--out", tmp_path
+    )
+    told = f"error: inspect: expected {tmp_path / 'tiny.json'} to have an object with a pixel, got none"
+    assert (code, text.strip()) == (2, told)
+
+
+@pytest.mark.parametrize("write", [True, False])
+@pytest.mark.parametrize(
+    ("given", "missing"), [("--val-images", "--val-annotations"), ("--val-annotations", "--val-images")]
+)
+def test_inspect_refuses_half_of_the_validation_data(
+    root: Path, converted: Path, tmp_path: Path, given: str, missing: str, write: bool
+) -> None:
+    """Also where a configuration has its own, which would be taken in silence."""
+    config = Config.from_dict({"data": {"val_images": "images", "val_annotations": "a.json"}})
+    config.save(tmp_path / "c.yaml")
+    more = ["--write", tmp_path / "mine.yaml"] if write else []
+    data = arguments(root, converted)[:4]
+    where = ["--config", tmp_path / "c.yaml", "--out", tmp_path / "out"]
+    code, text = run("inspect", *data, *where, *more, given, tmp_path)
+    told = f"error: inspect: expected {missing} with {given}, got {given} {tmp_path} alone"
+    assert (code, text.strip()) == (2, told)
+    assert not (tmp_path / "mine.yaml").exists()
+
+
+def test_what_is_reported(root: Path, converted: Path) -> None:
+    dataset = CocoInstances(root / "leftImg8bit" / "train", converted / "instances_train.json")
+    setting = grid_setting(load_config(None))
+    found = inspect_dataset(dataset, setting)
+    entries = [a for a in dataset.coco.anns.values() if not a["iscrowd"]]
+    assert found.objects == len(entries) == found.small + found.medium + found.large
+    assert found.small == sum(a["area"] < 32**2 for a in entries)
+    assert found.medium == sum(32**2 <= a["area"] < 96**2 for a in entries)
+    assert found.image_sizes == {"256 x 128": 6}
+    cars = [a for a in entries if a["category_id"] == 26]
+    assert found.classes["car"] == (len(cars), len({a["image_id"] for a in cars}))
+    numbers = [sum(a["image_id"] == k for a in entries) for k in range(1, 7)]
+    assert (found.per_image[0], found.per_image[-1]) == (min(numbers), max(numbers))
+    assert found.proposal_count.collisions <= found.count.collisions
+    assert json.loads(json.dumps(found.as_dict()))["images"] == 6
+
+
+def test_contact_sheet_begins_with_the_fullest(root: Path, converted: Path, tmp_path: Path) -> None:
+    dataset = CocoInstances(root / "leftImg8bit" / "train", converted / "instances_train.json")
+    contact_sheet(dataset, tmp_path / "a.png", count=3, columns=3)
+    with Image.open(tmp_path / "a.png") as sheet:
+        assert sheet.size == (3 * 324 + 4, 324 + 4)
+        pixels = np.asarray(sheet)
+    assert (pixels[200:320, 4:324] == 255).all()  # images are half as high as wide
+    assert len(np.unique(pixels[4:164, 4:324].reshape(-1, 3), axis=0)) > 10
+
+
+def test_proposal_scales_what_goes_with_the_input(root: Path, converted: Path) -> None:
+    dataset = CocoInstances(root / "leftImg8bit" / "train", converted / "instances_train.json")
+    data = {"shortest_size": [32, 48], "crop_size": [40, 60]}
+    config = Config.from_dict(
+        {"model": {"min_size": [24, 48], "max_size": 90, "max_detections": 3}, "data": data}
+    )
+    found: Any = inspect_dataset(dataset, grid_setting(config))
+    assert found.setting.min_size == 48
+    after = with_proposal(config, found)
+    factor = found.proposal.min_size / 48
+    assert factor > 1
+    assert after.model.min_size == [24 * factor, 48 * factor]
+    assert after.data.shortest_size == [32 * factor, 48 * factor]
+    assert after.data.crop_size == [40 * factor, 60 * factor]
+    assert after.model.max_detections == max(found.per_image)
+    assert config.model.min_size == [24, 48]  # a copy
+
+
+def test_limits_are_raised_each_for_itself(root: Path, converted: Path) -> None:
+    """A model that finds 400 may still be measured with COCO's 100."""
+    dataset = CocoInstances(root / "leftImg8bit" / "train", converted / "instances_train.json")
+    config = Config.from_dict({"model": {"max_detections": 400}})
+    found = inspect_dataset(dataset, grid_setting(config))
+    after = with_proposal(config, replace(found, per_image=[*found.per_image[:-1], 300.0]))
+    assert (after.model.max_detections, after.train.eval_max_detections) == (400, 300)
