@@ -14,9 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._adjoint import CONFIGS as ADJOINT
-from ._adjoint import most_outputs, owned_columns
-from ._bilinear import bilinear_first, check_sizes
+from ._bilinear import ADJOINT_CONFIGS, bilinear_first, check_sizes, most_outputs, owned_columns
 from ._launch import Aot, launch, tuned
 from ._maps import add_rows, cell_and_tile, gather_columns, logits
 
@@ -90,7 +88,7 @@ def _dice_loss_sum_kernel(partial, loss, sums, parts, eps, BLOCK: tl.constexpr):
     tl.store(loss + k, 1.0 - 2.0 * overlap / total)
 
 
-@tuned(ADJOINT, key=("height", "width", "height_in", "width_in", "HAS_ATTENTION"))
+@tuned(ADJOINT_CONFIGS, key=("height", "width", "height_in", "width_in", "HAS_ATTENTION"))
 @triton.jit
 def _dice_loss_bwd_kernel(
     grad,

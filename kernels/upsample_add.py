@@ -3,7 +3,7 @@
 Forward: K H W logits are written once, which is the floor of memory; the inputs are small, and their taps, 8
 loads a pixel, come from the first cache. 13 flops a pixel. Nothing else is stored.
 Backward, for each input: K H W gradients are read and K h w written; some 40 flops a pixel, most of them for
-shares of 0 (see `_adjoint.py`). Nothing else is stored.
+shares of 0 (see `_bilinear.py`). Nothing else is stored.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._adjoint import CONFIGS as ADJOINT
-from ._adjoint import most_outputs, owned_columns
-from ._bilinear import bilinear_first, check_sizes
+from ._bilinear import ADJOINT_CONFIGS, bilinear_first, check_sizes, most_outputs, owned_columns
 from ._launch import Aot, config, launch, tuned
 from ._maps import add_rows, cell_and_tile, gather_columns, logits
 
@@ -50,7 +48,7 @@ def _upsample_add_fwd_kernel(
     tl.store(out + place, value.to(out.dtype.element_ty), mask=inside)
 
 
-@tuned(ADJOINT, key=("height", "width", "height_in", "width_in"))
+@tuned(ADJOINT_CONFIGS, key=("height", "width", "height_in", "width_in"))
 @triton.jit
 def _upsample_add_bwd_kernel(
     grad,

@@ -1,5 +1,7 @@
 """Instance segmentation by locations (SOLO) with grid attention."""
 
+__version__ = "0.1.0"
+
 from .backends import explain
 from .ops import (
     BitMasks,
@@ -12,8 +14,6 @@ from .ops import (
     paste_masks,
     upsample_add,
 )
-
-__version__ = "0.1.0"
 
 __all__ = [
     "BitMasks",

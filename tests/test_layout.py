@@ -3,6 +3,7 @@
 import ast
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,20 +20,25 @@ SOURCES = sorted([*PACKAGE.rglob("*.py"), *KERNELS.rglob("*.py")])
 COMPILED = sorted(path.name for path in (ROOT / "csrc").glob("*") if path.name != "common")
 
 # A folder may import those of a lower rank. "" is solo_attn/__init__.py, which gathers the ops for everybody
-# above them; training counts what evaluation measures; interop writes checkpoints.
+# above them. Contact sheets are drawn by what draws results: inspection stands above evaluation.
 RANK = {
-    "reference": 0,
-    "kernels": 0,
-    "backends": 1,
-    "ops": 2,
-    "": 3,
-    "models": 4,
-    "data": 4,
-    "bench": 5,
-    "evaluation": 5,
-    "training": 6,
-    "interop": 7,
-    "cli": 8,
+    "_utils": 0,
+    "reference": 1,
+    "kernels": 1,
+    "backends": 2,
+    "ops": 3,
+    "": 4,
+    "data": 5,
+    "formats": 6,
+    "models": 6,
+    "evaluation": 7,
+    "inspection": 8,
+    "predictor": 8,
+    "bench": 9,
+    "export": 9,
+    "interop": 9,
+    "training": 9,
+    "cli": 10,
 }
 
 
@@ -41,8 +47,8 @@ def folder(module: str) -> str:
     return module.partition(".")[2].partition(".")[0]
 
 
-def imports(tree: ast.AST, package: str) -> set[str]:
-    """Modules of solo_attn that a file imports, anywhere in it, with relative names resolved."""
+def names(tree: ast.AST, package: str) -> set[str]:
+    """What a file imports of solo_attn, anywhere in it, each thing by its full name."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -51,46 +57,105 @@ def imports(tree: ast.AST, package: str) -> set[str]:
             parts = package.split(".")
             base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
             module = ".".join(filter(None, [base, node.module]))
-            # `from .. import ops` names a folder, `from .. import __version__` does not.
-            found |= {f"{module}.{alias.name}" if module == "solo_attn" else module for alias in node.names}
-    ours = {name for name in found if name.split(".")[0] == "solo_attn"}
-    return {name if folder(name) in RANK else "solo_attn" for name in ours}
+            found |= {f"{module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):  # importlib's
+            found |= {node.value} if re.fullmatch(r"solo_attn(\.\w+)+", node.value) else set()
+    return {name for name in found if name.split(".")[0] == "solo_attn"}
 
 
 def package_of(path: Path) -> str:
     parts = path.relative_to(ROOT).parent.parts
-    return ".".join(("solo_attn", *parts) if parts[0] == "kernels" else parts)
+    return ".".join(("solo_attn", *parts[1:]) if parts[0] != "kernels" else ("solo_attn", *parts))
 
 
-def upward(source: str, package: str) -> list[str]:
-    mine = folder(package)
-    targets = imports(ast.parse(source), package)
-    return sorted(t for t in targets if folder(t) != mine and RANK[folder(t)] >= RANK[mine])
+def home(path: Path) -> str:
+    """The folder that a file counts to; one beside the folders is its own."""
+    alone = path.parent == PACKAGE and path.stem != "__init__"
+    return path.stem if alone else folder(package_of(path))
+
+
+def upward(source: str, package: str, mine: str | None = None) -> list[str]:
+    """What is imported of folders that stand higher, or beside; the version is a constant for all."""
+    mine = folder(package) if mine is None else mine
+    targets = {name for name in names(ast.parse(source), package) if name != "solo_attn.__version__"}
+    places = {name: folder(name) if folder(name) in RANK else "" for name in targets}
+    return sorted(name for name, place in places.items() if place != mine and RANK[place] >= RANK[mine])
+
+
+def private(source: str, package: str) -> list[str]:
+    """Modules and names with a leading underscore that another folder keeps; `_utils` is for all."""
+    tree = ast.parse(source)
+    found = names(tree, package)
+    others = {name.rpartition(".")[2]: name for name in found if folder(name) != folder(package)}
+    found |= {
+        f"{others[node.value.id]}.{node.attr}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in others
+    }
+    return sorted(
+        name
+        for name in found
+        if folder(name) != folder(package)
+        and any(re.match(r"_(?!_)", part) for part in name.removeprefix("solo_attn._utils").split("."))
+    )
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_arrows_run_one_way(path):
-    assert folder(package_of(path)) in RANK, "a new folder needs a rank above"
-    assert upward(path.read_text(), package_of(path)) == []
+    assert home(path) in RANK, "a new folder needs a rank above"
+    assert upward(path.read_text(), package_of(path), home(path)) == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_folder_keeps_what_is_private_to_it(path):
+    assert private(path.read_text(), package_of(path)) == []
 
 
 @pytest.mark.parametrize(
     ("package", "line", "wrong"),
     [
-        ("solo_attn.ops", "from ..models import SOLO", ["solo_attn.models"]),
-        ("solo_attn.ops", "from solo_attn.cli.app import main", ["solo_attn.cli.app"]),
-        ("solo_attn.backends", "def f():\n    from ..ops import dice_loss", ["solo_attn.ops"]),
+        ("solo_attn.ops", "from ..models import SOLO", ["solo_attn.models.SOLO"]),
+        ("solo_attn.ops", "from solo_attn.cli.app import main", ["solo_attn.cli.app.main"]),
+        ("solo_attn.backends", "def f():\n    from ..ops import dice_loss", ["solo_attn.ops.dice_loss"]),
         ("solo_attn.data", "import solo_attn.models.head", ["solo_attn.models.head"]),
         ("solo_attn.reference", "from .. import backends", ["solo_attn.backends"]),
-        ("solo_attn.kernels", "from ..reference import dice_loss", ["solo_attn.reference"]),
-        ("solo_attn.reference", "from .. import __version__", ["solo_attn"]),
+        ("solo_attn.kernels", "from ..reference import dice_loss", ["solo_attn.reference.dice_loss"]),
+        ("solo_attn.reference", "from .. import grid_attention", ["solo_attn.grid_attention"]),
+        ("solo_attn.reference", "importlib.import_module('solo_attn.ops')", ["solo_attn.ops"]),
+        ("solo_attn._utils", "from ..ops import dice_loss", ["solo_attn.ops.dice_loss"]),
+        ("solo_attn.interop.mmdet", "from ...training import train", ["solo_attn.training.train"]),
+        ("solo_attn.formats", "from ..models import SOLO", ["solo_attn.models.SOLO"]),
+        ("solo_attn.inspection", "from ..training import Config", ["solo_attn.training.Config"]),
+        ("solo_attn.evaluation", "from ..training import train", ["solo_attn.training.train"]),
         ("solo_attn.ops", "from ..reference import dice_loss\nfrom ._checks import fail", []),
         ("solo_attn.training", "from .. import __version__\nfrom ..evaluation import evaluate", []),
-        ("solo_attn.evaluation", "from ..training import train", ["solo_attn.training"]),
+        ("solo_attn._utils", "from .. import __version__", []),
+        ("solo_attn.reference", "from .._utils.checks import fail", []),
     ],
 )
 def test_arrows_are_seen(package, line, wrong):
     assert upward(line, package) == wrong
+
+
+@pytest.mark.parametrize(
+    ("package", "line", "wrong"),
+    [
+        ("solo_attn.formats", "from ..data._files import replacing", ["solo_attn.data._files.replacing"]),
+        ("solo_attn.models", "from ..ops import _library", ["solo_attn.ops._library"]),
+        ("solo_attn.cli", "from ..data.images import _tile_bits", ["solo_attn.data.images._tile_bits"]),
+        (
+            "solo_attn.cli",
+            "from ..data import images\nimages._tile_bits()",
+            ["solo_attn.data.images._tile_bits"],
+        ),
+        ("solo_attn.ops", "import_module('solo_attn.kernels._launch')", ["solo_attn.kernels._launch"]),
+        ("solo_attn.ops", "from ._checks import check_size\nfrom .bit_masks import _words", []),
+        ("solo_attn.data", "from .._utils.files import replacing\nfrom .. import __version__", []),
+        ("solo_attn.data", "from .._utils.files import _to_disk", ["solo_attn._utils.files._to_disk"]),
+    ],
+)
+def test_what_is_private_is_seen(package, line, wrong):
+    assert private(line, package) == wrong
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -158,10 +223,55 @@ def test_an_op_is_public(op):
     assert getattr(solo_attn, op).__module__ == f"solo_attn.ops.{op}"
 
 
+LONGEST, SHORTEST = 350, 30
+SHORT = {"solo_attn/reference/upsample_add.py"}  # an op has its name in every folder
+
+
 def test_files_stay_short():
     sources = [*SOURCES, *(ROOT / "csrc").rglob("*.*")]
     long = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in sources}
-    assert {name: lines for name, lines in long.items() if lines > 350} == {}
+    assert {name: lines for name, lines in long.items() if lines > LONGEST} == {}
+
+
+def test_a_file_is_worth_looking_for():
+    sources = [path for path in PACKAGE.rglob("*.py") if path.stem not in ("__init__", "__main__")]
+    lines = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in sources}
+    assert {name for name, count in lines.items() if count < SHORTEST} == SHORT
+
+
+TESTS = ROOT / "tests"
+FOLDERS = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+# tests/ops compares every op with its reference; the others: benchmarks, pages, GPUs, what is shared.
+TESTED_ELSEWHERE = {"reference"}
+OTHER_TESTS = {"benchmarks", "tools", "docs", "gpu", "kernels", "helpers", "cuda_shim", "regressions"}
+
+
+def test_tests_lie_as_the_package_does():
+    folders = {path.parent.name for path in TESTS.glob("*/test_*.py")}
+    assert folders - OTHER_TESTS == FOLDERS - TESTED_ELSEWHERE
+    assert {path.name for path in TESTS.iterdir() if path.is_dir()} - {"__pycache__"} <= folders | OTHER_TESTS
+
+
+def test_what_tests_share_is_a_helper():
+    files = [
+        path for path in TESTS.rglob("*.py") if path.parent not in (TESTS / "helpers", TESTS / "cuda_shim")
+    ]
+    others = {path.relative_to(TESTS).as_posix() for path in files if not path.name.startswith("test_")}
+    assert {name for name in others if Path(name).name != "conftest.py"} == {"gpu/run.py"}
+    borrowed = re.compile(r"^\s*(?:from|import) (test_\w+|conftest)", flags=re.MULTILINE)
+    far = [
+        f"{path.name} borrows of {stem}"
+        for path in files
+        for stem in borrowed.findall(path.read_text())
+        if stem == "conftest" or not path.with_name(f"{stem}.py").exists()
+    ]
+    assert far == [], "what tests of several folders share is a helper"
+
+
+def test_no_two_modules_of_the_tests_have_one_name():
+    """pytest imports them by their stems, which also lie beside the helpers on the path."""
+    stems = [path.stem for path in TESTS.rglob("*.py") if path.name not in ("conftest.py", "__init__.py")]
+    assert sorted({stem for stem in stems if stems.count(stem) > 1}) == []
 
 
 def test_the_core_stands_alone():

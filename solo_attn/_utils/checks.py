@@ -1,21 +1,69 @@
-"""What the functions of this folder ask of their arguments."""
+"""Checks of arguments: one form of message, naming the argument, what was expected and what came."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+import math
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any, NoReturn, TypeGuard
 
+import torch
 from torch import Tensor
 
-from ..ops._checks import check_tensor, fail
-from . import files as _files
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 Prediction = Mapping[str, Tensor]
 """Instances of one image: ``boxes`` float32 [N, 4] xyxy in pixels, ``labels`` int64 [N] in 0..C-1, ``scores``
 float32 [N] and ``masks`` bool [N, H, W] at the image's original size. Ground truth has no scores."""
 
 _SHAPES = {"boxes": "[N, 4]", "labels": "[N]", "scores": "[N]", "masks": "[N, H, W]"}
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """float32 for half precision, else the dtype itself: what sums are made in."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def fail(op: str, argument: str, expected: str, got: str) -> NoReturn:
+    """Raise ``op: expected argument expected, got got``."""
+    raise ValueError(f"{op}: expected {argument} {expected}, got {got}")
+
+
+def is_integer(value: object, least: int) -> TypeGuard[int]:
+    """Whether it is an integer >= ``least``."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def is_finite(value: object) -> TypeGuard[float]:
+    """Whether it is a number, and neither infinite nor NaN."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer may be too large for a float
+        return False
+
+
+def check_tensor(op: str, argument: str, x: Any, shape: str) -> None:
+    """Refuse what is not a tensor with as many dims as ``shape``, such as "[B, C, S, S]", names."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: expected {argument} to be a tensor of shape {shape}, got {type(x).__name__}")
+    if x.dim() != shape.count(",") + 1:
+        fail(op, argument, f"of shape {shape}", f"{list(x.shape)} ({x.dim()} dims)")
+
+
+def check_float(op: str, argument: str, x: Tensor) -> None:
+    """Refuse dtypes other than float16, bfloat16, float32 and float64."""
+    if x.dtype not in FLOAT_DTYPES:
+        fail(op, argument, "of a float dtype (float16, bfloat16, float32, float64)", str(x.dtype))
+
+
+def check_like(op: str, argument: str, x: Tensor, like: str, other: Tensor, *, dtype: bool = True) -> None:
+    """Refuse a device (and dtype) other than that of another argument."""
+    if x.device != other.device:
+        fail(op, argument, f"on {like}'s device {other.device}", str(x.device))
+    if dtype and x.dtype != other.dtype:
+        fail(op, argument, f"of {like}'s dtype {other.dtype}", str(x.dtype))
 
 
 def check_prediction(function: str, prediction: Prediction, classes: int, *, scores: bool = True) -> None:
@@ -35,19 +83,3 @@ def check_prediction(function: str, prediction: Prediction, classes: int, *, sco
     outside = [label for label in prediction["labels"].tolist() if not 0 <= label < classes]
     if outside:
         fail(function, "prediction['labels']", f"in 0..{classes - 1}", str(outside[0]))
-
-
-@contextmanager
-def replacing(function: str, path: str | Path) -> Iterator[Path]:
-    """`solo_attn._utils.files.replacing` with this library's message.
-
-    Raises:
-        OSError: nothing can be written there; the message names the path.
-    """
-    try:
-        with _files.replacing(path) as temporary:
-            yield temporary
-    except OSError as error:
-        reason = error.strerror or str(error)
-        message = f"{function}: expected path to be a file that can be written, got '{path}' ({reason})"
-        raise OSError(error.errno, message) from error

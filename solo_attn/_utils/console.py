@@ -1,15 +1,19 @@
-"""What the commands share."""
+"""What is shown on a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..cli.app import UsageError
+
+def plain_console(*, stderr: bool = False, soft_wrap: bool = False, quiet: bool = False) -> Console:
+    """Prints paths and names as they are: brackets would be markup to rich, and ``:cat:`` a picture."""
+    return Console(
+        stderr=stderr, soft_wrap=soft_wrap, quiet=quiet, markup=False, emoji=False, highlight=False
+    )
 
 
 @contextmanager
@@ -24,38 +28,3 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=total)
         yield lambda count: bar.advance(task, count)
-
-
-@contextmanager
-def taking(file: Path) -> Iterator[None]:
-    """What stops a model on an image, as one line that names the file.
-
-    Raises:
-        UsageError: a strip too thin to resize, an image too large for the memory.
-    """
-    try:
-        yield
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UsageError(f"{file}: the model cannot take it: {reason}") from error
-
-
-def pick_device(name: str) -> str:
-    """The device of that name; "auto" is the first accelerator, else the CPU.
-
-    Raises:
-        UsageError: there is none of that name.
-    """
-    import torch
-
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return "cpu" if accelerator is None else accelerator.type
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(
-            f"expected --device to be cpu or an accelerator of this machine, got {name!r}: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    return name

@@ -1,4 +1,4 @@
-"""What a number was measured on."""
+"""This machine: its devices, and what a number was measured on."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .. import __version__
+from .errors import UsageError
 
 
 def environment(device: str | None = None) -> dict[str, Any]:
@@ -33,11 +34,30 @@ def environment(device: str | None = None) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if gpu else _cpu(),
         "threads": torch.get_num_threads(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        **(_beneath() if gpu else {}),
+        **(_gpu_software() if gpu else {}),
     }
 
 
-def _beneath() -> dict[str, str | None]:
+def device_named(name: str) -> str:
+    """The device of that name; "auto" is the first accelerator, else the CPU.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return "cpu" if accelerator is None else accelerator.type
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            f"expected --device to be cpu or an accelerator of this machine, got {name!r}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    return name
+
+
+def _gpu_software() -> dict[str, str | None]:
     """What a GPU's numbers depend on; None for what cannot be asked."""
     found: dict[str, str | None] = {"cuda": torch.version.cuda, "triton": None, "driver": None}
     for name in ("triton", "pytorch-triton"):

@@ -2,8 +2,7 @@
 
 from . import compiled, triton_runtime
 from .explain import Choice, Explanation, explain
-from .precision import tf32
-from .registry import BACKENDS, NAMES, OPS, Backend, select
+from .registry import BACKENDS, NAMES, OPS, Backend, select, tf32
 
 __all__ = [
     "BACKENDS",

@@ -23,9 +23,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .._utils.checks import FLOAT_DTYPES
 from . import compiled, triton_runtime
-
-FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -127,3 +126,16 @@ def select(op: str, device_type: str, dtype: torch.dtype, backend: str | None = 
         if candidate.when_named != device_type and candidate.refuses(op, device_type, dtype) is None:
             return candidate
     raise AssertionError("unreachable: the reference refuses nothing")
+
+
+def tf32() -> bool:
+    """Whether products of float32 on a GPU may be made of 10 bits of mantissa, as TensorFloat-32 has.
+
+    They may where PyTorch's own matmuls may: ``torch.backends.cuda.matmul.fp32_precision``, which
+    ``allow_tf32`` and ``torch.set_float32_matmul_precision`` set as well.
+    """
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+# A constant of the graph that torch.compile makes; it compiles again when PyTorch's switch changes.
+tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -3,9 +3,11 @@
 # The commands register themselves when their modules are imported.
 from . import (  # noqa: F401
     bench,
+    compare,
     convert,
-    convert_data,
+    demo,
     doctor,
+    eval,
     inspect,
     predict,
     scenes,

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Annotated, ParamSpec, TypeVar
 
 import typer
-from rich.console import Console
 from rich.text import Text
+
+from .._utils.console import plain_console
+from .._utils.errors import SoloAttnError, UsageError, extra_train
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Modules of the extra "train".
-_EXTRA = {"lightning", "tensorboard", "pycocotools", "yaml", "safetensors", "matplotlib", "PIL"}
+# What several commands take.
+ConfigFile = Annotated[Path, typer.Argument(help="YAML file; see configs/.", metavar="CONFIG")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Settings to change, such as train.epochs=3 model.attention=false.", metavar="[KEY=VALUE]..."
+    ),
+]
 
 # Set by every invocation, before its command.
 _show_tracebacks = False
@@ -28,10 +38,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class UsageError(ValueError):
-    """Arguments of a command that cannot be used."""
 
 
 def _version(value: bool) -> None:
@@ -70,53 +76,42 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
 
 def command_of(group: typer.Typer, function: Callable[P, R]) -> Callable[P, R]:
     """`command` for a group of commands, such as those of ``solo-attn convert``."""
+    name = function.__name__.removesuffix("_command").replace("_", "-")
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return function(*args, **kwargs)
-        except Exception as error:
-            message = _expected(error)
-            if message is None or _show_tracebacks:
+            with extra_train(f"solo-attn {name}"):
+                return function(*args, **kwargs)
+        except (SoloAttnError, OSError) as error:
+            if _show_tracebacks:
                 raise
-            line = Text.assemble(("error:", "bold red"), " ", _without_worker(message))
+            line = Text.assemble(("error:", "bold red"), " ", _without_worker(str(error)))
             plain_console(stderr=True, soft_wrap=True).print(line)
             raise typer.Exit(2) from error
 
-    name = function.__name__.removesuffix("_command").replace("_", "-")
     group.command(name)(wrapped)
     return wrapped
-
-
-def plain_console(*, stderr: bool = False, soft_wrap: bool = False, quiet: bool = False) -> Console:
-    """Prints paths and names as they are: brackets would be markup to rich, and ``:cat:`` a picture."""
-    return Console(
-        stderr=stderr, soft_wrap=soft_wrap, quiet=quiet, markup=False, emoji=False, highlight=False
-    )
-
-
-def _expected(error: Exception) -> str | None:
-    """What to tell the user; None for an error that is a fault of this program."""
-    if isinstance(error, ModuleNotFoundError):
-        missing = (error.name or "").partition(".")[0]
-        return f'this command needs {missing}: pip install "solo-attn[train]"' if missing in _EXTRA else None
-    if isinstance(error, ImportError) and "solo-attn[train]" in str(error):
-        return str(error)
-    if isinstance(error, (UsageError, OSError)):
-        return str(error)
-    if isinstance(error, (ValueError, RuntimeError)):
-        from ..data import DatasetError
-        from ..training import CheckpointError, ConfigError, TrainingError
-
-        if isinstance(error, (DatasetError, CheckpointError, ConfigError, TrainingError)):
-            return str(error)
-    return None
 
 
 def _without_worker(message: str) -> str:
     """The message itself: PyTorch puts the traceback of the process that loaded the data around it."""
     caught = re.match(r"Caught (\w+) .*\nOriginal Traceback ", message)
     return message if caught is None else message.rpartition(f"{caught[1]}: ")[2].strip()
+
+
+@contextmanager
+def naming_file(file: Path) -> Iterator[None]:
+    """What stops a model on an image, as one line that names the file.
+
+    Raises:
+        UsageError: a strip too thin to resize, an image too large for the memory.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"{file}: the model cannot take it: {reason}") from error
 
 
 def main() -> None:

@@ -9,8 +9,10 @@ import typer
 from rich import box
 from rich.table import Table
 
-from .._utils.console import pick_device, progress
-from .app import UsageError, command, plain_console
+from .._utils.console import plain_console, progress
+from .._utils.environment import device_named
+from .._utils.errors import UsageError
+from .app import command
 
 if TYPE_CHECKING:
     from ..bench import Case, Times
@@ -41,7 +43,7 @@ def bench(
     unknown = [name for name in chosen if name not in OPS]
     if unknown:
         raise UsageError(f"bench: expected --op to be one of {', '.join(OPS)}, got {unknown[0]!r}")
-    where = pick_device(device)
+    where = device_named(device)
     cases = [(make, SIZES.get(name, {})) for name in chosen for make in CASES[name]]
     found = []
     with progress("measuring", len(cases)) as advance:

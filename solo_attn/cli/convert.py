@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, ParamSpec, TypeVar
 
 import typer
 
-from .app import UsageError, app, command_of, plain_console
+from .._utils.console import plain_console, progress
+from .._utils.errors import UsageError
+from .app import app, command_of
+
+OutFile = Annotated[Path, typer.Argument(help="The JSON to write.", metavar="OUT.json")]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -47,3 +52,112 @@ def mmdet(
         f"{out}: {model['backbone']}, {model['num_classes']} classes "
         f"({', '.join(done.info.class_names[:5])}{', ...' if model['num_classes'] > 5 else ''})"
     )
+
+
+@conversion
+def cityscapes(
+    root: Annotated[Path, typer.Argument(help="Folder that holds leftImg8bit and gtFine.")],
+    out: Annotated[Path, typer.Argument(help="Folder for instances_train.json and instances_val.json.")],
+    classes: Annotated[
+        str | None, typer.Option("--classes", help="Names, parted by commas; the paper's five by default.")
+    ] = None,
+    subset: Annotated[
+        tuple[int, int] | None,
+        typer.Option("--subset", help="Draw so many images of train and of val, such as the paper's 450 50."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the subset.")] = 0,
+) -> None:
+    """Cityscapes in its own layout.
+
+    Example: [cyan]solo-attn convert cityscapes data/cityscapes data/cityscapes_coco --subset 450 50[/cyan]
+
+    Masks are the visible pixels, groups become crowd regions, and the images stay where they are. Started
+    again after a kill, it goes on where it was.
+    """
+    from ..formats.cityscapes import PAPER_CLASSES, SPLITS, convert_cityscapes, count_images
+
+    with _arguments(), progress("converting", count_images(root, subset)) as advance:
+        found = convert_cityscapes(
+            root,
+            out,
+            classes=PAPER_CLASSES if classes is None else _names(classes),
+            subset=subset,
+            seed=seed,
+            advance=advance,
+        )
+    for split in SPLITS:
+        _tell(root / "leftImg8bit" / split, out / f"instances_{split}.json", str(found[split]))
+
+
+@conversion
+def id_masks(
+    images: Annotated[Path, typer.Argument(help="Folder of the images.")],
+    masks: Annotated[Path, typer.Argument(help="Folder of one PNG for each, of 8 or 16 bits.")],
+    out: OutFile,
+    class_name: Annotated[str, typer.Option("--class-name", help="Name of what the objects are.")] = "object",
+    mask_suffix: Annotated[
+        str, typer.Option("--mask-suffix", help="What the masks' names have more, such as _mask.")
+    ] = "",
+    void: Annotated[
+        int | None, typer.Option("--void", help="An id that is no object, such as 255 for outlines.")
+    ] = None,
+) -> None:
+    """Images with one id image each: pixels of object k are k, the background is 0.
+
+    Example: [cyan]solo-attn convert id-masks PNGImages PedMasks pedestrians.json --mask-suffix _mask[/cyan]
+
+    Started again after a kill, it goes on where it was.
+    """
+    from ..data.images import image_files
+    from ..formats import convert_id_masks
+
+    with _arguments(), progress("converting", len(image_files(images))) as advance:
+        found = convert_id_masks(
+            images, masks, out, class_name=class_name, mask_suffix=mask_suffix, void=void, advance=advance
+        )
+    _tell(images, out, str(found))
+
+
+@conversion
+def labelme(
+    folder: Annotated[Path, typer.Argument(help="Folder that is searched for labelme's JSON files.")],
+    out: OutFile,
+    classes: Annotated[
+        str | None, typer.Option("--classes", help="Labels to take, parted by commas; all by default.")
+    ] = None,
+) -> None:
+    """labelme's JSON files: polygons, rectangles, circles and masks.
+
+    Example: [cyan]solo-attn convert labelme labelled labelled.json --classes leaf,stem[/cyan]
+
+    Shapes of one label and group_id are one object. Started again after a kill, it goes on where it was.
+    """
+    from ..formats import convert_labelme
+
+    total = sum(1 for _ in folder.rglob("*.json"))
+    with _arguments(), progress("converting", total) as advance:
+        found = convert_labelme(
+            folder, out, classes=None if classes is None else _names(classes), advance=advance
+        )
+    _tell(folder, out, str(found))
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+@contextmanager
+def _arguments() -> Iterator[None]:
+    """Arguments that the functions refuse are the user's."""
+    from ..data import DatasetError
+
+    try:
+        yield
+    except DatasetError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _tell(images: Path, annotations: Path, summary: str) -> None:
+    plain_console(soft_wrap=True).print(f"{annotations}: {summary}\n  its images: {images}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-from .app import command, plain_console
+from .._utils.console import plain_console
+from .app import command
 
 _PACKAGES = (
     "solo-attn",

@@ -10,12 +10,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .app import UsageError, command, plain_console
-from .train import Overrides
+from .._utils.console import plain_console
+from .._utils.environment import environment
+from .._utils.errors import UsageError
+from .._utils.files import replacing
+from .app import Overrides, command
 
 if TYPE_CHECKING:
-    from ..inspection.dataset import Inspection
-    from ..inspection.grids import GridCount, GridSetting
+    from ..inspection import GridCount, GridSetting, Inspection
 
 CLASSES_SHOWN = 20
 
@@ -53,12 +55,9 @@ def inspect(
     is lost. The proposal comes from a small search, described in docs/data.md, and is measured by the same
     counting.
     """
-    from .._utils.environment import environment
-    from .._utils.files import replacing
     from ..data import CocoInstances
-    from ..inspection.dataset import contact_sheet, inspect_dataset
-    from ..inspection.objects import measure_objects
-    from ..training import changes, differences, grid_setting, load_config, with_proposal
+    from ..inspection import contact_sheet, grid_setting, inspect_dataset, measure_objects, with_proposal
+    from ..training import Config, changes, differences, load_config
 
     before = load_config(config, overrides or [])
     val = {"--val-images": val_images, "--val-annotations": val_annotations}
@@ -76,7 +75,7 @@ def inspect(
     dataset = CocoInstances(images, annotations, on_degenerate="skip")
     try:
         with console.status("counting cells"):
-            found = inspect_dataset(dataset, grid_setting(before), keep_size=keep_size)
+            found = inspect_dataset(dataset, grid_setting(before.as_dict()), keep_size=keep_size)
     except ValueError as error:
         if len(measure_objects(dataset).area):  # then it is something else
             raise
@@ -92,7 +91,7 @@ def inspect(
     console.print(f"  {out / 'contact_sheet.png'}\n  {out / 'inspect.json'}", soft_wrap=True)
     if write is None:
         return
-    after = with_proposal(before, found)
+    after = Config.from_dict(with_proposal(before.as_dict(), found))
     after.data.train_images, after.data.train_annotations = str(images), str(annotations)
     if has_val:
         after.data.val_images, after.data.val_annotations = str(val_images), str(val_annotations)

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .app import UsageError, command, plain_console
+from .._utils.console import plain_console, progress
+from .._utils.environment import device_named
+from .._utils.errors import UsageError
+from .app import command, naming_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 MARK = {"Software": "solo-attn predict"}  # in the pictures written here, to know them again
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
 
 class Format(str, Enum):
@@ -59,18 +61,16 @@ def predict(
     from PIL.Image import fromarray
     from torchvision.transforms.functional import to_pil_image
 
-    from .._utils.console import pick_device, progress, taking
     from ..data import ImageError, read_image
-    from ..evaluation import coco_results, draw_instances, write_results
-    from ..formats.geojson import write_geojson
-    from ..formats.id_map import to_id_map
-    from ..training import load_model
+    from ..evaluation import draw_instances
+    from ..formats import coco_results, to_id_map, write_geojson, write_results
+    from ..models import load_model
 
     if out.exists() and not out.is_dir():
         raise UsageError(f"predict: expected --out to be a folder, got the file {out}")
     files = find_images(images, out)
     targets = output_paths(files, out, formats)
-    device = pick_device(device)
+    device = device_named(device)
     model, info = load_model(checkpoint, device)
     out.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
@@ -80,7 +80,7 @@ def predict(
         for image_id, (file, target) in enumerate(zip(files, targets, strict=True), start=1):
             try:
                 image = read_image(file)
-                with taking(file):
+                with naming_file(file):
                     image = image.float() / 255
                     with torch.inference_mode():
                         found = {key: value.cpu() for key, value in model([image.to(device)])[0].items()}
@@ -123,18 +123,22 @@ def find_images(paths: list[Path], out: Path) -> list[Path]:
     Raises:
         UsageError: a path that is not there, or a folder without images.
     """
+    from ..data.images import IMAGE_SUFFIXES, image_files
+
     files: dict[Path, Path] = {}  # the file itself -> as it was named
     for path in paths:
         found = [path]
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            found = image_files(path, below=True)
             # A folder that is `out` itself, or lies in it, was named on purpose.
             if not path.resolve().is_relative_to(out.resolve()):
                 found = [p for p in found if not p.resolve().is_relative_to(out.resolve())]
             elif path.resolve() == out.resolve():
                 found = [p for p in found if not _drawn_here(p)]
             if not found:
-                raise UsageError(f"predict: expected {path} to hold images ({', '.join(SUFFIXES)}), got none")
+                raise UsageError(
+                    f"predict: expected {path} to hold images ({', '.join(IMAGE_SUFFIXES)}), got none"
+                )
         elif not path.exists():
             raise UsageError(f"predict: expected image files or folders, got {path}, which is not there")
         for file in found:

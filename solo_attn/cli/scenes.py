@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from .app import UsageError, command, plain_console
+from .._utils.console import plain_console
+from .._utils.errors import UsageError
+from .app import command
 
 
 @command

@@ -13,13 +13,20 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from .._utils.errors import SoloAttnError
+
 # What PIL raises for broken files, and for ones that would unpack to more than it thinks healthy.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif", ".jp2"
+)  # fmt: skip
+"""Endings by which a folder is searched for images, in small letters."""
+
 _BITS_PER_SAMPLE = 258  # the number of a TIFF's tag
 _SIXTEEN = (";16B", ";16L", ";16N")
 
 
-class ImageError(ValueError):
+class ImageError(SoloAttnError, ValueError):
     """An image file that cannot be used: says which and why.
 
     Attributes:
@@ -57,6 +64,21 @@ def read_image(path: str | Path, *, exif: bool = True) -> Tensor:
     except UNREADABLE as error:
         raise ImageError(path, f"cannot be read as an image: {error}") from error
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
+
+
+def image_files(folder: str | Path, *, below: bool = False) -> list[Path]:
+    """The image files of a folder by their endings (`IMAGE_SUFFIXES`), sorted; hidden ones are left out.
+
+    Args:
+        folder: to search; one that is not there has none.
+        below: search the folders below it too.
+    """
+    found = Path(folder).rglob("*") if below else Path(folder).glob("*")
+    return sorted(
+        path
+        for path in found
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
 
 
 def depth_fault(image: Image.Image) -> str | None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
 
+from .._utils.checks import is_finite
+from .._utils.errors import SoloAttnError
 from .images import UNREADABLE, depth_fault
 from .segmentation import segmentation_fault
 
@@ -19,7 +21,7 @@ _SHOWN = 10  # faults that a message lists; it counts the rest
 OnDegenerate = Literal["error", "skip"]
 
 
-class DatasetError(ValueError):
+class DatasetError(SoloAttnError, ValueError):
     """A data set that cannot be used: names the file, image id or annotation id of each fault."""
 
 
@@ -246,18 +248,13 @@ def _annotation_faults(content: dict[str, Any], skip_degenerate: bool) -> Iterat
                 yield f"{name}: expected {key} to be {expected}, got {annotation[key]!r:.60}"
 
 
-def is_finite(value: Any) -> bool:
-    """Whether it is a number, no NaN and not infinite."""
-    try:
-        return math.isfinite(value)
-    except (TypeError, ValueError, OverflowError):  # an int may be too large for a float
-        return False
-
-
 # What pycocotools takes as it comes: a crowd is whatever is not 0, and no range of sizes has a negative area.
 MEASURES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "area": (lambda value: is_finite(value) and value >= 0, "a finite number of at least 0"),
-    "iscrowd": (lambda value: is_finite(value) and value in (0, 1), "0, 1, true or false, if it is there"),
+    "iscrowd": (
+        lambda value: isinstance(value, Real) and value in (0, 1),
+        "0, 1, true or false, if it is there",
+    ),
 }
 """What an annotation's ``area`` and ``iscrowd`` must be: a test of the value, and in words."""
 

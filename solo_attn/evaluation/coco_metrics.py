@@ -5,20 +5,24 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pycocotools import mask as mask_utils
+import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torch import Tensor
+from torch.utils.data import DataLoader
 
-from .._utils.checks import Prediction, check_prediction, replacing
+from .._utils.checks import fail, is_finite
+from ..data import CocoInstances, collate
 from ..data.segmentation import run_pixels
-from ..data.validate import MEASURES, is_finite
-from ..ops._checks import fail
+from ..data.validate import MEASURES
+from ..formats import coco_results
+from ..models import SOLO
 
 METRICS = (
     "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
@@ -70,56 +74,6 @@ class CocoMetrics:
 
     def __str__(self) -> str:
         return self.table()
-
-
-def coco_results(image_id: int, prediction: Prediction, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """One image's instances as COCO results, ready for `json`.
-
-    Args:
-        image_id: COCO's id of the image.
-        prediction: ``boxes`` float [N, 4] xyxy in pixels, ``labels`` int64 [N], ``scores`` float [N],
-            ``masks`` bool [N, H, W] at the image's original size.
-        category_ids: the COCO category id of each label.
-
-    Returns:
-        N dicts: ``image_id``, ``category_id``, ``bbox`` xywh, ``score`` and ``segmentation``, a compressed
-        RLE whose counts are a str.
-
-    Raises:
-        TypeError, ValueError: a tensor is missing or of another shape, or a label has no category id.
-    """
-    check_prediction("coco_results", prediction, len(category_ids))
-    boxes = prediction["boxes"].detach().cpu().double().clone()
-    boxes[:, 2:] -= boxes[:, :2]
-    labels, scores = prediction["labels"].tolist(), prediction["scores"].tolist()
-    masks = prediction["masks"].detach().cpu().numpy().astype(np.uint8, copy=False)
-    results = []
-    for label, score, box, mask in zip(labels, scores, boxes.tolist(), masks, strict=True):
-        rle = mask_utils.encode(np.asfortranarray(mask))
-        counts = rle["counts"]
-        results.append(
-            {
-                "image_id": int(image_id),
-                "category_id": int(category_ids[label]),
-                "bbox": box,
-                "score": float(score),
-                "segmentation": {
-                    "size": [int(side) for side in rle["size"]],
-                    "counts": counts.decode() if isinstance(counts, bytes) else counts,
-                },
-            }
-        )
-    return results
-
-
-def write_results(path: str | Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Write COCO results as JSON; ``path`` is either left as it was or complete.
-
-    Raises:
-        OSError: ``path`` cannot be written.
-    """
-    with replacing("write_results", path) as temporary:
-        temporary.write_text(json.dumps(list(results)))
 
 
 def evaluate(
@@ -176,6 +130,39 @@ def evaluate(
     defined = precision[precision > -1]
     stats["ap"] = float(defined.mean()) if defined.size else -1.0
     return CocoMetrics(**stats, max_detections=max_detections)
+
+
+def evaluate_model(
+    model: SOLO,
+    dataset: CocoInstances,
+    *,
+    batch_size: int = 1,
+    workers: int = 0,
+    max_detections: int = 100,
+    advance: Callable[[int], None] | None = None,
+) -> tuple[CocoMetrics, list[dict[str, Any]]]:
+    """COCO's twelve numbers of a model on a data set, and the results they were made from.
+
+    Args:
+        model: on the device that it shall run on.
+        dataset: with `eval_transforms`.
+        batch_size: images at a time.
+        workers: processes that load images.
+        max_detections: best instances of an image that count; COCO's numbers are defined with 100.
+        advance: called with the number of images done after each batch.
+    """
+    device = next(model.parameters()).device
+    loader = DataLoader(dataset, batch_size, collate_fn=collate, num_workers=workers)
+    model.eval()
+    results: list[dict[str, Any]] = []
+    for images, targets in loader:
+        with torch.inference_mode():
+            predictions = model([image.to(device) for image in images])
+        for target, prediction in zip(targets, predictions, strict=True):
+            results += coco_results(int(target["image_id"]), prediction, dataset.category_ids)
+        if advance is not None:
+            advance(len(images))
+    return evaluate(dataset.coco, results, max_detections=max_detections), results
 
 
 def _read_json(argument: str, path: str | Path) -> Any:
@@ -237,7 +224,7 @@ def _checked(truth: COCO, results: Any, iou_type: str) -> list[dict[str, Any]]:
             fail("evaluate", where, f"to have {', '.join(keys)}", str(got))
         _known(f"{where}['image_id']", [result["image_id"]], truth.imgs, "images")
         _known(f"{where}['category_id']", [result["category_id"]], truth.cats, "categories")
-        if not is_finite(result["score"]):
+        if not _is_score(result["score"]):
             fail("evaluate", f"{where}['score']", "a finite number", f"{result['score']!r:.80}")
         if iou_type == "segm":
             _check_rle(f"{where}['segmentation']", result[shape], truth.imgs[result["image_id"]])
@@ -251,6 +238,12 @@ def _known(argument: str, ids: Sequence[int], known: Mapping[int, Any], what: st
     for one in ids:
         if one not in known:
             fail("evaluate", argument, f"among the {len(known)} {what} of coco_gt", f"the unknown id {one!r}")
+
+
+def _is_score(value: Any) -> bool:
+    """As pycocotools takes them: True and tensors of one number too."""
+    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    return isinstance(number, bool) or is_finite(number)
 
 
 def _is_box(box: Any) -> bool:

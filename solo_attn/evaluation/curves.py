@@ -9,8 +9,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from .._utils.checks import replacing
-from ..ops._checks import fail
+from .._utils.checks import fail
+from .._utils.files import replacing
 
 
 def learning_curve(
@@ -61,7 +61,7 @@ def learning_curve(
             axes.set_ylim(bottom=0)
             axes.legend(frameon=False)
     axes.set_xlabel("step")
-    with replacing("learning_curve", path) as temporary:
+    with replacing(path, "learning_curve") as temporary:
         figure.savefig(temporary, dpi=150)
 
 

@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from .._utils.checks import Prediction, check_prediction, replacing
-from ..ops._checks import check_tensor, fail
+from .._utils.checks import Prediction, check_prediction, check_tensor, fail
+from .._utils.files import replacing
 
 GOLDEN_RATIO = 0.618033988749895
 TEXT_FROM = 200  # pixels of the shorter side from which names are written
@@ -134,7 +134,7 @@ def side_by_side(
             drawn = draw_instances(image, prediction, class_names, score_threshold=score_threshold)
             grid[row, number].imshow(drawn.permute(1, 2, 0).numpy())
             grid[row, number].set_axis_off()
-    with replacing("side_by_side", path) as temporary:
+    with replacing(path, "side_by_side") as temporary:
         figure.savefig(temporary, dpi=200)
 
 

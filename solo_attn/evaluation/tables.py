@@ -10,8 +10,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from .._utils.checks import replacing
-from ..ops._checks import fail
+from .._utils.checks import fail
+from .._utils.files import replacing
 from .coco_metrics import METRICS, CocoMetrics
 
 SYSTEMS = ("SOLO (no coords)", "SOLO", "Attention mechanism")
@@ -120,7 +120,7 @@ def comparison_plot(rows: Rows, path: str | Path, columns: Sequence[str] = TABLE
     axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    with replacing("comparison_plot", path) as temporary:
+    with replacing(path, "comparison_plot") as temporary:
         figure.savefig(temporary, dpi=150)
 
 

@@ -1,7 +1,27 @@
-"""Other layouts of instance data, made into COCO's format: one function a layout."""
+"""Other people's files: one format a file, what reads it and what writes it side by side.
 
-from .cityscapes import PAPER_CLASSES, convert_cityscapes
-from .id_masks import convert_id_masks
-from .labelme import convert_labelme
+``convert_<format>`` makes a data set into COCO's format, ``to_<format>`` an image's instances into plain
+objects, and ``write_<format>`` writes these. Needs the extra "train".
+"""
 
-__all__ = ["PAPER_CLASSES", "convert_cityscapes", "convert_id_masks", "convert_labelme"]
+from .._utils.errors import extra_train
+
+with extra_train("solo_attn.formats"):
+    from .cityscapes import PAPER_CLASSES, convert_cityscapes
+    from .coco import coco_results, write_results
+    from .geojson import to_geojson, write_geojson
+    from .id_masks import convert_id_masks, to_id_map, write_id_map
+    from .labelme import convert_labelme
+
+__all__ = [
+    "PAPER_CLASSES",
+    "coco_results",
+    "convert_cityscapes",
+    "convert_id_masks",
+    "convert_labelme",
+    "to_geojson",
+    "to_id_map",
+    "write_geojson",
+    "write_id_map",
+    "write_results",
+]

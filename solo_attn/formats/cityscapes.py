@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from ..data.validate import DatasetError, DatasetSummary
-from .coco import Advance, Item, Record, annotation, convert_images, read_ids, read_json
+from .coco import Advance, Item, Record, annotation, convert_images, read_json
+from .id_masks import read_ids
 
 SPLITS = ("train", "val")
 PAPER_CLASSES = ("person", "rider", "car", "truck", "bus")

@@ -1,4 +1,8 @@
-"""What every conversion does alike: image by image, on all cores, and on from where a killed one stopped."""
+"""COCO's format: a model's instances as COCO results, and other layouts assembled into a COCO data set.
+
+Data sets in COCO's format are read by `solo_attn.data.CocoInstances`. Every conversion into one goes image by
+image, on all cores, and on from where a killed one stopped.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +19,63 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from .._utils.checks import Prediction, check_prediction
 from .._utils.files import replacing
 from ..data.images import UNREADABLE
 from ..data.validate import DatasetError, DatasetSummary, check_content, raise_faults
 
 Advance = Callable[[int], None]
 Record = dict[str, Any]
+
+
+def coco_results(image_id: int, prediction: Prediction, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """One image's instances as COCO results, ready for `json`.
+
+    Args:
+        image_id: COCO's id of the image.
+        prediction: ``boxes`` float [N, 4] xyxy in pixels, ``labels`` int64 [N], ``scores`` float [N],
+            ``masks`` bool [N, H, W] at the image's original size.
+        category_ids: the COCO category id of each label.
+
+    Returns:
+        N dicts: ``image_id``, ``category_id``, ``bbox`` xywh, ``score`` and ``segmentation``, a compressed
+        RLE whose counts are a str.
+
+    Raises:
+        TypeError, ValueError: a tensor is missing or of another shape, or a label has no category id.
+    """
+    check_prediction("coco_results", prediction, len(category_ids))
+    boxes = prediction["boxes"].detach().cpu().double().clone()
+    boxes[:, 2:] -= boxes[:, :2]
+    labels, scores = prediction["labels"].tolist(), prediction["scores"].tolist()
+    masks = prediction["masks"].detach().cpu().numpy().astype(np.uint8, copy=False)
+    results = []
+    for label, score, box, mask in zip(labels, scores, boxes.tolist(), masks, strict=True):
+        rle = coco_mask.encode(np.asfortranarray(mask))
+        counts = rle["counts"]
+        results.append(
+            {
+                "image_id": int(image_id),
+                "category_id": int(category_ids[label]),
+                "bbox": box,
+                "score": float(score),
+                "segmentation": {
+                    "size": [int(side) for side in rle["size"]],
+                    "counts": counts.decode() if isinstance(counts, bytes) else counts,
+                },
+            }
+        )
+    return results
+
+
+def write_results(path: str | Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Write COCO results as JSON; ``path`` is either left as it was or complete.
+
+    Raises:
+        OSError: ``path`` cannot be written.
+    """
+    with replacing(path, "write_results") as temporary:
+        temporary.write_text(json.dumps(list(results)))
 
 
 @dataclass(frozen=True)
@@ -130,27 +185,6 @@ def annotation(category: str, mask: NDArray[np.bool_], *, crowd: bool = False) -
     }
 
 
-def read_ids(path: Path, size: tuple[int, int]) -> NDArray[np.int32]:
-    """An image file whose pixels are numbers, int32 [H, W]; a palette's colours do not matter.
-
-    Raises:
-        DatasetError: it cannot be read, is a colour image or is not of ``size`` (height, width).
-    """
-    try:
-        with Image.open(path) as image:
-            mode, ids = image.mode, np.asarray(image)
-    except UNREADABLE as error:
-        raise DatasetError(f"{path}: cannot be read as an image: {error}") from error
-    if ids.ndim != 2 or ids.dtype.kind not in "bui":
-        raise DatasetError(f"{path}: expected one channel of whole numbers, got PIL's mode {mode!r}")
-    if ids.shape != size:
-        raise DatasetError(
-            f"{path}: expected {size[1]} x {size[0]} pixels as the image has, got {ids.shape[1]} x "
-            f"{ids.shape[0]}"
-        )
-    return ids.astype(np.int32)
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object.
 
@@ -164,19 +198,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DatasetError(f"{path}: expected a JSON object, got a {type(content).__name__}")
     return content
-
-
-def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder, by name.
-
-    Raises:
-        DatasetError: there is none.
-    """
-    known = Image.registered_extensions()
-    found = sorted(p for p in folder.glob("*") if p.suffix.lower() in known and not p.name.startswith("."))
-    if not found:
-        raise DatasetError(f"{folder}: expected a folder with images, found none")
-    return found
 
 
 def _size(path: Path) -> tuple[int, int]:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._utils.checks import Prediction, check_prediction, replacing
+from .._utils.checks import Prediction, check_prediction
+from .._utils.files import replacing
 
 Ring = list[tuple[int, int]]
 """Corners (x, y), the last one the first again."""
@@ -68,7 +69,7 @@ def write_geojson(
         OSError: ``path`` cannot be written.
     """
     collection = to_geojson(found, class_names, score_threshold=score_threshold)
-    with replacing("write_geojson", path) as temporary:
+    with replacing(path, "write_geojson") as temporary:
         temporary.write_text(json.dumps(collection), encoding="utf-8")
 
 

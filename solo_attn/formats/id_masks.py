@@ -1,13 +1,20 @@
-"""A folder of images and one of id images, whose pixels say which object they belong to, as COCO's format."""
+"""Id images, whose pixels say which object they belong to: a data set of them as COCO's, instances as one."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
+from .._utils.checks import Prediction, check_prediction, fail
+from .._utils.files import replacing
+from ..data.images import UNREADABLE, image_files
 from ..data.validate import DatasetError, DatasetSummary
-from .coco import Advance, Item, Record, annotation, convert_images, image_files, read_ids
+from .coco import Advance, Item, Record, annotation, convert_images
+
+MOST_IDS = 2**16 - 1
 
 
 def convert_id_masks(
@@ -38,14 +45,17 @@ def convert_id_masks(
         DatasetError: an image without mask, other sizes, masks that are no id images, each with its name.
     """
     images, masks = Path(images), Path(masks)
-    items = [Item(image.name, image, _mask_of(image, masks, mask_suffix)) for image in image_files(images)]
+    found = image_files(images)
+    if not found:
+        raise DatasetError(f"{images}: expected a folder with images, found none")
+    items = [Item(image.name, image, _mask_of(image, masks, mask_suffix)) for image in found]
     no_object = (0,) if void is None else (0, void)
 
     def read(item: Item, size: tuple[int, int]) -> list[Record]:
         ids = read_ids(item.annotation, size)
         columns = np.ascontiguousarray(ids.T)  # run lengths go down columns
-        found = [value for value in np.unique(ids) if value not in no_object]
-        return [annotation(class_name, (columns == value).T) for value in found]
+        values = [value for value in np.unique(ids) if value not in no_object]
+        return [annotation(class_name, (columns == value).T) for value in values]
 
     return convert_images(
         Path(out),
@@ -65,3 +75,62 @@ def _mask_of(image: Path, masks: Path, suffix: str) -> Path:
     close = sorted(p.stem for p in masks.glob("*.png") if p.stem.startswith(image.stem))
     hint = f"; is it {close[0]}.png, by mask_suffix {close[0].removeprefix(image.stem)!r}?" if close else ""
     raise DatasetError(f"{image}: expected its mask in {path}, found none{hint}")
+
+
+def read_ids(path: Path, size: tuple[int, int]) -> NDArray[np.int32]:
+    """An image file whose pixels are numbers, int32 [H, W]; a palette's colours do not matter.
+
+    Raises:
+        DatasetError: it cannot be read, is a colour image or is not of ``size`` (height, width).
+    """
+    try:
+        with Image.open(path) as image:
+            mode, ids = image.mode, np.asarray(image)
+    except UNREADABLE as error:
+        raise DatasetError(f"{path}: cannot be read as an image: {error}") from error
+    if ids.ndim != 2 or ids.dtype.kind not in "bui":
+        raise DatasetError(f"{path}: expected one channel of whole numbers, got PIL's mode {mode!r}")
+    if ids.shape != size:
+        raise DatasetError(
+            f"{path}: expected {size[1]} x {size[0]} pixels as the image has, got {ids.shape[1]} x "
+            f"{ids.shape[0]}"
+        )
+    return ids.astype(np.int32)
+
+
+def to_id_map(found: Prediction, *, score_threshold: float = 0.0) -> NDArray[np.uint16]:
+    """Which instance each pixel belongs to: uint16 [H, W], 0 for none.
+
+    An instance's id is its place in ``found``, from 1. Where masks overlap the higher score wins; of equal
+    scores the earlier. An instance that lies under others wholly leaves no pixel, and its id is not there.
+
+    Args:
+        found: what the model returns for an image: ``boxes``, ``labels``, ``scores``, ``masks``.
+        score_threshold: scores from which instances are drawn, inclusive.
+
+    Raises:
+        TypeError, ValueError: a tensor is missing or of another shape, or there are more than 65,535.
+    """
+    labels = found["labels"].tolist() if "labels" in found else []
+    check_prediction("to_id_map", found, max(labels, default=0) + 1)
+    scores = found["scores"].detach().cpu()
+    masks = found["masks"].detach().cpu().ne(0).numpy()
+    if len(masks) > MOST_IDS:
+        fail("to_id_map", "prediction", f"of at most {MOST_IDS} instances", str(len(masks)))
+    ids = np.zeros(masks.shape[1:], dtype=np.uint16)
+    for k in reversed(scores.argsort(descending=True, stable=True).tolist()):  # the best one last, on top
+        if scores[k] >= score_threshold:
+            ids[masks[k]] = k + 1
+    return ids
+
+
+def write_id_map(path: str | Path, found: Prediction, *, score_threshold: float = 0.0) -> None:
+    """Write `to_id_map` as a 16-bit grey PNG, which is either left as it was or complete.
+
+    Raises:
+        TypeError, ValueError: see `to_id_map`.
+        OSError: ``path`` cannot be written.
+    """
+    ids = to_id_map(found, score_threshold=score_threshold)
+    with replacing(path, "write_id_map") as temporary:
+        Image.fromarray(ids).save(temporary, format="PNG")

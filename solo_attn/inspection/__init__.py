@@ -1,1 +1,26 @@
-"""What a data set is, what a grid setting makes of it, and what to propose."""
+"""What a data set is, what a grid setting makes of it, and what to propose; needs the extra "train"."""
+
+from .._utils.errors import extra_train
+
+with extra_train("solo_attn.inspection"):
+    from .advice import grid_setting, with_proposal
+    from .dataset import Inspection, inspect_dataset
+    from .grids import GridCount, GridSetting, LevelCount, count_cells
+    from .objects import ObjectTable, measure_objects
+    from .proposal import propose
+    from .sheet import contact_sheet
+
+__all__ = [
+    "GridCount",
+    "GridSetting",
+    "Inspection",
+    "LevelCount",
+    "ObjectTable",
+    "contact_sheet",
+    "count_cells",
+    "grid_setting",
+    "inspect_dataset",
+    "measure_objects",
+    "propose",
+    "with_proposal",
+]

@@ -1,26 +1,19 @@
-"""What a data set is, in numbers and in one picture."""
+"""What a data set is, in numbers."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torchvision.transforms.v2 import functional as tvf
-from torchvision.utils import make_grid
 
-from .._utils.checks import replacing
 from ..data import CocoInstances
-from ..data.validate import is_object
-from ..evaluation.pictures import draw_instances
-from .grids import GridCount, GridSetting, count_cells, propose
+from .grids import GridCount, GridSetting, count_cells
 from .objects import ObjectTable, measure_objects
+from .proposal import propose
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 COCO_SIZES = (32**2, 96**2)  # pixels, where COCO parts small from medium from large
-TILE = 320  # pixels of the contact sheet's pictures
 
 
 @dataclass(frozen=True)
@@ -97,42 +90,6 @@ def inspect_dataset(dataset: CocoInstances, setting: GridSetting, *, keep_size: 
         proposal=proposal,
         proposal_count=count_cells(table, proposal),
     )
-
-
-def contact_sheet(dataset: CocoInstances, path: str | Path, *, count: int = 12, columns: int = 4) -> None:
-    """A picture of ``count`` images with their masks, from the one with most objects to the emptiest.
-
-    Args:
-        dataset: what to draw; its ``transforms`` must be None.
-        path: a PNG.
-        count: images, evenly spread over the order by number of objects.
-        columns: images in a row.
-
-    Raises:
-        DatasetError: an image that cannot be read.
-        OSError: ``path`` cannot be written.
-    """
-    # Without crowd regions and boxes of no size: what is drawn counts.
-    numbers = [sum(map(is_object, dataset.coco.imgToAnns.get(k, []))) for k in dataset.image_ids]
-    order = sorted(range(len(numbers)), key=lambda index: -numbers[index])
-    chosen = [order[round(k)] for k in np.linspace(0, len(order) - 1, min(count, len(order)))]
-    tiles = []
-    for index in chosen:
-        image, target = dataset[index]
-        factor = TILE / max(image.shape[1:])
-        size = [max(1, round(side * factor)) for side in image.shape[1:]]
-        masks = tvf.resize(target["masks"], size).as_subclass(torch.Tensor)
-        shown = {"boxes": target["boxes"].as_subclass(torch.Tensor) * factor, "labels": target["labels"]}
-        drawn = draw_instances(
-            tvf.resize(image, size, antialias=True).as_subclass(torch.Tensor),
-            {**shown, "masks": masks},
-            dataset.class_names,
-        )
-        low, left = (TILE - side for side in size)
-        tiles.append(torch.nn.functional.pad(drawn, (0, left, 0, low), value=255))
-    sheet = make_grid(torch.stack(tiles), nrow=columns, padding=4, pad_value=255)
-    with replacing("contact_sheet", path) as temporary:
-        tvf.to_pil_image(sheet).save(temporary)
 
 
 def _quantiles(values: np.ndarray) -> list[float]:

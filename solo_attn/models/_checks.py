@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from numbers import Integral, Real
-from typing import TypeGuard
+from numbers import Real
 
 import torch
 from torch import Tensor
 
-
-def is_integer(value: object, least: int) -> bool:
-    """Whether it is an integer >= ``least``."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
-
-
-def is_finite(value: object) -> TypeGuard[float]:
-    """Whether it is a number, and neither infinite nor NaN."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+from .._utils.checks import is_finite, is_integer
 
 
 def check_settings(

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.io import TorchCheckpointIO
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
 
-from .._utils.files import replacing
+from .._utils.errors import SoloAttnError, extra_train
+from .._utils.files import write_durably
 from .solo import SOLO, build_solo
 
 KEY = "solo_attn"
 PREFIX = "model."
 
 
-class CheckpointError(ValueError):
+class CheckpointError(SoloAttnError, ValueError):
     """A file that is not a usable checkpoint: says which, what was expected and what came."""
 
 
@@ -46,32 +43,6 @@ class ModelInfo:
 def write_info(checkpoint: dict[str, Any], info: ModelInfo) -> None:
     """Put ``info`` into a checkpoint's dict."""
     checkpoint[KEY] = asdict(info)
-
-
-def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
-    """Write a file so that at any moment, even through a power cut, the old or the new one is whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    # The rename itself lives in the folder.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's own goes through the system's temporary folder: on another disk its move is a copy."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Save by `write_atomically`."""
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        write_atomically(path, buffer.getbuffer())
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[SOLO, ModelInfo]:
@@ -108,7 +79,7 @@ def export_safetensors(checkpoint: str | Path, out: str | Path) -> Path:
         CheckpointError: see `load_model`.
     """
     model, info = load_model(checkpoint)
-    write_atomically(out, _safetensors(model, info))
+    write_durably(out, _safetensors(model, info))
     return Path(out)
 
 
@@ -119,7 +90,7 @@ def save_model(model: SOLO, info: ModelInfo, out: str | Path) -> None:
         OSError: ``out`` cannot be written.
     """
     if Path(out).suffix == ".safetensors":
-        write_atomically(out, _safetensors(model, info))
+        write_durably(out, _safetensors(model, info))
         return
     content: dict[str, Any] = {
         "state_dict": {PREFIX + name: tensor for name, tensor in model.state_dict().items()}
@@ -127,10 +98,13 @@ def save_model(model: SOLO, info: ModelInfo, out: str | Path) -> None:
     write_info(content, info)
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_atomically(out, buffer.getbuffer())
+    write_durably(out, buffer.getbuffer())
 
 
 def _safetensors(model: SOLO, info: ModelInfo) -> bytes:
+    with extra_train("a .safetensors file"):
+        from safetensors.torch import save as to_safetensors
+
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     return to_safetensors(weights, {KEY: json.dumps(asdict(info))})
 
@@ -162,6 +136,9 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
+    with extra_train("a .safetensors file"):
+        from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}

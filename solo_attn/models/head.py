@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._utils.checks import is_finite, is_integer
 from ..ops import attention_residual, grid_attention
-from ._checks import is_finite, is_integer
 
 # Spec 2: P2 is halved and P6 enlarged to P5's size, so these are the strides of what the head sees.
 STRIDES = (8, 8, 16, 32, 32)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from ._checks import are_ranges, check_images, check_settings, check_targets, is_finite
+from .._utils.checks import is_finite
+from ._checks import are_ranges, check_images, check_settings, check_targets
 from .backbone import default_norm, resnet_fpn
 from .head import SOLOHead
 from .inference import InferenceOptions, predict

@@ -1,40 +1,12 @@
-"""Checks of arguments: one form of message, naming the argument, what was expected and what came."""
+"""Checks of arguments that several ops have in common."""
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..backends.registry import FLOAT_DTYPES
-
-
-def fail(op: str, argument: str, expected: str, got: str) -> NoReturn:
-    """Raise ``op: expected argument expected, got got``."""
-    raise ValueError(f"{op}: expected {argument} {expected}, got {got}")
-
-
-def check_tensor(op: str, argument: str, x: Any, shape: str) -> None:
-    """Refuse what is not a tensor with as many dims as ``shape``, such as "[B, C, S, S]", names."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{op}: expected {argument} to be a tensor of shape {shape}, got {type(x).__name__}")
-    if x.dim() != shape.count(",") + 1:
-        fail(op, argument, f"of shape {shape}", f"{list(x.shape)} ({x.dim()} dims)")
-
-
-def check_float(op: str, argument: str, x: Tensor) -> None:
-    """Refuse dtypes other than float16, bfloat16, float32 and float64."""
-    if x.dtype not in FLOAT_DTYPES:
-        fail(op, argument, "of a float dtype (float16, bfloat16, float32, float64)", str(x.dtype))
-
-
-def check_like(op: str, argument: str, x: Tensor, like: str, other: Tensor, *, dtype: bool = True) -> None:
-    """Refuse a device (and dtype) other than that of another argument."""
-    if x.device != other.device:
-        fail(op, argument, f"on {like}'s device {other.device}", str(x.device))
-    if dtype and x.dtype != other.dtype:
-        fail(op, argument, f"of {like}'s dtype {other.dtype}", str(x.dtype))
+from .._utils.checks import check_float, check_like, check_tensor, fail
 
 
 def check_grid_features(op: str, grid_features: Any) -> None:

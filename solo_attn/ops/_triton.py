@@ -39,7 +39,7 @@ def show_kernels(qualified: str, kernel: Callable[..., Any]) -> None:
 
         if custom_triton_ops_decomposition_disabled():  # torch.export keeps ops whole
             return mode.__torch_dispatch__(op, types, args, kwargs)
-        traced = importlib.import_module("solo_attn.kernels._launch").traced
+        traced = importlib.import_module("solo_attn.kernels").traced
         with mode, traced():
             return kernel(*args, **kwargs)
 

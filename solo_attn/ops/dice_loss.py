@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._utils.checks import accumulator, check_like, check_tensor, fail
 from ..reference import dice_loss as reference
-from ..reference._common import accumulator
-from ._checks import check_coarse, check_like, check_tensor, fail
+from ._checks import check_coarse
 from ._library import declare, overload, pick
 
 

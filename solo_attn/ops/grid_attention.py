@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._utils.checks import check_like, check_tensor, fail
 from ..backends import tf32
 from ..reference import grid_attention as reference
-from ._checks import check_grid_features, check_like, check_tensor, fail
+from ._checks import check_grid_features
 from ._library import declare, overload, pick
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._utils.checks import accumulator
 from ..reference import mask_bits as reference
-from ..reference._common import accumulator
 from ._checks import check_coarse, check_size, check_threshold
 from ._library import declare, pick
 from .bit_masks import BitMasks

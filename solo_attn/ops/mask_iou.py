@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._utils.checks import check_like, fail
 from ..reference import mask_iou as reference
-from ._checks import check_like, fail
 from ._library import declare, pick
 from .bit_masks import BitMasks, mask_rows
 

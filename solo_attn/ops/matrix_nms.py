@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._utils.checks import accumulator, check_float, check_like, check_tensor, fail
 from ..reference import matrix_nms as reference
-from ..reference._common import accumulator
-from ._checks import check_float, check_like, check_tensor, fail
 from ._library import declare, pick
 from .bit_masks import BitMasks, mask_rows
 

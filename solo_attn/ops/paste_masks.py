@@ -8,8 +8,9 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
+from .._utils.checks import fail
 from ..reference import paste_masks as reference
-from ._checks import check_coarse, check_size, check_threshold, fail
+from ._checks import check_coarse, check_size, check_threshold
 from ._library import declare, pick
 
 Rle = dict[str, Any]

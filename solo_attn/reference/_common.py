@@ -8,10 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """float32 for half precision, else the dtype itself: what sums are made in."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+from .._utils.checks import accumulator
 
 
 def widen(x: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._common import accumulator, resize, widen
+from .._utils.checks import accumulator
+from ._common import resize, widen
 from .upsample_add import upsample_add
 
 _CHUNK = 64  # masks whose probabilities are held at a time

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._common import accumulator
+from .._utils.checks import accumulator
 from .mask_iou import exact_iou
 
 

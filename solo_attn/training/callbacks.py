@@ -1,17 +1,45 @@
-"""What happens beside the steps of a training: its checkpoints, its end, its lines and its bar."""
+"""What Lightning is given beside the steps of a training: its checkpoints, its end, its lines and its bar."""
 
 from __future__ import annotations
 
+import io
+import logging
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, RichProgressBar, Timer
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from rich.console import Console
 
+from .._utils.errors import SoloAttnError
+from .._utils.files import write_durably
 
-class UnfinishedError(RuntimeError):
+# Each is a choice made here on purpose, so a user can do nothing about it.
+_CHOSEN = (
+    r".*does not have many workers.*",
+    r".*smaller than the logging interval.*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*The dirpath has changed from.*",
+    r".*your dataloader is not resumable.*",
+    r".*in eval mode at the start of training.*",
+    r".*GPU available but not used.*",
+    r".*No device id is provided via `init_process_group`.*",
+    r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+    r".*is deprecated.*LeafSpec.*",
+    r".*Experiment logs directory .* exists.*",
+    r".*lr_scheduler\.step\(\)` before `optimizer\.step\(\).*",
+    r".*callbacks used to create the checkpoint need to be provided.*",
+    r".*could not find the monitored key.*",
+)
+
+
+class UnfinishedError(SoloAttnError, RuntimeError):
     """The time was over before the work was; what was done is kept, and the same call goes on."""
 
 
@@ -48,6 +76,16 @@ class LastCheckpoint(Checkpoint):
         """Save after an epoch."""
         if trainer.is_last_batch:
             trainer.save_checkpoint(self.file)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's own goes through the system's temporary folder: on another disk its move is a copy."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Save by `write_durably`."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_durably(path, buffer.getbuffer())
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -189,3 +227,21 @@ class EpochLines(Callback):
         """Lightning ends an interrupted process without a word."""
         if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
             self.console.print("interrupted; the same command with --resume goes on", highlight=False)
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Silence Lightning's remarks on choices that this package made."""
+    names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for pattern in _CHOSEN:
+            warnings.filterwarnings("ignore", message=pattern)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from .._utils.environment import environment
+from .._utils.files import write_durably
 from ..data import CocoInstances, eval_transforms
 from ..evaluation import (
     SYSTEMS,
@@ -24,7 +25,7 @@ from ..evaluation import (
     side_by_side,
     summary_json,
 )
-from ..models.checkpoint import load_model, write_atomically
+from ..models import load_model
 from .callbacks import UnfinishedError
 from .config import Config, ConfigError, DataConfig, changes, differences
 from .train import FREE, RESULT, train
@@ -219,7 +220,7 @@ def _write(
         f"AP on the {split} images, mean ± standard deviation of {len(seeds)} seed(s).\n\n"
         f"Table 3\n\n{paper_table3(rows)}\nTable 4\n\n{paper_table4(rows)}"
     )
-    write_atomically(tables, text.encode())
+    write_durably(tables, text.encode())
     _write_json(
         numbers,
         {
@@ -287,4 +288,4 @@ def _figure5(config: Config, seed: int, out_dir: Path, systems: Sequence[str], p
 
 
 def _write_json(path: Path, value: Any) -> None:
-    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_durably(path, (json.dumps(value, indent=2) + "\n").encode())

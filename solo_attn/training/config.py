@@ -12,13 +12,14 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
+from .._utils.errors import SoloAttnError
 from .._utils.files import replacing
 from ._ranges import faults
 
 T = TypeVar("T")
 
 
-class ConfigError(ValueError):
+class ConfigError(SoloAttnError, ValueError):
     """A configuration that cannot be used: says which key or file, what was expected and what came."""
 
 

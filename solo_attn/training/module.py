@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,15 +12,16 @@ import torch.distributed as dist
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from ..evaluation import CocoMetrics, coco_results, evaluate
-from ..models import SOLO
-from ..models.checkpoint import ModelInfo, write_info
-from .config import Config
+from .._utils.errors import SoloAttnError
+from ..evaluation import CocoMetrics, evaluate
+from ..formats import coco_results
+from ..models import SOLO, ModelInfo
+from ..models.checkpoint import write_info
+from .config import Config, TrainConfig
 from .datamodule import SOLODataModule, mix
-from .schedule import learning_rate_factor, scaled_learning_rate
 
 
-class TrainingError(RuntimeError):
+class TrainingError(SoloAttnError, RuntimeError):
     """Training cannot go on: says at which step, on which images, and what to try."""
 
 
@@ -131,3 +134,30 @@ def gather_and_evaluate(coco: Any, results: list[dict[str, Any]], max_detections
         answer = [evaluate(coco, together, max_detections=max_detections)]
     dist.broadcast_object_list(answer, src=0)
     return answer[0]
+
+
+def learning_rate_factor(train: TrainConfig, total_steps: int) -> Callable[[int], float]:
+    """From the number of steps done to the factor on the learning rate (spec 2, "Training recipe").
+
+    Linear from ``warmup_ratio`` to 1 over ``warmup_steps``, times ``gamma`` at each milestone or a
+    cosine to 0. A run shorter than its warm-up never comes to the full rate: such configurations want
+    fewer warm-up steps.
+    """
+    milestones = [round(m * total_steps) for m in train.milestones]
+
+    def factor(step: int) -> float:
+        warm = 1.0
+        if step < train.warmup_steps:
+            warm = train.warmup_ratio + (1 - train.warmup_ratio) * step / train.warmup_steps
+        if train.schedule == "cosine":
+            return warm * 0.5 * (1 + math.cos(math.pi * min(step / total_steps, 1.0)))
+        return warm * train.gamma ** sum(step >= m for m in milestones)
+
+    return factor
+
+
+def scaled_learning_rate(train: TrainConfig, world_size: int) -> float:
+    """``learning_rate``, given for ``base_batch`` images, for the images that a step really sees."""
+    if train.base_batch is None:
+        return train.learning_rate
+    return train.learning_rate * train.batch_size * train.accumulate * world_size / train.base_batch

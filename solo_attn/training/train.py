@@ -19,15 +19,22 @@ from rich.console import Console
 from rich.progress import Progress
 
 from .._utils.environment import environment
-from ..evaluation import CocoMetrics, learning_curve
+from .._utils.files import write_durably
+from ..evaluation import CocoMetrics, evaluate_model, learning_curve
 from ..models import build_solo
-from ..models.checkpoint import AtomicCheckpointIO, write_atomically
-from .callbacks import BestCheckpoint, EpochBar, EpochLines, LastCheckpoint, Limits, StopAt
+from .callbacks import (
+    AtomicCheckpointIO,
+    BestCheckpoint,
+    EpochBar,
+    EpochLines,
+    LastCheckpoint,
+    Limits,
+    StopAt,
+    quiet_lightning,
+)
 from .config import Config, ConfigError, changes, differences, load_config
 from .datamodule import SOLODataModule
-from .evaluate import evaluate_model
 from .module import SOLOModule
-from .quiet import quiet_lightning
 
 RESULT = "result.json"  # of a run that is finished, or was stopped by its minutes
 
@@ -247,7 +254,7 @@ def _store(result: TrainResult, config: Config, stopped: bool) -> None:
         "config": config.as_dict(),
         "curve": rows,
     }
-    write_atomically(result.run_dir / RESULT, (json.dumps(stored, indent=1) + "\n").encode())
+    write_durably(result.run_dir / RESULT, (json.dumps(stored, indent=1) + "\n").encode())
 
 
 def _with_limit(metrics: CocoMetrics) -> dict[str, Any]:

@@ -14,12 +14,15 @@ pytest.importorskip("pycocotools", reason='the extra "train" is not installed')
 pytest.importorskip("lightning", reason='the extra "train" is not installed')
 
 import solo_attn
-from solo_attn._utils.checks import replacing as replacing_with_message
-from solo_attn._utils.files import replacing
+from solo_attn._utils.files import replacing, write_durably
 from solo_attn.data import write_street_scenes
 from solo_attn.training import Config
 
-WAYS = {"plain": replacing, "with a message": lambda path: replacing_with_message("test", path)}
+WAYS = {
+    "plain": replacing,
+    "durable": lambda path: replacing(path, durable=True),
+    "with a message": lambda path: replacing(path, "test"),
+}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -60,6 +63,15 @@ def test_errors_name_the_file_that_was_asked_for(tmp_path: Path) -> None:
         with pytest.raises(OSError, match=re.escape(f"'{path}'")) as caught:
             Config().save(path)
         assert "tmp." not in str(caught.value).replace(str(tmp_path), "")
+
+
+def test_the_message_names_the_function_and_the_path(tmp_path: Path) -> None:
+    path = tmp_path / "none" / "a.png"
+    expected = (
+        f"test: expected path to be a file that can be written, got '{path}' (No such file or directory)"
+    )
+    with pytest.raises(OSError, match=re.escape(expected)), replacing(path, "test") as temporary:
+        temporary.touch()
 
 
 def test_permissions_are_those_of_a_new_file(tmp_path: Path) -> None:
@@ -106,6 +118,20 @@ def test_a_full_disk_leaves_no_half_file(
     assert write is write_scenes or path.read_text() == whole
 
 
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a"
+    write_durably(file, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_durably(file, b"new")
+    assert file.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_there_is_one_way_to_write_a_file() -> None:
     """inspect.json, scenes.json, configurations, results: by the helper, and by no copy of it."""
     package = Path(solo_attn.__file__).parent
@@ -114,6 +140,6 @@ def test_there_is_one_way_to_write_a_file() -> None:
         f"{path.relative_to(package)}: {line.strip()}"
         for path in sorted(package.rglob("*.py"))
         for line in path.read_text().splitlines()
-        if path.name != "_files.py" and other.search(line) and "/proc/" not in line
+        if path.name != "files.py" and other.search(line) and "/proc/" not in line
     ]
     assert found == []

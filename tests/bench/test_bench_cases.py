@@ -6,21 +6,12 @@ import dataclasses
 
 import pytest
 import torch
+from small_cases import SMALL
 
 from solo_attn import BitMasks, mask_iou
 from solo_attn.backends import OPS
 from solo_attn.bench import CASES, COMPILED, FLOOR, PLAIN, agree, backends, backward, forward, inputs
 
-SMALL = {
-    "grid_attention": {"channels": 8, "side": 5},
-    "attention_residual": {"channels": 8, "side": 4, "size": (10, 14)},
-    "upsample_add": {"count": 3, "level": (9, 14), "side": 4},
-    "dice_loss": {"count": 3, "level": (9, 14), "side": 4},
-    "mask_bits": {"count": 4, "level": (20, 30), "side": 4},
-    "mask_iou": {"count": 9, "size": (20, 30)},
-    "matrix_nms": {"count": 9, "size": (20, 30)},
-    "paste_masks": {"count": 3, "level": (20, 30), "side": 4, "original": (50, 70)},
-}
 MAKERS = [pytest.param(make, SMALL[op], id=make.__name__) for op in OPS for make in CASES[op]]
 
 

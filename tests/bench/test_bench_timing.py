@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 
 import pytest
 import torch
 
-from solo_attn.bench import Race, Times, environment, peak_memory, timing
+from solo_attn.bench import Race, Times, peak_memory, timing
 
 
 def test_contenders_take_turns(monkeypatch):
@@ -70,31 +69,3 @@ def test_peak_memory():
     nothing = peak_memory(lambda: None)
     assert nothing is not None
     assert nothing < 8 << 20
-
-
-def test_the_environment_names_what_it_ran_on():
-    facts = environment("cpu")
-    assert facts["device"]
-    assert facts["threads"] == torch.get_num_threads()
-
-
-def test_of_a_gpu_it_names_what_lies_beneath(monkeypatch, tmp_path):
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 580.95.05\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-    facts = environment("cuda")
-    assert (facts["device"], facts["driver"], facts["cuda"]) == ("a GPU", "580.95.05", torch.version.cuda)
-    program.unlink()
-    assert environment("cuda")["driver"] is None
-    assert "driver" not in environment("cpu")
-
-
-def test_outside_of_a_checkout_the_commit_is_what_one_is_told(monkeypatch, tmp_path):
-    module = importlib.import_module("solo_attn._utils.environment")  # its function hides it
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "environment.py"))
-    monkeypatch.delenv("SOLO_ATTN_COMMIT", raising=False)
-    assert environment("cpu")["commit"] is None
-    monkeypatch.setenv("SOLO_ATTN_COMMIT", "0123456789ab")
-    assert environment("cpu")["commit"] == "0123456789ab"

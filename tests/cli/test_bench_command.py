@@ -6,7 +6,7 @@ import re
 
 import command_line
 import pytest
-from test_bench_cases import SMALL
+from small_cases import SMALL
 
 from solo_attn.backends import OPS
 from solo_attn.cli import bench

@@ -1,3 +1,5 @@
+"""What is the same for every command: help, errors as one line, paths as they are."""
+
 from __future__ import annotations
 
 import json
@@ -6,21 +8,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from command_line import run
 from PIL import Image
-from pycocotools.coco import COCO
 from typer.testing import CliRunner
 
 import solo_attn
 from solo_attn.cli import app
-from solo_attn.data import read_image
-from solo_attn.evaluation import evaluate
-from solo_attn.training import Config, ConfigError, TrainResult, load_model
+from solo_attn.models import load_model
+from solo_attn.training import Config, ConfigError, TrainResult
 
 MakeConfig = Callable[..., Config]
 
@@ -48,221 +45,6 @@ def test_doctor() -> None:
     assert "backends for torch.float32 on cpu" in output
     assert "grid_attention" in output
     assert "compiled kernels: build " in output
-
-
-def test_train(config: MakeConfig, tmp_path: Path) -> None:
-    config().save(tmp_path / "c.yaml")
-    code, output = run("train", tmp_path / "c.yaml", "train.epochs=1", "--out", tmp_path / "run")
-    assert code == 0
-    assert "Average Precision" in output
-    assert "epoch 1" in output
-    assert (tmp_path / "run" / "last.ckpt").exists()
-    code, output = run("train", tmp_path / "c.yaml", "train.epochs=1", "--out", tmp_path / "run")
-    assert code == 2
-    assert "--resume" in output
-
-
-def test_eval(trained: TrainResult, config: MakeConfig, tmp_path: Path) -> None:
-    data = config().data
-    out = tmp_path / "deep" / "results.json"
-    where = ["--images", data.val_images, "--annotations", data.val_annotations]
-    code, output = run("eval", trained.last, *where, "--out", out, "--device", "cpu")
-    assert code == 0
-    assert str(trained.metrics) in output
-    results = json.loads(out.read_text())
-    assert len(results) > 0
-    COCO(data.val_annotations).loadRes(str(out))
-    assert trained.metrics == evaluate(data.val_annotations, results)
-
-
-def with_training_settings(checkpoint: Path, out: Path, settings: dict[str, Any]) -> Path:
-    """A copy of the checkpoint that says it was trained with other settings."""
-    content = torch.load(checkpoint, weights_only=True)
-    content["solo_attn"]["config"] = settings
-    torch.save(content, out)
-    return out
-
-
-def test_eval_counts_as_many_instances_as_the_training(
-    trained: TrainResult, config: MakeConfig, tmp_path: Path
-) -> None:
-    data = config().data
-    where = ["--images", data.val_images, "--annotations", data.val_annotations, "--device", "cpu"]
-    other = with_training_settings(trained.last, tmp_path / "20.ckpt", {"train": {"eval_max_detections": 20}})
-    unknown = with_training_settings(trained.last, tmp_path / "none.ckpt", {})
-    for arguments, limit in [
-        ([trained.last], 100),
-        ([other], 20),
-        ([other, "--max-detections", 15], 15),
-        ([unknown], 100),
-    ]:
-        code, output = run("eval", *arguments, *where)
-        assert code == 0
-        assert f"maxDets={limit:>3d} ]" in output
-
-
-def test_eval_refuses_other_categories(trained: TrainResult, config: MakeConfig, tmp_path: Path) -> None:
-    data = config().data
-    truth = json.loads(Path(data.val_annotations).read_text())
-    for entry in truth["categories"]:
-        entry["id"] += 100
-    for entry in truth["annotations"]:
-        entry["category_id"] += 100
-    other = tmp_path / "other.json"
-    other.write_text(json.dumps(truth))
-    code, output = run("eval", trained.last, "--images", data.val_images, "--annotations", other)
-    assert code == 2
-    assert "to have the categories" in output
-
-
-def test_predict(trained: TrainResult, tmp_path: Path) -> None:
-    folder = tmp_path / "in" / "sub"
-    folder.mkdir(parents=True)
-    Image.new("RGB", (90, 60), "red").save(folder / "a.png")
-    Image.new("L", (50, 70)).save(tmp_path / "in" / "a.jpg")
-    (folder / "notes.txt").write_text("not an image, and not taken for one")
-    code, output = run("predict", trained.last, tmp_path / "in", "--out", tmp_path / "out")
-    assert code == 0
-    assert "2 images" in output
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"a.png", "a-2.png", "results.json"}
-    sizes = {Image.open(tmp_path / "out" / name).size for name in ("a.png", "a-2.png")}
-    assert sizes == {(90, 60), (50, 70)}
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    names = {1: str(tmp_path / "in" / "a.jpg"), 2: str(folder / "a.png")}
-    assert {(r["image_id"], r["file_name"]) for r in results} == set(names.items())
-    model, info = load_model(trained.last)
-    found = model([read_image(folder / "a.png") / 255])[0]
-    mine = [r for r in results if r["image_id"] == 2]
-    assert [r["score"] for r in mine] == pytest.approx(found["scores"].tolist())
-    assert [r["category_id"] for r in mine] == [info.category_ids[k] for k in found["labels"].tolist()]
-
-
-def test_predict_takes_each_file_once_however_it_is_spelt(
-    trained: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "in").mkdir()
-    (tmp_path / "linked").symlink_to(tmp_path / "in")
-    for name in ("a.png", "b.png"):
-        Image.new("RGB", (90, 60), "red").save(tmp_path / "in" / name)
-    monkeypatch.chdir(tmp_path)
-    given = ["in/b.png", tmp_path / "in", "in/../in/a.png", "linked"]
-    code, output = run("predict", trained.last, *given, "--out", "out")
-    assert code == 0
-    assert "in 2 images" in output
-    assert {p.name for p in Path("out").iterdir()} == {"a.png", "b.png", "results.json"}
-    results = json.loads(Path("out", "results.json").read_text())
-    named = {(r["image_id"], r["file_name"]) for r in results}
-    assert named == {(1, "in/b.png"), (2, str(tmp_path / "in" / "a.png"))}
-
-
-def test_predict_names_a_bad_file_and_goes_on(trained: TrainResult, tmp_path: Path) -> None:
-    Image.new("RGB", (90, 60)).save(tmp_path / "good.png")
-    (tmp_path / "bad.png").write_bytes(b"\x89PNG no")
-    code, output = run("predict", trained.last, tmp_path, "--out", tmp_path / "out")
-    assert code == 1
-    assert f"{tmp_path / 'bad.png'}: cannot be read as an image" in output
-    assert (tmp_path / "out" / "good.png").exists()
-
-
-def bad_images(folder: Path) -> dict[str, str]:
-    """Files that a training refuses or a model cannot take, and what is said of each."""
-    noise = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(folder / "cut.png")
-    (folder / "cut.png").write_bytes((folder / "cut.png").read_bytes()[:-500])
-    Image.new("I;16", (90, 60), 40_000).save(folder / "deep.png")
-    Image.new("F", (90, 60), 0.5).save(folder / "float.tif")
-    Image.new("RGB", (3000, 2)).save(folder / "strip.png")
-    return {
-        "cut.png": "cannot be read as an image",
-        "deep.png": "expected 8 bits a channel, got PIL's mode 'I;16'",
-        "float.tif": "expected 8 bits a channel, got PIL's mode 'F'",
-        "strip.png": "the model cannot take it: SOLO: expected images[0] to keep a pixel on each side",
-    }
-
-
-def test_predict_does_what_it_can(
-    trained: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, out = tmp_path / "in", tmp_path / "out"
-    folder.mkdir()
-    faults = bad_images(folder)
-    Image.new("RGB", (90, 60), "red").save(folder / "a.png")
-    Image.new("RGB", (90, 60), "blue").save(folder / "z.png")
-    (folder / "folder.png").mkdir()
-    # More pixels than PIL thinks healthy; it would be the last one, and the results with it.
-    Image.new("RGB", (400, 300)).save(folder / "zz.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30_000)
-    code, output = run("predict", trained.last, folder, "--out", out)
-    assert code == 1
-    assert "2 images" in output
-    for name, fault in {**faults, "zz.png": "cannot be read as an image"}.items():
-        assert f"{folder / name}: {fault}" in output
-    assert "Traceback" not in output
-    assert "folder.png" not in output
-    assert {p.name for p in out.iterdir()} == {"a.png", "z.png", "results.json"}
-    results = json.loads((out / "results.json").read_text())
-    assert {r["file_name"] for r in results} == {str(folder / "a.png"), str(folder / "z.png")}
-
-
-def test_predict_turns_photos_as_exif_says(trained: TrainResult, tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees
-    Image.new("RGB", (90, 60), "red").save(tmp_path / "a.jpg", exif=exif)
-    code, _ = run("predict", trained.last, tmp_path / "a.jpg", "--out", tmp_path / "out")
-    assert code == 0
-    assert Image.open(tmp_path / "out" / "a.png").size == (60, 90)
-
-
-def test_predict_overwrites_no_input(trained: TrainResult, tmp_path: Path) -> None:
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    Image.new("RGB", (90, 60), "red").save(photos / "a.png")
-    before = (photos / "a.png").read_bytes()
-    linked = tmp_path / "linked"
-    linked.mkdir()
-    (linked / "a.png").symlink_to(photos / "a.png")
-    for images, out in [
-        (photos, photos),
-        (photos / "a.png", photos),
-        (photos, tmp_path / "photos" / ".." / "photos"),
-        (photos, linked),
-    ]:
-        code, output = run("predict", trained.last, images, "--out", out)
-        assert code == 2
-        assert f"{out / 'a.png'} is the image {photos / 'a.png'}" in output
-    assert (photos / "a.png").read_bytes() == before
-    assert {p.name for p in photos.iterdir()} == {"a.png"}
-
-
-def test_predict_into_a_file(trained: TrainResult, tmp_path: Path) -> None:
-    Image.new("RGB", (90, 60), "red").save(tmp_path / "a.png")
-    code, output = run("predict", trained.last, tmp_path / "a.png", "--out", tmp_path / "a.png")
-    assert code == 2
-    assert f"expected --out to be a folder, got the file {tmp_path / 'a.png'}" in output
-
-
-def test_predict_again_leaves_its_own_pictures_out(trained: TrainResult, tmp_path: Path) -> None:
-    Image.new("RGB", (90, 60), "red").save(tmp_path / "a.png")
-    for _ in range(2):
-        code, output = run("predict", trained.last, tmp_path, "--out", tmp_path / "deep" / "found")
-        assert code == 0
-        assert "in 1 images" in output
-        assert {p.name for p in (tmp_path / "deep" / "found").iterdir()} == {"a.png", "results.json"}
-    # Named on purpose, they are images as others are.
-    code, output = run("predict", trained.last, tmp_path / "deep" / "found", "--out", tmp_path / "o")
-    assert code == 0
-    assert "in 1 images" in output
-
-
-def test_predict_again_into_the_folder_of_the_images(trained: TrainResult, tmp_path: Path) -> None:
-    """A picture of its own that lies among the photographs is none of them, and is drawn anew."""
-    Image.new("RGB", (90, 60), "red").save(tmp_path / "a.jpg")
-    Image.new("RGB", (90, 60), "blue").save(tmp_path / "b.webp")
-    for _ in range(2):
-        code, output = run("predict", trained.last, tmp_path, "--out", tmp_path)
-        assert code == 0, output
-        assert "in 2 images" in output
-        assert {p.name for p in tmp_path.iterdir()} == {"a.jpg", "b.webp", "a.png", "b.png", "results.json"}
 
 
 def test_errors_are_one_line(tmp_path: Path) -> None:
@@ -402,5 +184,32 @@ def test_names_the_missing_extra(module: str, tmp_path: Path) -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert found.returncode == 2
-    assert 'pip install "solo-attn[train]"' in found.stderr
+    assert f"expected {module} to be installed" in found.stderr
+    assert 'run: pip install "solo-attn[train]"' in found.stderr
     assert "Traceback" not in found.stderr
+
+
+def test_an_error_is_not_hidden_by_a_missing_extra(tmp_path: Path) -> None:
+    """Showing it imports nothing; what is a fault of the program keeps its traceback."""
+    program = """
+import sys
+sys.modules["lightning"] = sys.modules["pycocotools"] = None
+from solo_attn.cli.app import command, main
+from solo_attn.models import load_model
+
+@command
+def broken(kind: str) -> None:
+    if kind == "file":
+        load_model("none.ckpt")
+    raise {"value": ValueError, "runtime": RuntimeError}[kind](f"a fault: {kind}")
+
+sys.argv = ["solo-attn", "broken", sys.argv[1]]
+main()
+"""
+    for kind, status, shown in (("file", 2, "none.ckpt"), ("value", 1, "ValueError: a fault: value")):
+        command = [sys.executable, "-c", program, kind]
+        found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert found.returncode == status, found.stderr
+        assert shown in found.stderr.splitlines()[-1]
+        assert ("Traceback" in found.stderr) == (status == 1)
+        assert "pip install" not in found.stderr

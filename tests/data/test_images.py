@@ -6,6 +6,7 @@ import pickle
 import struct
 import threading
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -233,3 +234,13 @@ def test_check_images_can_be_interrupted(coco_set: CocoSet, monkeypatch: pytest.
     with pytest.raises(KeyboardInterrupt):
         dataset.check_images(interrupt)
     assert len(started) < 150
+
+
+def test_a_folder_is_searched_by_endings(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a.jpg", ".hidden.png", "notes.txt", "below/c.tif", "folder.png/d.gif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.name for path in images_file.image_files(tmp_path)] == ["a.jpg", "b.PNG"]
+    below = images_file.image_files(tmp_path, below=True)
+    assert [path.name for path in below] == ["a.jpg", "b.PNG", "c.tif", "d.gif"]
+    assert images_file.image_files(tmp_path / "none") == []

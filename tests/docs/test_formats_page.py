@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 
 from benchmarks.peers.loading import need
 from solo_attn.data import read_image
-from solo_attn.training import load_model
+from solo_attn.models import load_model
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from solo_attn.evaluation import METRICS, coco_results, evaluate, write_results
+from solo_attn.evaluation import METRICS, evaluate
+from solo_attn.formats import coco_results, write_results
 
 REFERENCE = Path(__file__).parents[2].parent / "shared" / "data" / "cocoapi_ref"
 CATEGORIES = [{"id": 7, "name": "car"}, {"id": 3, "name": "bus"}]

@@ -134,5 +134,7 @@ def test_missing_extra(package):
     code = f"import sys; sys.modules[{package!r}] = None; import solo_attn.evaluation"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode != 0
-    assert run.stderr.splitlines()[-1].startswith("ImportError: solo_attn.evaluation: ")
+    assert run.stderr.splitlines()[-1].startswith(
+        f"solo_attn._utils.errors.MissingExtraError: solo_attn.evaluation: expected {package} to be installed"
+    )
     assert 'pip install "solo-attn[train]"' in run.stderr

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from torch.utils.cpp_extension import include_paths, library_paths
 
+from solo_attn._utils.checks import FLOAT_DTYPES
 from solo_attn.backends import Backend
-from solo_attn.backends.registry import FLOAT_DTYPES
 from solo_attn.ops import _library
 
 ROOT = Path(__file__).parents[2]

@@ -11,9 +11,10 @@ import torch
 from torchvision import tv_tensors
 
 from solo_attn.data import train_transforms
+from solo_attn.inspection import grid_setting, with_proposal
 from solo_attn.inspection.grids import GridSetting
 from solo_attn.models import build_solo
-from solo_attn.training import Config, grid_setting, with_proposal
+from solo_attn.training import Config
 
 SIDE = 100  # of an image, of which the object takes the middle
 FACTOR = 2
@@ -21,13 +22,13 @@ FACTOR = 2
 
 def proposed(config: Config, factor: float = FACTOR) -> Config:
     """The configuration with ``factor`` times the input."""
-    before = grid_setting(config)
+    before = grid_setting(config.as_dict())
     ranges = tuple((low * factor, high * factor) for low, high in before.scale_ranges)
     proposal = GridSetting(
         before.num_grids, ranges, round(before.min_size * factor), round(before.max_size * factor)
     )
     found: Any = SimpleNamespace(proposal=proposal, per_image=[1.0])
-    return with_proposal(config, found)
+    return Config.from_dict(with_proposal(config.as_dict(), found))
 
 
 def side_in_training(config: Config) -> float:

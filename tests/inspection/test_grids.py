@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from solo_attn.inspection import grids
-from solo_attn.inspection.grids import GridSetting, count_cells, input_sizes, propose
+from solo_attn.inspection import GridSetting, count_cells, grids, propose
+from solo_attn.inspection import proposal as proposal_file
+from solo_attn.inspection.grids import input_sizes
 from solo_attn.inspection.objects import ObjectTable
 from solo_attn.models.solo import SIZE_DIVISIBLE
 from solo_attn.models.targets import SCALE_RANGES, assign
@@ -174,7 +175,7 @@ def test_a_crowd_gets_a_finer_grid() -> None:
     proposal = propose(table, setting)
     after = count_cells(table, proposal)
     assert after.collisions < 0.1 * before.collisions
-    assert setting.cells < proposal.cells <= grids.BUDGET * setting.cells
+    assert setting.cells < proposal.cells <= proposal_file.BUDGET * setting.cells
     assert (proposal.min_size, proposal.max_size) == (512, 512)  # large enough as they are
     assert all(new >= old for new, old in zip(proposal.num_grids, setting.num_grids, strict=True))
 
@@ -204,7 +205,7 @@ def test_never_worse(seed: int) -> None:
     table = table_of([*blocks(seed, 6, 30), torch.ones(1, 64, 64, dtype=torch.bool)])
     proposal = propose(table, SETTING, keep_size=True)
     assert count_cells(table, proposal).collisions <= count_cells(table, SETTING).collisions
-    assert proposal.cells <= grids.BUDGET * SETTING.cells
+    assert proposal.cells <= proposal_file.BUDGET * SETTING.cells
     assert all(low <= high for low, high in proposal.scale_ranges)
     if proposal.scale_ranges != SETTING.scale_ranges:
         meeting = zip(proposal.scale_ranges, proposal.scale_ranges[1:], strict=False)
@@ -213,7 +214,7 @@ def test_never_worse(seed: int) -> None:
             assert high / max(low, 1) >= 1.8
         # 8 pixels of the coarser level's mask where two levels meet, by sqrt(2) less where they overlap.
         for k, stride in ((2, 8), (3, 16)):
-            assert proposal.scale_ranges[k][0] >= math.floor(8 * stride / grids.OVERLAP)
+            assert proposal.scale_ranges[k][0] >= math.floor(8 * stride / proposal_file.OVERLAP)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What `inspect` draws; tests/training/test_cli_data.py has the command."""
+"""What `inspect` draws; tests/cli/test_cli_data.py has the command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from solo_attn.data import CocoInstances
-from solo_attn.inspection import dataset as inspection
+from solo_attn.inspection import sheet
 
 
 def test_the_contact_sheet_goes_by_objects_not_by_annotations(
@@ -44,7 +44,7 @@ def test_the_contact_sheet_goes_by_objects_not_by_annotations(
         drawn.append(len(found["labels"]))
         return image
 
-    monkeypatch.setattr(inspection, "draw_instances", draw)
+    monkeypatch.setattr(sheet, "draw_instances", draw)
     dataset = CocoInstances(tmp_path, tmp_path / "set.json", on_degenerate="skip")
-    inspection.contact_sheet(dataset, tmp_path / "sheet.png")
+    sheet.contact_sheet(dataset, tmp_path / "sheet.png")
     assert drawn == [2, 1, 0, 0]

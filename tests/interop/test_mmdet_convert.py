@@ -17,7 +17,7 @@ need("mmdet")
 from mmdet_models import CLASSES, SIZE, SMALL, config, detector, objects, photo, sample, save  # noqa: E402
 
 from solo_attn.interop.mmdet import convert_checkpoint, mask_matrix_nms  # noqa: E402
-from solo_attn.training import load_model  # noqa: E402
+from solo_attn.models import load_model  # noqa: E402
 
 BGR = {"mean": [103.53, 116.28, 123.675], "std": [1.0, 1.0, 1.0], "bgr_to_rgb": False}
 

@@ -19,7 +19,7 @@ from mmdet_models import SMALL, config, detector, photo, save  # noqa: E402
 
 from solo_attn.interop.mmdet import convert_checkpoint  # noqa: E402
 from solo_attn.interop.mmdet.settings import read_settings  # noqa: E402
-from solo_attn.training import CheckpointError, load_model  # noqa: E402
+from solo_attn.models import CheckpointError, load_model  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from solo_attn.models.checkpoint import write_atomically
-from solo_attn.training import CheckpointError, TrainResult, export_safetensors, load_model
+from solo_attn.models import CheckpointError, export_safetensors, load_model
+from solo_attn.training import TrainResult
 
 
 def test_holds_plain_data_only(trained: TrainResult) -> None:
@@ -77,15 +79,49 @@ def test_a_file_from_a_stranger_runs_no_code(tmp_path: Path, monkeypatch: pytest
     assert not (tmp_path / "unpickled").exists()
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "a"
-    write_atomically(file, b"old")
+WITHOUT_LIGHTNING = """
+import sys
+for name in ("lightning", "pytorch_lightning", "pycocotools", "matplotlib", "yaml", "tensorboard"):
+    sys.modules[name] = None
+from pathlib import Path
+import torch
+from solo_attn.models import ModelInfo, export_safetensors, load_model, save_model, solo
+from solo_attn.interop.mmdet import convert_checkpoint
+folder = Path(sys.argv[1])
+small = {"backbone": "resnet18", "norm": "gn", "fpn_channels": 32, "head_channels": 32, "num_convs": 1}
+model = solo(2, **small)
+save_model(model, ModelInfo(model.config, ["a", "b"], [1, 2], {}), folder / "a.ckpt")
+export_safetensors(folder / "a.ckpt", folder / "a.safetensors")
+for name in ("a.ckpt", "a.safetensors"):
+    again, info = load_model(folder / name)
+    assert info.class_names == ["a", "b"]
+    assert all(torch.equal(x, model.state_dict()[key]) for key, x in again.state_dict().items())
+came = {name.partition(".")[0] for name, module in sys.modules.items() if module is not None}
+print(sorted(came & {"lightning", "pytorch_lightning", "pycocotools"}), "solo_attn.training" in sys.modules)
+"""
 
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(file, b"new")
-    assert file.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [file]
+def test_loading_saving_and_converting_need_no_lightning(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_LIGHTNING, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "[] False"), done.stderr
+
+
+def test_a_ckpt_needs_no_safetensors(trained: TrainResult) -> None:
+    """Nothing of the extra, that is: the message comes where the other kind of file is read."""
+    code = """
+import sys
+sys.modules["safetensors"] = None
+from solo_attn.models import CheckpointError, export_safetensors, load_model
+load_model(sys.argv[1])
+try:
+    export_safetensors(sys.argv[1], sys.argv[1] + ".safetensors")
+except ImportError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", code, str(trained.last)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    expected = (
+        'a .safetensors file: expected safetensors to be installed; run: pip install "solo-attn[train]"'
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, expected), done.stderr

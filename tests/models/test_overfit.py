@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from small_solo import SYSTEMS, rectangles, small
 
-from solo_attn.evaluation import coco_results, evaluate
+from solo_attn.evaluation import evaluate
+from solo_attn.formats import coco_results
 
 SIZE = (64, 96)
 # Three look-alikes in each image (class 0) and one object unlike them. Their edges lie between the pixels of

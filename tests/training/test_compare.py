@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from solo_attn.data import CocoInstances, eval_transforms, write_street_scenes
-from solo_attn.evaluation import CocoMetrics
+from solo_attn.evaluation import CocoMetrics, evaluate_model
+from solo_attn.models import load_model
 from solo_attn.training import (
     Comparison,
     Config,
@@ -20,8 +21,6 @@ from solo_attn.training import (
     compare,
     demo,
     demo_config,
-    evaluate_model,
-    load_model,
     override,
     system_config,
     systems_of,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from command_line import run
 
-from solo_attn.cli.train import TRY_AGAIN
+from solo_attn.cli.compare import TRY_AGAIN
 
 ROOT = Path(__file__).parents[2]
 NUCLEI = ROOT.parent / "shared" / "data" / "dsb2018"

@@ -13,16 +13,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 
-from solo_attn.training import (
-    CheckpointError,
-    Config,
-    ConfigError,
-    TrainResult,
-    UnfinishedError,
-    compare,
-    load_model,
-    train,
-)
+from solo_attn.models import CheckpointError, load_model
+from solo_attn.training import Config, ConfigError, TrainResult, UnfinishedError, compare, train
 from solo_attn.training import module as training_module
 from solo_attn.training.callbacks import BestCheckpoint, EpochBar
 

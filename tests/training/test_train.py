@@ -17,16 +17,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Timer
 
-from solo_attn.models import build_solo
-from solo_attn.training import (
-    Config,
-    ConfigError,
-    SOLODataModule,
-    TrainingError,
-    TrainResult,
-    load_model,
-    train,
-)
+from solo_attn.models import build_solo, load_model
+from solo_attn.training import Config, ConfigError, SOLODataModule, TrainingError, TrainResult, train
 from solo_attn.training import module as module_file
 
 MakeConfig = Callable[..., Config]

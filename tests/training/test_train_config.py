@@ -8,7 +8,7 @@ import pytest
 
 from solo_attn.models import build_solo
 from solo_attn.training import Config, ConfigError, ModelConfig, TrainConfig, load_config, override
-from solo_attn.training.schedule import learning_rate_factor, scaled_learning_rate
+from solo_attn.training.module import learning_rate_factor, scaled_learning_rate
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 

@@ -7,18 +7,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from ...models import SOLO, build_solo
+from ...models import SOLO, CheckpointError, ModelInfo, build_solo, save_model
 from .settings import UnsuitableError, read_settings
 from .weights import architecture, translate
-
-if TYPE_CHECKING:
-    from ...training import ModelInfo
 
 # COCO's 80 categories have the ids 1 to 90 less these.
 _COCO_GAPS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
@@ -40,7 +37,7 @@ class Conversion:
 
 
 def convert_checkpoint(checkpoint: str | Path, out: str | Path | None = None) -> Conversion:
-    """Read a SOLO checkpoint of mmdetection 3.x; needs the extra "train", and no mmdetection.
+    """Read a SOLO checkpoint of mmdetection 3.x; needs no mmdetection, and safetensors only to write it.
 
     ResNet-18, 34, 50 and 101 with FPN, any number of classes, grids and channels. Settings come from the
     configuration that mmengine stores in the file. Nothing in the file is run: its tensors and plain values
@@ -48,7 +45,7 @@ def convert_checkpoint(checkpoint: str | Path, out: str | Path | None = None) ->
 
     Args:
         checkpoint: the ``.pth`` file.
-        out: where to write what `solo_attn.training.load_model` reads, ``.ckpt`` or ``.safetensors``; None
+        out: where to write what `solo_attn.models.load_model` reads, ``.ckpt`` or ``.safetensors``; None
             writes nothing.
 
     Raises:
@@ -56,8 +53,6 @@ def convert_checkpoint(checkpoint: str | Path, out: str | Path | None = None) ->
             weights, or settings that this library has no counterpart of.
         OSError: ``out`` cannot be written.
     """
-    from ...training import CheckpointError, ModelInfo, save_model
-
     path = Path(checkpoint)
     try:
         content = _read(path)

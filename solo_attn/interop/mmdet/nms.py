@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..._utils.checks import check_float, check_like, check_tensor, fail
 from ...ops import matrix_nms
-from ...ops._checks import check_float, check_like, check_tensor, fail
 from ...reference.matrix_nms import decay_of, descending
 
 _NAME = "mask_matrix_nms"

@@ -1,4 +1,4 @@
-"""``solo-attn convert`` for data sets, ``solo-attn inspect``, and a training on what they made."""
+"""``solo-attn inspect``, and what it makes of a data set."""
 
 from __future__ import annotations
 
@@ -9,91 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import small_cityscapes
 from command_line import run
 from PIL import Image
 
-from solo_attn.data import CocoInstances, check_dataset
-from solo_attn.inspection.dataset import contact_sheet, inspect_dataset
-from solo_attn.training import Config, grid_setting, load_config, with_proposal
-
-CLASSES = "person,rider,car,truck,bus,bicycle"
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_cityscapes.write(tmp_path_factory.mktemp("cityscapes"))
-
-
-@pytest.fixture(scope="module")
-def converted(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("converted")
-    code, text = run("convert", "cityscapes", root, out, "--classes", CLASSES)
-    assert code == 0
-    assert f"{out / 'instances_train.json'}: 6 images" in text
-    assert f"its images: {root / 'leftImg8bit' / 'val'}" in text
-    return out
-
-
-def test_help() -> None:
-    code, text = run("convert", "--help")
-    assert code == 0
-    for name in ("cityscapes", "id-masks", "labelme"):
-        assert f" {name} " in text
-        assert f"solo-attn convert {name}" in run("convert", name, "--help")[1]
-    assert "solo-attn inspect" in run("inspect", "--help")[1]
-
-
-def test_subset(root: Path, tmp_path: Path) -> None:
-    code, text = run("convert", "cityscapes", root, tmp_path, "--subset", 3, 2, "--seed", 5)
-    assert (code, "3 images" in text, "2 images" in text) == (0, True, True)
-    code, text = run("convert", "cityscapes", root, tmp_path, "--subset", 30, 2)
-    assert code == 2
-    assert "expected at least 30 images to draw from, found 6" in text
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("cityscapes", "{0}", "{1}", "--classes", "person,cat"), "expected classes to be different names"),
-        (("cityscapes", "{1}", "{1}"), "expected Cityscapes' images"),
-        (("id-masks", "{1}", "{1}", "{1}/o.json"), "expected a folder with images, found none"),
-        (("labelme", "{1}", "{1}/o.json"), "expected labelme's JSON files, found none"),
-    ],
-)
-def test_errors_are_one_line(root: Path, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
-    code, text = run("convert", *(a.format(root, tmp_path) for a in arguments))
-    assert code == 2
-    assert "error:" in text
-    assert message in text
-
-
-def test_id_masks_and_labelme(tmp_path: Path) -> None:
-    for folder in ("images", "masks"):
-        (tmp_path / folder).mkdir()
-    ids = np.zeros((30, 40), dtype=np.uint8)
-    ids[5:20, 5:20], ids[5:20, 20:30] = 1, 2
-    Image.fromarray(ids).save(tmp_path / "masks" / "a_mask.png")
-    Image.fromarray(np.stack([ids * 100] * 3, axis=2)).save(tmp_path / "images" / "a.png")
-    out = tmp_path / "ids.json"
-    given = ("--class-name", "[cell]", "--mask-suffix", "_mask")
-    code, text = run("convert", "id-masks", tmp_path / "images", tmp_path / "masks", out, *given)
-    assert (code, "1 images (0 without objects), 2 annotations" in text) == (0, True)
-    assert check_dataset(tmp_path / "images", out).annotations == 2
-    box = {"label": "cell", "shape_type": "rectangle", "points": [[5, 5], [19, 19]]}
-    content = {"imagePath": "a.png", "imageData": None, "shapes": [box, box]}
-    (tmp_path / "images" / "a.json").write_text(json.dumps(content))
-    code, text = run("convert", "labelme", tmp_path / "images", tmp_path / "lm.json", "--classes", "cell, x")
-    assert (code, "2 annotations" in text, "2 categories" in text) == (0, True, True)
-
-
-def arguments(root: Path, converted: Path) -> list[object]:
-    images = root / "leftImg8bit"
-    return [
-        *("--images", images / "train", "--annotations", converted / "instances_train.json"),
-        *("--val-images", images / "val", "--val-annotations", converted / "instances_val.json"),
-    ]
-
+from solo_attn.data import CocoInstances
+from solo_attn.inspection import contact_sheet, grid_setting, inspect_dataset, with_proposal
+from solo_attn.training import Config, load_config
 
 SMALL = """
 model:
@@ -103,6 +24,14 @@ model:
 train: {epochs: 1, batch_size: 2, warmup_steps: 1, accelerator: cpu}
 data: {workers: 0}
 """
+
+
+def arguments(root: Path, converted: Path) -> list[object]:
+    images = root / "leftImg8bit"
+    return [
+        *("--images", images / "train", "--annotations", converted / "instances_train.json"),
+        *("--val-images", images / "val", "--val-annotations", converted / "instances_val.json"),
+    ]
 
 
 def test_inspect_writes_what_train_takes(root: Path, converted: Path, tmp_path: Path) -> None:
@@ -179,7 +108,7 @@ def test_inspect_refuses_half_of_the_validation_data(
 
 def test_what_is_reported(root: Path, converted: Path) -> None:
     dataset = CocoInstances(root / "leftImg8bit" / "train", converted / "instances_train.json")
-    setting = grid_setting(load_config(None))
+    setting = grid_setting(load_config(None).as_dict())
     found = inspect_dataset(dataset, setting)
     entries = [a for a in dataset.coco.anns.values() if not a["iscrowd"]]
     assert found.objects == len(entries) == found.small + found.medium + found.large
@@ -210,9 +139,9 @@ def test_proposal_scales_what_goes_with_the_input(root: Path, converted: Path) -
     config = Config.from_dict(
         {"model": {"min_size": [24, 48], "max_size": 90, "max_detections": 3}, "data": data}
     )
-    found: Any = inspect_dataset(dataset, grid_setting(config))
+    found: Any = inspect_dataset(dataset, grid_setting(config.as_dict()))
     assert found.setting.min_size == 48
-    after = with_proposal(config, found)
+    after = Config.from_dict(with_proposal(config.as_dict(), found))
     factor = found.proposal.min_size / 48
     assert factor > 1
     assert after.model.min_size == [24 * factor, 48 * factor]
@@ -226,6 +155,8 @@ def test_limits_are_raised_each_for_itself(root: Path, converted: Path) -> None:
     """A model that finds 400 may still be measured with COCO's 100."""
     dataset = CocoInstances(root / "leftImg8bit" / "train", converted / "instances_train.json")
     config = Config.from_dict({"model": {"max_detections": 400}})
-    found = inspect_dataset(dataset, grid_setting(config))
-    after = with_proposal(config, replace(found, per_image=[*found.per_image[:-1], 300.0]))
+    found = inspect_dataset(dataset, grid_setting(config.as_dict()))
+    after = Config.from_dict(
+        with_proposal(config.as_dict(), replace(found, per_image=[*found.per_image[:-1], 300.0]))
+    )
     assert (after.model.max_detections, after.train.eval_max_detections) == (400, 300)

@@ -1,0 +1,62 @@
+"""``solo-attn compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from .._utils.console import plain_console
+from .app import ConfigFile, Overrides, command
+
+if TYPE_CHECKING:
+    from ..training import Comparison
+
+TRY_AGAIN = 75  # exit status where more remains to be done: EX_TEMPFAIL of sysexits.h
+
+
+@command
+def compare(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds for each system.")] = 3,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the runs and tables.")] = Path("runs/compare"),
+    scales: Annotated[
+        bool, typer.Option("--scales", help="Also attention of other scales: 1, C^-1/2, cosine, 4 x cosine.")
+    ] = False,
+    minutes: Annotated[
+        float | None,
+        typer.Option("--minutes", help="Stop after so many, with exit status 75 if more remains to be done."),
+    ] = None,
+) -> None:
+    """Train the three systems of the paper's Table 3 over several seeds and tabulate them.
+
+    Example: [cyan]solo-attn compare configs/paper_nuclei.yaml --seeds 3 --out runs/paper_nuclei[/cyan]
+
+    Finished runs are kept: the same command again goes on where it was stopped. The seeds are train.seed,
+    train.seed + 1 and so on. The tables are of data.test_annotations where the configuration has them.
+    """
+    from ..training import UnfinishedError, load_config, systems_of
+    from ..training import compare as run
+
+    settings, console = load_config(config, overrides or []), plain_console()
+    first, systems = settings.train.seed, systems_of(settings, scales=scales)
+    try:
+        comparison = run(
+            settings, range(first, first + seeds), out, systems, minutes=minutes, console=console
+        )
+    except UnfinishedError as error:
+        console.print(str(error), soft_wrap=True)
+        raise typer.Exit(TRY_AGAIN) from error
+    show_comparison(console, comparison)
+
+
+def show_comparison(console: Console, comparison: Comparison) -> None:
+    """Print the table, and where the others are."""
+    from ..evaluation import rich_table
+
+    console.print(rich_table(comparison.rows))
+    for path in comparison.files:
+        console.print(f"  {path}", soft_wrap=True)

@@ -1,0 +1,32 @@
+"""``solo-attn demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .._utils.console import plain_console
+from .app import Overrides, command
+from .compare import show_comparison
+
+
+@command
+def demo(
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the demo.")] = Path("demo"),
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds for each system.")] = 1,
+) -> None:
+    """Draw synthetic street scenes, train the paper's three systems small, and compare them.
+
+    Example: [cyan]solo-attn demo[/cyan]   (a few minutes on two CPU cores, nothing is downloaded)
+
+    Run again, it skips what is done.
+    """
+    from ..training import demo as run
+
+    console = plain_console()
+    show_comparison(console, run(out, seeds=seeds, overrides=overrides or [], console=console))
+    if seeds == 1:
+        console.print("one seed and minutes of training: a demonstration, not evidence")

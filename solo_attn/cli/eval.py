@@ -1,0 +1,75 @@
+"""``solo-attn eval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .._utils.console import plain_console, progress
+from .._utils.environment import device_named
+from .._utils.errors import UsageError
+from .app import command, naming_file
+
+
+@command
+def eval_command(
+    checkpoint: Annotated[Path, typer.Argument(help="A .ckpt or .safetensors file.")],
+    images: Annotated[Path, typer.Option("--images", help="Folder of the images.")],
+    annotations: Annotated[Path, typer.Option("--annotations", help="Their COCO JSON.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the found instances as COCO results JSON.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, ...; auto takes the best.")] = "auto",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 1,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that load images.")] = 0,
+    max_detections: Annotated[
+        int | None,
+        typer.Option(
+            "--max-detections",
+            min=10,
+            help="Instances of an image that count; as many as in the model's training by default.",
+        ),
+    ] = None,
+) -> None:
+    """Print COCO's twelve numbers of a trained model.
+
+    Example: [cyan]solo-attn eval runs/nuclei/best.ckpt --images images --annotations instances.json[/cyan]
+
+    COCO's numbers are defined with 100 instances of an image; others are not to be compared with them.
+    """
+    from ..data import CocoInstances, eval_transforms
+    from ..evaluation import evaluate_model
+    from ..formats import write_results
+    from ..models import load_model
+
+    model, info = load_model(checkpoint, device_named(device))
+    # An object without width or height counts as COCO counts it; only training could not use it.
+    dataset = CocoInstances(images, annotations, eval_transforms(), on_degenerate="skip")
+    if dataset.category_ids != info.category_ids:
+        raise UsageError(
+            f"eval: expected {annotations} to have the categories that {checkpoint} was trained for, "
+            f"{info.category_ids}, got {dataset.category_ids}"
+        )
+    # Rather now than at the end of an evaluation that comes to nothing.
+    for image_id in dataset.image_ids:
+        entry = dataset.coco.imgs[image_id]
+        with naming_file(images / str(entry["file_name"])):
+            model.check_image_sizes([(entry["height"], entry["width"])])
+    if max_detections is None:
+        # What the training printed, and chose its best checkpoint by.
+        max_detections = info.config.get("train", {}).get("eval_max_detections", 100)
+    with progress("evaluating", len(dataset)) as advance:
+        metrics, results = evaluate_model(
+            model,
+            dataset,
+            batch_size=batch_size,
+            workers=workers,
+            max_detections=max_detections,
+            advance=advance,
+        )
+    plain_console().print(str(metrics))
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_results(out, results)
