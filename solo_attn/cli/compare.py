@@ -23,8 +23,9 @@ def compare(
     overrides: Overrides = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds for each system.")] = 3,
     out: Annotated[Path, typer.Option("--out", help="Folder of the runs and tables.")] = Path("runs/compare"),
-    scales: Annotated[
-        bool, typer.Option("--scales", help="Also attention of other scales: 1, C^-1/2, cosine, 4 x cosine.")
+    forms: Annotated[
+        bool,
+        typer.Option("--forms", help="Also the attention's other forms, the paper's to the letter included."),
     ] = False,
     minutes: Annotated[
         float | None,
@@ -42,7 +43,7 @@ def compare(
     from ..training import compare as run
 
     settings, console = load_config(config, overrides or []), plain_console()
-    first, systems = settings.train.seed, systems_of(settings, scales=scales)
+    first, systems = settings.train.seed, systems_of(settings, forms=forms)
     try:
         comparison = run(
             settings, range(first, first + seeds), out, systems, minutes=minutes, console=console

@@ -2,15 +2,17 @@
 
 from .backbone import resnet_fpn
 from .checkpoint import CheckpointError, ModelInfo, export_safetensors, load_model, save_model
-from .head import SOLOHead
-from .inference import InferenceOptions
+from .heads import SOLOHead
+from .settings import HeadSettings, InferenceSettings, ModelSettings
 from .solo import SOLO, build_solo, solo, solo_with_attention, solo_without_coords
 
 __all__ = [
     "SOLO",
     "CheckpointError",
-    "InferenceOptions",
+    "HeadSettings",
+    "InferenceSettings",
     "ModelInfo",
+    "ModelSettings",
     "SOLOHead",
     "build_solo",
     "export_safetensors",

@@ -3,54 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from numbers import Real
 
 import torch
 from torch import Tensor
-
-from .._utils.checks import is_finite, is_integer
-
-
-def check_settings(
-    fpn_channels: int,
-    min_size: int | Sequence[int],
-    max_size: int,
-    image_mean: Sequence[float],
-    image_std: Sequence[float],
-) -> None:
-    """Settings of `build_solo` that torchvision's parts would only trip over later."""
-    sizes = min_size if isinstance(min_size, Sequence) else [min_size]
-    pixels = len(sizes) > 0 and all(is_integer(size, 1) for size in sizes)
-    for name, got, expected, fine in (
-        ("fpn_channels", fpn_channels, "an integer >= 1", is_integer(fpn_channels, 1)),
-        ("min_size", min_size, "an integer >= 1 or several", pixels),
-        # Not looked at where min_size is refused already.
-        ("max_size", max_size, "an integer >= min_size", pixels and is_integer(max_size, max(sizes))),
-        ("image_mean", image_mean, "three finite numbers", _are_three(image_mean)),
-        (
-            "image_std",
-            image_std,
-            "three finite numbers > 0",
-            _are_three(image_std) and all(value > 0 for value in image_std),
-        ),
-    ):
-        if not fine:
-            raise ValueError(f"build_solo: expected {name} to be {expected}, got {got!r}")
-
-
-def _are_three(values: object) -> bool:
-    return isinstance(values, Sequence) and len(values) == 3 and all(map(is_finite, values))
-
-
-def are_ranges(value: object, count: int) -> bool:
-    """Whether it is so many pairs of numbers, none of them NaN, the first not above the second."""
-    return (
-        isinstance(value, Sequence)
-        and len(value) == count
-        and all(isinstance(pair, Sequence) and len(pair) == 2 for pair in value)
-        and all(isinstance(end, Real) for pair in value for end in pair)
-        and all(low <= high for low, high in value)
-    )
 
 
 def check_images(images: Sequence[Tensor]) -> None:

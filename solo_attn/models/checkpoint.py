@@ -64,7 +64,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[SO
         model = build_solo(**{**info.model, "pretrained": False})
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"checkpoint: {path} was written by another version: {error}") from error
-    model.config = info.model
+    model.settings.pretrained = info.model.get("pretrained", False)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

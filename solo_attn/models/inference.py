@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,48 +11,8 @@ from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
 from ..ops import BitMasks, mask_bits, matrix_nms, paste_masks
-from .head import STRIDES, CellMasks, SOLOHead
-
-
-@dataclass(frozen=True)
-class InferenceOptions:
-    """Thresholds and limits of the inference; the numbers in brackets are the steps of spec 2.
-
-    Raises:
-        ValueError: one that is out of its range.
-
-    Attributes:
-        score_threshold: category score that makes a candidate, exclusive (2).
-        mask_threshold: probability that makes a pixel, exclusive (3, 9).
-        nms_pre: candidates of an image that reach Matrix NMS (5).
-        nms_kernel: "gaussian" or "linear" (6).
-        nms_sigma: of the gaussian (6).
-        final_score_threshold: decayed score that stays, inclusive (7).
-        max_detections: of an image (8).
-    """
-
-    score_threshold: float = 0.1
-    mask_threshold: float = 0.5
-    nms_pre: int = 500
-    nms_kernel: str = "gaussian"
-    nms_sigma: float = 2.0
-    final_score_threshold: float = 0.05
-    max_detections: int = 100
-
-    def __post_init__(self) -> None:
-        """An untrained model has no candidates: what is wrong here would show only after an epoch."""
-        for name, expected, fine in (
-            ("score_threshold", "in [0, 1]", 0 <= self.score_threshold <= 1),
-            ("mask_threshold", "in (0, 1)", 0 < self.mask_threshold < 1),
-            ("nms_pre", "at least 1", self.nms_pre >= 1),
-            ("nms_kernel", "gaussian or linear", self.nms_kernel in ("gaussian", "linear")),
-            ("nms_sigma", "> 0 and finite", 0 < self.nms_sigma < math.inf),
-            ("final_score_threshold", "in [0, 1]", 0 <= self.final_score_threshold <= 1),
-            ("max_detections", "at least 1", self.max_detections >= 1),
-        ):
-            if not fine:
-                got = getattr(self, name)
-                raise ValueError(f"InferenceOptions: expected {name} to be {expected}, got {got!r}")
+from .heads import STRIDES, CellMasks, Head, HeadResult
+from .settings import InferenceSettings
 
 
 @dataclass
@@ -114,21 +73,17 @@ def find_candidates(scores: Tensor, threshold: float) -> tuple[Candidates, Tenso
 
 
 def predict(
-    head: SOLOHead,
-    levels: Sequence[Tensor],
-    grids: Sequence[Tensor],
-    category_logits: Sequence[Tensor],
+    head: Head,
+    result: HeadResult,
     image_sizes: Sequence[tuple[int, int]],
     original_sizes: Sequence[tuple[int, int]],
-    options: InferenceOptions,
+    options: InferenceSettings,
 ) -> list[dict[str, Tensor]]:
     """Instances of each image of a batch.
 
     Args:
         head: makes the chosen cells' masks.
-        levels: five maps [B, in_channels, h, w].
-        grids: the same on their S x S grids.
-        category_logits: five maps [B, C, S, S].
+        result: what it made of the pyramid.
         image_sizes: (height, width) of each image inside the padded input.
         original_sizes: (height, width) that the masks are wanted at.
         options: thresholds and limits.
@@ -138,16 +93,16 @@ def predict(
         ``masks`` bool [N, height, width].
     """
     # Level 1 is P3 itself, stride 8: its mask logits are at stride 4, where all masks are compared.
-    out_size = (2 * levels[1].shape[2], 2 * levels[1].shape[3])
+    out_size = (2 * result.features[1].shape[2], 2 * result.features[1].shape[3])
     found: list[Candidates] = []
     drawn: list[CellMasks] = []
     bits: list[BitMasks] = []
-    for k, logits in enumerate(category_logits):
+    for k, logits in enumerate(result.category_logits):
         scores = points_nms(logits.float().sigmoid())
         candidates, cells = find_candidates(scores, options.score_threshold)
         if len(cells) == 0:
             continue  # no mask tower for a level without candidates
-        masks = head.cell_masks(k, levels[k], grids[k], cells)
+        masks = head.cell_masks(result, k, cells)
         level_bits = mask_bits(*masks, out_size, options.mask_threshold)
         candidates.score = candidates.score * level_bits.maskness[candidates.mask].float()
         candidates = candidates.select((level_bits.areas[candidates.mask] > STRIDES[k]).nonzero().squeeze(1))
@@ -156,7 +111,7 @@ def predict(
         drawn.append(masks)
         bits.append(level_bits)
     if not found:
-        nothing = levels[0].new_empty(0, dtype=torch.int64)
+        nothing = result.features[0].new_empty(0, dtype=torch.int64)
         kept = Candidates(nothing, nothing, nothing.float(), nothing)
     else:
         kept = _suppress(_concatenate(found), bits, head.num_classes, options)
@@ -176,7 +131,7 @@ def _concatenate(parts: Sequence[Candidates]) -> Candidates:
 
 
 def _suppress(
-    candidates: Candidates, bits: Sequence[BitMasks], num_classes: int, options: InferenceOptions
+    candidates: Candidates, bits: Sequence[BitMasks], num_classes: int, options: InferenceSettings
 ) -> Candidates:
     """Steps 5 to 8 for all images at once: labels are made to differ between images."""
     candidates = candidates.best(options.nms_pre)
@@ -203,7 +158,7 @@ def _paste(
     out_size: tuple[int, int],
     image_size: tuple[int, int],
     original_size: tuple[int, int],
-    options: InferenceOptions,
+    options: InferenceSettings,
 ) -> dict[str, Tensor]:
     """Step 9 for one image."""
     masks = torch.zeros(len(kept.mask), *original_size, dtype=torch.bool, device=kept.mask.device)

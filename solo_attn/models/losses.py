@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from ..ops import dice_loss
-from .head import SOLOHead
+from .heads import Head, HeadResult
 from .targets import LevelTargets
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
@@ -35,9 +35,8 @@ def category_loss(category_logits: Sequence[Tensor], targets: Sequence[LevelTarg
 
 
 def mask_loss(
-    head: SOLOHead,
-    levels: Sequence[Tensor],
-    grids: Sequence[Tensor],
+    head: Head,
+    result: HeadResult,
     targets: Sequence[LevelTargets],
     weight: float,
 ) -> Tensor:
@@ -47,11 +46,12 @@ def mask_loss(
     """
     # Levels and images without a positive cell leave parameters unused: a gradient of 0 rather than none,
     # so that processes that train together agree on what they exchange.
-    parameters = [*head.mask_tower.parameters(), *head.mask_outputs.parameters()]
-    total = sum((p.sum() * 0 for p in parameters), start=levels[0].new_zeros((), dtype=parameters[0].dtype))
+    parameters = head.mask_parameters()
+    start = result.features[0].new_zeros((), dtype=parameters[0].dtype)
+    total = sum((p.sum() * 0 for p in parameters), start=start)
     positives = sum(len(level.cells) for level in targets)
     for k, level in enumerate(targets):
         if len(level.cells):
-            cells = head.cell_masks(k, levels[k], grids[k], level.cells)
+            cells = head.cell_masks(result, k, level.cells)
             total = total + dice_loss(cells.coarse_logits, cells.attention, level.masks, DICE_EPS).sum()
     return weight * total / max(positives, 1)

@@ -10,15 +10,14 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from .._utils.checks import is_finite
-from ._checks import are_ranges, check_images, check_settings, check_targets
+from ._checks import check_images, check_targets
 from .backbone import default_norm, resnet_fpn
-from .head import SOLOHead
-from .inference import InferenceOptions, predict
+from .heads import HeadResult, SOLOHead
+from .inference import predict
 from .losses import category_loss, mask_loss
-from .targets import SCALE_RANGES, assign
+from .settings import ModelSettings
+from .targets import assign
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE_DIVISIBLE = 32
 
 
@@ -37,40 +36,27 @@ class SOLO(nn.Module):
     Args:
         backbone: from [B, 3, H, W] to a dict of the five maps P2..P6.
         head: the prediction head.
-        transform: normalises, resizes and batches, padding to multiples of 32.
-        scale_ranges: of each level, the sqrt of box area in pixels of the resized image that it takes.
-        mask_loss_weight: lambda of eq. 4; > 0.
-        inference: thresholds and limits.
+        settings: sizes, normalisation, scale ranges, the weight of the mask loss, thresholds and limits.
+
+    Attributes:
+        settings: thresholds and limits in it may be changed after the model is made.
 
     Raises:
         TypeError, ValueError: images or targets that are not as said above, or too thin to be resized, naming
-            which one; ``scale_ranges`` or ``mask_loss_weight`` that are not as said above.
+            which one.
     """
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        head: SOLOHead,
-        transform: GeneralizedRCNNTransform,
-        *,
-        scale_ranges: Sequence[Sequence[float]] = SCALE_RANGES,
-        mask_loss_weight: float = 3.0,
-        inference: InferenceOptions | None = None,
-    ) -> None:
+    def __init__(self, backbone: nn.Module, head: SOLOHead, settings: ModelSettings) -> None:
         super().__init__()
-        if not are_ranges(scale_ranges, len(head.num_grids)):
-            raise ValueError(f"SOLO: expected scale_ranges to be five (low, high), got {scale_ranges!r}")
-        if not is_finite(mask_loss_weight) or mask_loss_weight <= 0:
-            raise ValueError(
-                f"SOLO: expected mask_loss_weight to be a finite number > 0, got {mask_loss_weight!r}"
-            )
         self.backbone = backbone
         self.head = head
-        self.transform = transform
-        self.scale_ranges = scale_ranges
-        self.mask_loss_weight = mask_loss_weight
-        self.inference = inference or InferenceOptions()
-        self.config: dict[str, Any] = {}  # what `build_solo` was called with
+        self.transform = _Transform(settings)
+        self.settings = settings
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments of `build_solo` that remake this model, as plain types."""
+        return {"num_classes": self.head.num_classes, **self.settings.as_dict()}
 
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None
@@ -92,18 +78,17 @@ class SOLO(nn.Module):
         Raises:
             ValueError: one is so thin that no pixel would be left of a side.
         """
-        transform = self.transform
-        if transform.fixed_size is not None or (self.training and transform._skip_resize):
+        if self.training and not self.settings.resize_in_training:
             return
         # Training takes one of several at random: what fails at times fails.
-        shorter = transform.min_size if self.training else transform.min_size[-1:]
+        shorter = self.settings.sizes if self.training else self.settings.sizes[-1:]
         for i, size in enumerate(sizes):
             for length in shorter:
-                resized = resized_size(size, length, transform.max_size)
+                resized = resized_size(size, length, self.settings.max_size)
                 if min(resized) == 0:
                     raise ValueError(
                         f"SOLO: expected images[{i}] to keep a pixel on each side when resized to max_size "
-                        f"{transform.max_size}, got {[3, *size]}, which would become {[3, *resized]}"
+                        f"{self.settings.max_size}, got {[3, *size]}, which would become {[3, *resized]}"
                     )
 
     def _losses(self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -111,151 +96,87 @@ class SOLO(nn.Module):
             list(images),
             [{"boxes": t["boxes"], "labels": t["labels"], "masks": _exact(t["masks"])} for t in targets],
         )
-        levels, grids, category_logits = self._features(batch.tensors)
+        result = self.features(batch.tensors)
         height, width = batch.tensors.shape[-2:]
-        assigned = assign(resized, (height, width), self.head.num_grids, self.scale_ranges)
+        assigned = assign(resized, (height, width), self.head.num_grids, self.settings.scale_ranges)
         return {
-            "loss_category": category_loss(category_logits, assigned),
-            "loss_mask": mask_loss(self.head, levels, grids, assigned, self.mask_loss_weight),
+            "loss_category": category_loss(result.category_logits, assigned),
+            "loss_mask": mask_loss(self.head, result, assigned, self.settings.mask_loss_weight),
         }
 
     def _predict(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         batch, _ = self.transform(list(images))
         originals = [(image.shape[1], image.shape[2]) for image in images]
-        features = self._features(batch.tensors)
-        return predict(self.head, *features, batch.image_sizes, originals, self.inference)
+        result = self.features(batch.tensors)
+        return predict(self.head, result, batch.image_sizes, originals, self.settings)
 
-    def _features(self, batch: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        levels = self.head.levels(list(self.backbone(batch).values()))
-        grids = self.head.grids(levels)
-        return levels, grids, self.head.category_logits(grids)
+    def features(self, batch: Tensor) -> HeadResult:
+        """Backbone and head up to the choice of cells, for normalised images [B, 3, H, W]; 32 divides H, W."""
+        return self.head(list(self.backbone(batch).values()))
 
 
-def build_solo(
-    num_classes: int,
-    *,
-    backbone: str = "resnet50",
-    norm: str | None = None,
-    pretrained: bool = False,
-    fpn_channels: int = 256,
-    head_channels: int = 256,
-    num_convs: int = 7,
-    num_grids: Sequence[int] = (40, 36, 24, 16, 12),
-    scale_ranges: Sequence[Sequence[float]] = SCALE_RANGES,
-    coords: str | None = "paper",
-    attention: bool = True,
-    attention_scale: float | str = "cosine",
-    cosine_factor: float = 1.0,
-    min_size: int | Sequence[int] = 800,
-    max_size: int = 1333,
-    resize_in_training: bool = True,
-    image_mean: Sequence[float] = IMAGENET_MEAN,
-    image_std: Sequence[float] = IMAGENET_STD,
-    mask_loss_weight: float = 3.0,
-    score_threshold: float = 0.1,
-    mask_threshold: float = 0.5,
-    nms_pre: int = 500,
-    nms_kernel: str = "gaussian",
-    nms_sigma: float = 2.0,
-    final_score_threshold: float = 0.05,
-    max_detections: int = 100,
-) -> SOLO:
+class _Transform(GeneralizedRCNNTransform):
+    """torchvision's, which resizes, normalises and batches, padding to multiples of 32."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__(
+            settings.sizes,
+            settings.max_size,
+            list(settings.image_mean),
+            list(settings.image_std),
+            size_divisible=SIZE_DIVISIBLE,
+        )
+        self.resize_in_training = settings.resize_in_training
+
+    def resize(
+        self, image: Tensor, target: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """Leave training images that are already of the wanted size as they are."""
+        if self.training and not self.resize_in_training:
+            return image, target
+        return super().resize(image, target)
+
+
+def build_solo(num_classes: int, settings: ModelSettings | None = None, **changes: Any) -> SOLO:
     """A SOLO of plain settings; its ``config`` holds them all, so that ``build_solo(**config)`` remakes it.
 
     Args:
         num_classes: C, without a background class.
-        backbone: resnet18, resnet34, resnet50 or resnet101.
-        norm: of the backbone: "frozen_bn", "bn" or "gn" (see `resnet_fpn`); None for "frozen_bn" with
-            pretrained weights and "gn" without.
-        pretrained: load torchvision's ImageNet weights (downloads them).
-        fpn_channels: channels of the pyramid.
-        head_channels: channels of the towers, a multiple of 32.
-        num_convs: groups in each tower.
-        num_grids: S of each level (Table 2); at least 2 with 32 head_channels.
-        scale_ranges: of each level, the sqrt of box area in pixels of the resized image; inclusive.
-        coords: "paper" (eq. 1), "inclusive" (mmdetection's) or None.
-        attention: add the attention branch (paper section 3.3, 3.4).
-        attention_scale: a number, "rsqrt" for C^-1/2, or "cosine" (see `SOLOHead`).
-        cosine_factor: of "cosine" (see `SOLOHead`).
-        min_size: shorter side in pixels that images are resized to; of several, training takes one at
-            random and evaluation the last.
-        max_size: limit of the longer side.
-        resize_in_training: False takes training images as they come, for data that is cropped to size.
-        image_mean: of each channel, taken off.
-        image_std: of each channel, divided by.
-        mask_loss_weight: lambda of eq. 4; > 0.
-        score_threshold: see `InferenceOptions`, also for the arguments that follow.
-        mask_threshold: "
-        nms_pre: "
-        nms_kernel: "
-        nms_sigma: "
-        final_score_threshold: "
-        max_detections: "
+        settings: see `ModelSettings`; single ones may be given by name instead.
 
     Raises:
-        ValueError: an argument outside of what is said above.
+        ValueError: a setting outside of what is said there.
+        TypeError: settings both ways.
     """
-    norm = norm or default_norm(pretrained)  # settled here, so that config remakes the same model
-    config = {k: _plain(v) for k, v in locals().items()}
-    check_settings(fpn_channels, min_size, max_size, image_mean, image_std)
-    head = SOLOHead(
-        num_classes,
-        in_channels=fpn_channels,
-        channels=head_channels,
-        num_convs=num_convs,
-        num_grids=num_grids,
-        coords=coords,
-        attention=attention,
-        attention_scale=attention_scale,
-        cosine_factor=cosine_factor,
+    if settings is None:
+        settings = ModelSettings.parse(changes, "build_solo")
+    elif changes:
+        raise TypeError(f"build_solo: expected settings or single ones, got both: {', '.join(changes)}")
+    # Settled here, so that config remakes the same model.
+    settings = settings.model_copy(update={"norm": settings.norm or default_norm(settings.pretrained)})
+    head = SOLOHead(num_classes, settings.fpn_channels, settings)
+    backbone = resnet_fpn(
+        settings.backbone,
+        norm=settings.norm,
+        pretrained=settings.pretrained,
+        out_channels=settings.fpn_channels,
     )
-    transform = GeneralizedRCNNTransform(
-        list(min_size) if isinstance(min_size, Sequence) else min_size,
-        max_size,
-        list(image_mean),
-        list(image_std),
-        size_divisible=SIZE_DIVISIBLE,
-        _skip_resize=not resize_in_training,
-    )
-    options = InferenceOptions(
-        score_threshold,
-        mask_threshold,
-        nms_pre,
-        nms_kernel,
-        nms_sigma,
-        final_score_threshold,
-        max_detections,
-    )
-    model = SOLO(
-        resnet_fpn(backbone, norm=norm, pretrained=pretrained, out_channels=fpn_channels),
-        head,
-        transform,
-        scale_ranges=scale_ranges,
-        mask_loss_weight=mask_loss_weight,
-        inference=options,
-    )
-    model.config = config
-    return model
+    return SOLO(backbone, head, settings)
 
 
 def solo_without_coords(num_classes: int, **settings: Any) -> SOLO:
     """The first system of Table 3: no coordinate channels, no attention; `build_solo`'s other settings."""
-    return build_solo(num_classes, coords=None, attention=False, **settings)
+    return build_solo(num_classes, coords=None, attention=None, **settings)
 
 
 def solo(num_classes: int, **settings: Any) -> SOLO:
     """The second system of Table 3: SOLO with coordinate channels; `build_solo`'s other settings."""
-    return build_solo(num_classes, attention=False, **settings)
+    return build_solo(num_classes, attention=None, **settings)
 
 
 def solo_with_attention(num_classes: int, **settings: Any) -> SOLO:
     """The third system of Table 3: SOLO with coordinates and grid attention; `build_solo`'s settings."""
-    return build_solo(num_classes, attention=True, **settings)
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, so that a configuration is the same before and after JSON or YAML."""
-    return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+    return build_solo(num_classes, **settings)
 
 
 def resized_size(size: Sequence[int], min_size: int, max_size: int) -> tuple[int, int]:

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SCALE_RANGES = ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))
 # Mask logits are twice as large as the maps that the head sees (strides 8, 8, 16, 32, 32).
 MASK_STRIDES = (4, 4, 8, 16, 16)
 CENTRE_FRACTION = 0.2
@@ -108,7 +107,7 @@ def assign(
     targets: Sequence[Mapping[str, Tensor]],
     input_size: tuple[int, int],
     num_grids: Sequence[int],
-    scale_ranges: Sequence[Sequence[float]] = SCALE_RANGES,
+    scale_ranges: Sequence[Sequence[float]],
 ) -> list[LevelTargets]:
     """Targets of every level for a batch.
 

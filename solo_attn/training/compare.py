@@ -25,20 +25,23 @@ from ..evaluation import (
     side_by_side,
     summary_json,
 )
-from ..models import load_model
+from ..models import ModelSettings, load_model
 from .callbacks import UnfinishedError
 from .config import Config, ConfigError, DataConfig, changes, differences
 from .train import FREE, RESULT, train
 
 FIGURE_IMAGES = 3  # as many samples as the paper's Figure 5 has
+_OF_ATTENTION = ("attention_vectors", "attention_gain", "attention_offset")
 
-SCALES: dict[str, dict[str, float | str]] = {
-    "Attention mechanism, scale 1": {"attention_scale": 1.0, "cosine_factor": 1.0},
-    "Attention mechanism, scale C^-1/2": {"attention_scale": "rsqrt", "cosine_factor": 1.0},
-    "Attention mechanism, cosine": {"attention_scale": "cosine", "cosine_factor": 1.0},
-    "Attention mechanism, 4 x cosine": {"attention_scale": "cosine", "cosine_factor": 4.0},
+FORMS: dict[str, dict[str, str]] = {
+    "Attention, dot products as they are": {"attention": "literal", "attention_vectors": "features"},
+    "Attention, dot products x C^-1/2": {"attention": "rsqrt", "attention_vectors": "features"},
+    "Attention, cosines": {"attention": "cosine", "attention_vectors": "features"},
+    "Attention, gated": {"attention": "gated", "attention_vectors": "features"},
+    "Attention, gated, projection": {"attention": "gated", "attention_vectors": "projection"},
+    "Attention, gated, position": {"attention": "gated", "attention_vectors": "position"},
 }
-"""The attention's dot products as the paper has them, and the ways to make them smaller (spec 1)."""
+"""Ways to add the attention (docs/method.md, "Attention"); the first is the paper's, to the letter."""
 
 
 @dataclass(frozen=True)
@@ -54,29 +57,31 @@ class Comparison:
     files: list[Path]
 
 
-def systems_of(config: Config, *, scales: bool = False) -> tuple[str, ...]:
-    """The systems of Table 3; with ``scales`` also the attention with the scales that ``config`` has not."""
+def systems_of(config: Config, *, forms: bool = False) -> tuple[str, ...]:
+    """The systems of Table 3; with ``forms`` also the attention in the forms that ``config`` has not."""
     model = config.as_dict()["model"]
-    others = [name for name, scale in SCALES.items() if model != model | scale]
-    return (*SYSTEMS, *(others if scales else ()))
+    others = [name for name, form in FORMS.items() if model != model | form]
+    return (*SYSTEMS, *(others if forms else ()))
 
 
 def system_config(config: Config, system: str, seed: int) -> Config:
-    """``config`` with what tells a system of Table 3, or of `SCALES`, from the others.
+    """``config`` with what tells a system of Table 3, or of `FORMS`, from the others.
 
     Raises:
-        ConfigError: no system of that name.
+        ConfigError: no system of that name, or a configuration without attention.
     """
     coords = config.model.coords or "paper"
-    # Without attention its scale is nothing: one for all, so that finished runs serve whatever it is.
-    without = {"attention": False, **SCALES["Attention mechanism, cosine"]}
+    if config.model.attention is None:
+        raise ConfigError("compare: expected model.attention to be the form that is compared, got null")
+    # What only attention uses is the same for all without it, so that finished runs serve whatever it is.
+    unused = {name: ModelSettings.model_fields[name].default for name in _OF_ATTENTION}
+    without = {**unused, "attention": None}
     settings: dict[str, dict[str, Any]] = {
         SYSTEMS[0]: {"coords": None, **without},
         SYSTEMS[1]: {"coords": coords, **without},
-        SYSTEMS[2]: {"coords": coords, "attention": True},
+        SYSTEMS[2]: {"coords": coords},
+        **{name: {"coords": coords, **form} for name, form in FORMS.items()},
     }
-    for name, scale in SCALES.items():
-        settings[name] = {"coords": coords, "attention": True, **scale}
     if system not in settings:
         raise ConfigError(f"compare: expected systems among {', '.join(settings)}, got {system!r}")
     values = config.as_dict()
@@ -107,7 +112,7 @@ def compare(
         config: what the systems have in common; ``train.seed`` is not used.
         seeds: one run of each system for each.
         out_dir: receives ``tables.md``, ``results.json``, ``comparison.png`` and ``figure5.png``.
-        systems: names of Table 3 and of `SCALES`.
+        systems: names of Table 3 and of `FORMS`.
         minutes: end with `UnfinishedError` after so many, for machines with a time limit. A run that is at
             its end by then is still evaluated.
         console: where progress goes; a new one by default.

@@ -107,10 +107,8 @@ class SOLODataModule(pl.LightningDataModule):
             varied = train_transforms(
                 shortest_size=data.shortest_size,
                 flip=data.flip,
-                scale_jitter=_pair("data.scale_jitter", data.scale_jitter),
-                crop_size=data.crop_size
-                if isinstance(data.crop_size, int)
-                else _pair("data.crop_size", data.crop_size),
+                scale_jitter=data.scale_jitter,
+                crop_size=data.crop_size,
                 colour=data.colour,
                 vertical_flip=data.vertical_flip,
             )
@@ -123,14 +121,13 @@ class SOLODataModule(pl.LightningDataModule):
         self.test_set = (
             self._evaluated(data.test_images, data.test_annotations) if data.test_annotations else None
         )
-        sizes = config.model.min_size
-        sizes = [sizes] if isinstance(sizes, int) else sizes
+        sizes = config.model.sizes
         if data.crop_size is None and config.model.resize_in_training:
             # Of several lengths the least leaves the fewest pixels.
-            self._refuse_thin(self.train_set, min(sizes, default=0))
+            self._refuse_thin(self.train_set, min(sizes))
         for part in (self.val_set, self.test_set):
             if part is not None:
-                self._refuse_thin(part, sizes[-1] if sizes else 0)
+                self._refuse_thin(part, sizes[-1])
         self.batches_done = 0
         self._sampler: PositionSampler | None = None
 
@@ -140,8 +137,6 @@ class SOLODataModule(pl.LightningDataModule):
         As they are: what ``data.scale_jitter`` may make of training images is random, and left to the model.
         """
         max_size = self.config.model.max_size
-        if min(min_size, max_size) < 1:
-            return  # no fault of the images: `build_solo` says so
         entries = [dataset.coco.imgs[image_id] for image_id in dataset.image_ids]
         raise_faults(
             dataset.annotations,
@@ -222,11 +217,3 @@ class SOLODataModule(pl.LightningDataModule):
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
-
-
-def _pair(key: str, value: Any) -> Any:
-    if value is None:
-        return None
-    if len(value) != 2:
-        raise ConfigError(f"config: expected {key} to be a list of two, got {value}")
-    return value[0], value[1]

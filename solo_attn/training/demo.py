@@ -8,8 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from ..data import write_street_scenes
+from ..models import ModelSettings
 from .compare import Comparison, compare
-from .config import Config, DataConfig, ModelConfig, TrainConfig, override
+from .config import Config, DataConfig, TrainConfig, override
 
 TRAIN_IMAGES, VAL_IMAGES = 160, 24
 SIZE = (96, 192)
@@ -20,15 +21,15 @@ def demo_config() -> Config:
     """The demo's settings, without the paths."""
     return Config(
         data=DataConfig(flip=0.5, workers=0),
-        model=ModelConfig(
+        model=ModelSettings(
             backbone="resnet18",
             norm="gn",
             fpn_channels=64,
             head_channels=64,
             num_convs=2,
-            num_grids=[20, 16, 12, 8, 6],
+            num_grids=(20, 16, 12, 8, 6),
             # The paper's ranges, for images a seventh of its size, where objects are larger.
-            scale_ranges=[[1, 24], [12, 48], [24, 96], [48, 192], [96, 2048]],
+            scale_ranges=((1, 24), (12, 48), (24, 96), (48, 192), (96, 2048)),
             min_size=min(SIZE),
             max_size=max(SIZE),
         ),

@@ -53,8 +53,8 @@ class SOLOModule(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """SGD or AdamW with warm-up and decay at every optimizer step."""
         train, world_size = self.config.train, self.trainer.world_size
-        parameters = [p for p in self.parameters() if p.requires_grad]
         rate = scaled_learning_rate(train, world_size)
+        parameters = self._parameter_groups(rate)
         optimizer: torch.optim.Optimizer
         if train.optimizer == "sgd":
             optimizer = torch.optim.SGD(parameters, rate, train.momentum, weight_decay=train.weight_decay)
@@ -66,6 +66,26 @@ class SOLOModule(pl.LightningModule):
         factor = learning_rate_factor(train, self.datamodule.total_steps(world_size))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _parameter_groups(self, rate: float) -> list[dict[str, Any]]:
+        """What learns at a rate of its own: the backbone's body, and the attention's gains and offsets."""
+        train = self.config.train
+        groups: dict[str, list[torch.nn.Parameter]] = {"body": [], "gate": [], "rest": []}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                group = "rest"
+                if name.startswith("backbone.body."):
+                    group = "body"
+                elif name.startswith("head.attention.") and name.endswith(("raw_gain", "offset")):
+                    group = "gate"
+                groups[group].append(parameter)
+        decay = train.weight_decay
+        settings = {
+            "rest": {"lr": rate, "weight_decay": decay},
+            "body": {"lr": rate * train.backbone_rate, "weight_decay": decay},
+            "gate": {"lr": rate * train.gate_rate, "weight_decay": 0.0},
+        }
+        return [{"params": groups[name], **found} for name, found in settings.items() if groups[name]]
 
     def training_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int) -> Tensor:
         """The sum of both losses.
@@ -90,7 +110,7 @@ class SOLOModule(pl.LightningModule):
             )
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(images))
         logged = {f"train/{name}": value.detach() for name, value in losses.items()}
-        logged["train/dice"] = logged["train/loss_mask"] / self.model.mask_loss_weight
+        logged["train/dice"] = logged["train/loss_mask"] / self.model.settings.mask_loss_weight
         logged["train/lr"] = torch.tensor(self.lr_schedulers().get_last_lr()[0])  # type: ignore[union-attr]
         self.log_dict(logged, batch_size=len(images))
         return loss

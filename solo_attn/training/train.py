@@ -127,7 +127,7 @@ def train(
     with quiet_lightning():
         pl.seed_everything(config.train.seed, verbose=False)
         try:
-            model = build_solo(datamodule.train_set.num_classes, **config.as_dict()["model"])
+            model = build_solo(datamodule.train_set.num_classes, config.model)
         except ValueError as error:
             raise ConfigError(f"config: the section model does not make a model: {error}") from error
         module = SOLOModule(

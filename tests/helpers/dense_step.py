@@ -61,13 +61,44 @@ def with_coordinates(x, formula):
     return torch.cat([x, channels], dim=1)
 
 
-def attention_map(grid, scale, cosine_factor):
-    """Eq. 2 and 3: [B, C, S, S] to [B, S * S, S, S]."""
-    if scale == "cosine":
-        grid, scale = grid / (grid * grid).sum(1, keepdim=True).sqrt(), cosine_factor
-    if scale == "rsqrt":
-        scale = 1 / grid.shape[1] ** 0.5
-    return scale * torch.einsum("bcn,bcij->bnij", grid.flatten(2), grid)
+def unit(vectors):
+    return vectors / (vectors * vectors).sum(1, keepdim=True).sqrt()
+
+
+def attention_vectors(branch, grid):
+    """V: the features, a projection of them, or one of features and position beside the position's code."""
+    if branch.of == "features":
+        return grid
+    weight, bias = branch.projection.weight.flatten(1), branch.projection.bias[:, None, None]
+    if branch.of == "projection":
+        return torch.einsum("dc,bcij->bdij", weight, grid) + bias
+    side = grid.shape[-1]
+    code = torch.zeros(1, 20, side, side, dtype=grid.dtype)
+    for row in range(side):
+        for column in range(side):
+            for axis, place in enumerate((column, row)):
+                for octave in range(5):
+                    angle = torch.tensor(torch.pi * 2**octave * (place + 0.5) / side, dtype=grid.dtype)
+                    code[0, 10 * axis + octave, row, column] = angle.sin()
+                    code[0, 10 * axis + 5 + octave, row, column] = angle.cos()
+    code = code.expand(len(grid), -1, -1, -1)
+    projected = torch.einsum("dc,bcij->bdij", weight, torch.cat([grid, code], dim=1)) + bias
+    return torch.cat([unit(projected), unit(code)], dim=1)
+
+
+def attention_map(branch, level, grid):
+    """Eq. 2 and 3 in each of the forms that a model may have: [B, C, S, S] to [B, S * S, S, S]."""
+    vectors = attention_vectors(branch, grid)
+    dots = torch.einsum("bcn,bcij->bnij", vectors.flatten(2), vectors)
+    if branch.form == "literal":
+        return dots
+    if branch.form == "rsqrt":
+        return dots / vectors.shape[1] ** 0.5
+    lengths = (vectors * vectors).sum(1).sqrt()
+    cosines = dots / (lengths.flatten(1)[:, :, None, None] * lengths[:, None])
+    if branch.form == "cosine":
+        return cosines
+    return (1 + branch.raw_gain[level].exp()).log() * cosines - branch.offset[level]
 
 
 def dense_losses(model, images, targets):
@@ -77,19 +108,17 @@ def dense_losses(model, images, targets):
     p2, p3, p4, p5, p6 = model.backbone(batch).values()
     halved = (p2[..., ::2, ::2] + p2[..., 1::2, ::2] + p2[..., ::2, 1::2] + p2[..., 1::2, 1::2]) / 4
     levels = [halved, p3, p4, p5, resized(p6, p5.shape[2:])]
-    assigned = assigned_by_loops(targets, tuple(batch.shape[2:]), head.num_grids, model.scale_ranges)
+    assigned = assigned_by_loops(targets, tuple(batch.shape[2:]), head.num_grids, model.settings.scale_ranges)
     assert assigned is not None, "an object lies at the boundary of a cell, where rounding decides"
     dice, focal = [], 0.0
-    for features, side, output, found in zip(
-        levels, head.num_grids, head.mask_outputs, assigned, strict=True
-    ):
+    outputs = zip(levels, head.num_grids, head.mask_outputs, assigned, strict=True)
+    for level, (features, side, output, found) in enumerate(outputs):
         size = (2 * features.shape[2], 2 * features.shape[3])
         grid = resized(features, (side, side))
         maps = resized(tower(head.mask_tower, with_coordinates(features, head.coords)), size)
         logits = F.conv2d(maps, output.weight, output.bias)  # [B, S * S, 2h, 2w]
-        if head.attention:
-            attention = attention_map(grid, head.attention_scale, head.cosine_factor)
-            logits = logits + resized(attention, size)
+        if head.attention is not None:
+            logits = logits + resized(attention_map(head.attention, level, grid), size)
         masks = 1 / (1 + torch.exp(-logits))
         for (image, row, column), (_, mask) in found.items():
             p, t = masks[image, row * side + column], torch.from_numpy(mask).double()

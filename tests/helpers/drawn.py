@@ -4,8 +4,8 @@ import math
 
 import torch
 
-from solo_attn.models import InferenceOptions
-from solo_attn.models.head import CellMasks
+from solo_attn.models import InferenceSettings
+from solo_attn.models.heads import CellMasks, HeadResult
 from solo_attn.models.inference import predict
 
 OFF, SURE = -50.0, 50.0  # sigmoids of exactly 0 and 1 in float32
@@ -17,7 +17,7 @@ class Drawn:
     def __init__(self, masks, num_classes):
         self.masks, self.num_classes, self.asked = masks, num_classes, []
 
-    def cell_masks(self, level, features, grid, cells):
+    def cell_masks(self, result, level, cells):
         self.asked.append(level)
         coarse = self.masks[level][cells[:, 0], cells[:, 1]]
         return CellMasks(coarse, None, (2 * coarse.shape[1], 2 * coarse.shape[2]))
@@ -33,9 +33,10 @@ def run(categories, masks, size, images=None, originals=None, **options):
     logits = [categories.get(k, torch.full((count, classes, 1, 1), OFF)) for k in range(5)]
     head = Drawn(masks, classes)
     levels = [torch.empty(count, 1, *size)] * 5
+    result = HeadResult(tuple(logits), tuple(levels), tuple(levels))
     full = [(8 * size[0], 8 * size[1])] * count
-    options = InferenceOptions(**options)
-    return predict(head, levels, levels, logits, images or full, originals or images or full, options), head
+    options = InferenceSettings(**options)
+    return predict(head, result, images or full, originals or images or full, options), head
 
 
 def category_map(side, scores, classes=1, images=1):

@@ -21,8 +21,9 @@ from solo_attn.inspection import GridSetting, count_cells, grids, propose
 from solo_attn.inspection import proposal as proposal_file
 from solo_attn.inspection.grids import input_sizes
 from solo_attn.inspection.objects import ObjectTable
+from solo_attn.models import ModelSettings
 from solo_attn.models.solo import SIZE_DIVISIBLE
-from solo_attn.models.targets import SCALE_RANGES, assign
+from solo_attn.models.targets import assign
 
 RANGES = ((1, 16), (10, 32), (16, 64), (48, 128), (96, 2048))
 SETTING = GridSetting((8, 6, 5, 4, 3), RANGES, 64, 96)
@@ -168,7 +169,7 @@ def crowd(spacing: float, side: float, size: int = 512) -> ObjectTable:
 
 
 def test_a_crowd_gets_a_finer_grid() -> None:
-    setting = GridSetting((20, 16, 12, 10, 8), SCALE_RANGES, 512, 512)
+    setting = GridSetting((20, 16, 12, 10, 8), ModelSettings().scale_ranges, 512, 512)
     table = crowd(16, 12)
     before = count_cells(table, setting)
     assert before.collisions > 0.2 * before.objects
@@ -193,7 +194,7 @@ def test_small_objects_get_a_larger_input() -> None:
 
 
 def test_nothing_to_mend() -> None:
-    setting = GridSetting((8, 8, 8, 8, 8), SCALE_RANGES, 512, 512)
+    setting = GridSetting((8, 8, 8, 8, 8), ModelSettings().scale_ranges, 512, 512)
     assert propose(placed((100, 100, 40), size=512), setting) == setting
     with pytest.raises(ValueError, match="expected at least one object"):
         propose(placed(), setting)

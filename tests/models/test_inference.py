@@ -7,13 +7,23 @@ import torch
 from drawn import OFF, SURE, category_map, flat_masks, run
 from small_solo import confident, small
 
-from solo_attn.models import InferenceOptions, build_solo
+from solo_attn.models import InferenceSettings, build_solo
 from solo_attn.models.inference import find_candidates, points_nms
 
 
 def test_default_options_are_those_of_the_spec():
-    expected = InferenceOptions(0.1, 0.5, 500, "gaussian", 2.0, 0.05, 100)
-    assert InferenceOptions() == build_solo(1, **{"backbone": "resnet18"}).inference == expected
+    expected = {
+        "score_threshold": 0.1,
+        "mask_threshold": 0.5,
+        "nms_pre": 500,
+        "nms_kernel": "gaussian",
+        "nms_sigma": 2.0,
+        "final_score_threshold": 0.05,
+        "max_detections": 100,
+    }
+    assert InferenceSettings().as_dict() == expected
+    settings = build_solo(1, backbone="resnet18").settings
+    assert {name: getattr(settings, name) for name in expected} == expected
 
 
 # Step 1

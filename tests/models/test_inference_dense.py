@@ -48,12 +48,11 @@ def matrix_nms(found, kernel, sigma):
 
 def dense_inference(model, images):
     """For each image a list of (score, label, probabilities at the original size), best first."""
-    head, options = model.head, model.inference
+    head, options = model.head, model.settings
     batch, _ = model.transform(images)
-    levels = head.levels(list(model.backbone(batch.tensors).values()))
-    grids = head.grids(levels)
-    categories = head.category_logits(grids)
-    masks = [head.dense_mask_logits(k, x, g) for k, (x, g) in enumerate(zip(levels, grids, strict=True))]
+    result = head(list(model.backbone(batch.tensors).values()))
+    categories, levels = result.category_logits, zip(result.features, result.grids, strict=True)
+    masks = [head.dense_mask_logits(k, x, grid) for k, (x, grid) in enumerate(levels)]
     height, width = batch.tensors.shape[-2:]
     results, counts = [], []
     for image, (original, size) in enumerate(zip(images, batch.image_sizes, strict=True)):
@@ -97,7 +96,7 @@ def compare(model, images):
         expected, counts = dense_inference(model, images)
     found = model(images)
     assert len(found) == len(images)
-    threshold = model.inference.mask_threshold
+    threshold = model.settings.mask_threshold
     for image, prediction, wanted in zip(images, found, expected, strict=True):
         assert prediction["masks"].shape == (len(wanted), *image.shape[1:])
         assert prediction["masks"].dtype == torch.bool
@@ -124,7 +123,7 @@ def images_of(sizes, seed=3):
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_inference_is_the_dense_one(system):
-    model = confident(small(system, attention_scale="cosine", nms_pre=60, max_detections=30)).double()
+    model = confident(small(system, nms_pre=60, max_detections=30)).double()
     expected, counts = compare(model, images_of(BATCH))
     assert all(sum(count[k] for count in counts) > 0 for k in range(5))  # every level took part
     assert any(sum(count) > 60 for count in counts)  # and both limits
@@ -141,7 +140,7 @@ def test_inference_is_the_dense_one(system):
     ],
 )
 def test_inference_options(options):
-    model = confident(small(attention_scale=0.02, **options)).double()
+    model = confident(small(**options)).double()
     expected, _ = compare(model, images_of(BATCH[1:]))
     assert all(len(image) > 3 for image in expected)
 

@@ -56,10 +56,14 @@ def test_the_scenes_hold_what_is_difficult():
         ("without_coords", {}),
         ("solo", {}),
         ("solo", {"coords": "inclusive"}),
-        ("attention", {"attention_scale": 1.0}),
-        ("attention", {"attention_scale": "rsqrt"}),
-        ("attention", {"attention_scale": "cosine"}),
-        ("attention", {"attention_scale": "cosine", "cosine_factor": 3.0}),
+        ("attention", {}),
+        ("attention", {"masks": "dense"}),
+        ("attention", {"attention_vectors": "projection"}),
+        ("attention", {"attention_vectors": "position", "attention_gain": 2.0}),
+        ("attention", {"attention": "cosine", "attention_vectors": "position", "masks": "dense"}),
+        ("attention", {"attention": "rsqrt"}),
+        ("attention", {"attention": "rsqrt", "attention_vectors": "projection"}),
+        ("attention", {"attention": "literal"}),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value,
 )
@@ -120,10 +124,10 @@ def test_every_mask_parameter_has_a_gradient_where_one_level_has_positives():
 
 def test_a_target_that_vanished_is_a_loss_of_one_without_a_gradient():
     model = small().train()
-    model.mask_loss_weight = 1.0
+    model.settings.mask_loss_weight = 1.0
     images, _ = batch(sizes=((64, 96),))
     target = rectangles([(8, 8, 9, 9)], [0], (64, 96))  # no centre pixel of its 4 x 4 block
-    assert not assign([target], (64, 96), model.head.num_grids, model.scale_ranges)[0].masks.any()
+    assert not assign([target], (64, 96), model.head.num_grids, model.settings.scale_ranges)[0].masks.any()
     loss = model(images, [target])["loss_mask"]
     assert loss.item() == 1
     assert all(not grad.any() for grad in gradients(model, loss).values())
@@ -163,16 +167,16 @@ def test_focal_loss_of_half_precision_logits_is_summed_in_float32(dtype):
 
 def test_weight_of_the_mask_loss():
     model = small()
-    assert model.mask_loss_weight == 3
-    assert small(mask_loss_weight=2.0).mask_loss_weight == 2
+    assert model.settings.mask_loss_weight == 3
+    assert small(mask_loss_weight=2.0).settings.mask_loss_weight == 2
     images, targets = batch()
     transformed, resized = model.transform(images, targets)
     with torch.no_grad():
-        levels, grids, _ = model._features(transformed.tensors)
+        result = model.features(transformed.tensors)
         assigned = assign(
-            resized, tuple(transformed.tensors.shape[-2:]), model.head.num_grids, model.scale_ranges
+            resized, tuple(transformed.tensors.shape[-2:]), model.head.num_grids, model.settings.scale_ranges
         )
-        once, thrice = (mask_loss(model.head, levels, grids, assigned, weight).item() for weight in (1, 3))
+        once, thrice = (mask_loss(model.head, result, assigned, weight).item() for weight in (1, 3))
         model.train()
         assert model(images, targets)["loss_mask"].item() == pytest.approx(thrice)
     assert thrice == pytest.approx(3 * once)

@@ -62,7 +62,7 @@ def watched_model(system, **settings):
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_training_never_makes_them(system):
-    model = watched_model(system, attention_scale="cosine").train()
+    model = watched_model(system).train()
     images, targets = batch(sizes=(SIZE, SIZE))
     with NoDenseMasks() as watch:
         losses = model(images, targets)
@@ -75,7 +75,7 @@ def test_training_never_makes_them(system):
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_inference_never_makes_them(system):
-    model = watched_model(system, attention_scale="cosine")
+    model = watched_model(system)
     images, _ = batch(sizes=(SIZE, SIZE))
     with NoDenseMasks() as watch:
         found = model(images)
@@ -91,14 +91,14 @@ def test_the_watch_sees_them(level, attention):
     model = watched_model("attention" if attention else "solo")
     images, _ = batch(sizes=(SIZE, SIZE))
     with torch.no_grad():
-        levels, grids, _ = model._features(model.transform(images)[0].tensors)
+        result = model.features(model.transform(images)[0].tensors)
         with NoDenseMasks(), pytest.raises(DenseMasksError):
-            model.head.dense_mask_logits(level, levels[level], grids[level])
+            model.head.dense_mask_logits(level, result.features[level], result.grids[level])
         side = GRIDS[level]
         cells = torch.cartesian_prod(torch.arange(1), torch.arange(side * side))
         with NoDenseMasks(), pytest.raises(DenseMasksError):  # at h x w already
-            model.head.cell_masks(level, levels[level], grids[level], cells)
+            model.head.cell_masks(result, level, cells)
         with NoDenseMasks():
-            grid_attention(grids[level], 1.0, cells[:1])
+            grid_attention(result.grids[level], 1.0, cells[:1])
             with pytest.raises(DenseMasksError):  # S^2 maps of S x S
-                grid_attention(grids[level])
+                grid_attention(result.grids[level])

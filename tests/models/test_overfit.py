@@ -83,7 +83,7 @@ def learn(model, images, targets):
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_a_batch_is_learnt_by_heart(system, tmp_path):
-    settings = {"num_convs": 2, "num_grids": GRIDS, "scale_ranges": RANGES, "attention_scale": "cosine"}
+    settings = {"num_convs": 2, "num_grids": GRIDS, "scale_ranges": RANGES}
     model = small(system, seed=1, **settings).train()
     images, targets = pictures()
     history = learn(model, images, targets)

@@ -93,21 +93,20 @@ def test_scale_ranges_and_loss_weight_reach_the_loss():
 
 @pytest.mark.parametrize(
     ("constructor", "coords", "attention"),
-    [(solo_without_coords, None, False), (solo, "paper", False), (solo_with_attention, "paper", True)],
+    [(solo_without_coords, None, None), (solo, "paper", None), (solo_with_attention, "paper", "gated")],
 )
 def test_the_three_systems(constructor, coords, attention):
     model = constructor(3, **SETTINGS)
     assert isinstance(model, SOLO)
-    assert (model.head.coords, model.head.attention) == (coords, attention)
+    assert (model.head.coords, model.settings.attention) == (coords, attention)
+    assert (model.head.attention is None) == (attention is None)
     assert model.head.mask_tower[0].in_channels == (32 if coords is None else 34)
-    model = constructor(3, **SETTINGS, attention_scale="rsqrt", nms_pre=7)
-    assert model.head.attention_scale == "rsqrt"
-    assert model.inference.nms_pre == 7
+    assert constructor(3, **SETTINGS, nms_pre=7).settings.nms_pre == 7
 
 
 def test_defaults_are_the_papers():
     config = solo_with_attention(5).config
-    assert config == {**build_solo(5).config, "attention": True}
+    assert config == build_solo(5).config
     expected = {
         "num_classes": 5,
         "backbone": "resnet50",
@@ -118,6 +117,8 @@ def test_defaults_are_the_papers():
         "num_grids": [40, 36, 24, 16, 12],
         "scale_ranges": [[1, 96], [48, 192], [96, 384], [192, 768], [384, 2048]],
         "coords": "paper",
+        "attention_vectors": "features",
+        "masks": "chosen",
         "min_size": 800,
         "max_size": 1333,
         "mask_loss_weight": 3.0,
@@ -127,10 +128,10 @@ def test_defaults_are_the_papers():
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_the_configuration_remakes_the_model(system):
-    model = confident(small(system, attention_scale="cosine", max_detections=9, nms_kernel="linear"))
+    model = confident(small(system, max_detections=9, nms_kernel="linear"))
     again = build_solo(**model.config)
     assert again.config == model.config
-    assert again.inference == model.inference
+    assert again.settings == model.settings
     assert {k: v.shape for k, v in again.state_dict().items()} == {
         k: v.shape for k, v in model.state_dict().items()
     }
@@ -146,7 +147,7 @@ def test_the_configuration_remakes_the_model(system):
 
 def test_autocast():
     images, targets = batch()
-    model = confident(small(attention_scale="cosine"))
+    model = confident(small())
     exact = {key: loss.item() for key, loss in model.train()(images, targets).items()}
     with torch.autocast("cpu", torch.bfloat16):
         losses = model(images, targets)
@@ -269,9 +270,10 @@ def test_missing_targets():
     "ranges",
     [
         *(((1, 2),) * 4, ((1, 2),) * 4 + ((3, 2),), [(1, 2, 3)] * 5, [(1,)] * 5, [1] * 5, 5),
-        *([("1", "2")] * 5, [(1, float("nan"))] * 5),
+        *([("1", "two")] * 5, [(1, float("nan"))] * 5),
     ],
 )
 def test_bad_scale_ranges(ranges):
-    with pytest.raises(ValueError, match=r"SOLO: expected scale_ranges to be five \(low, high\), got "):
+    message = "build_solo: expected scale_ranges to be (5 pairs|pairs of low <= high).*, got "
+    with pytest.raises(ValueError, match=message):
         small(scale_ranges=ranges)

@@ -4,10 +4,13 @@ import pytest
 import torch
 from small_solo import rectangles
 
-from solo_attn.models.targets import BACKGROUND, SCALE_RANGES, assign, describe
+from solo_attn.models.settings import ModelSettings
+from solo_attn.models.targets import BACKGROUND, assign, describe
 
 EIGHT = (8,) * 5  # with an input of 64 x 64 a cell is 8 x 8 pixels
 EVERY_SIZE = ((0, 1e6),) * 5
+
+SCALE_RANGES = ModelSettings().scale_ranges
 
 
 def target(pixels, extents, labels=None, size=(64, 64)):
@@ -59,7 +62,7 @@ def block(rows, columns, label=0):
 def test_scale_ranges_include_both_ends(side, levels, ratio):
     """The size is the root of the box's area, for a long box too: 4 side x side / 4."""
     assert SCALE_RANGES == ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))
-    found = assign([target([[(30, 30)]], [(ratio * side, side / ratio)])], (64, 64), EIGHT)
+    found = assign([target([[(30, 30)]], [(ratio * side, side / ratio)])], (64, 64), EIGHT, SCALE_RANGES)
     assert [k for k, level in enumerate(found) if len(level.cells)] == levels
 
 

@@ -1,36 +1,21 @@
 from __future__ import annotations
 
-import inspect
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from solo_attn.models import build_solo
-from solo_attn.training import Config, ConfigError, ModelConfig, TrainConfig, load_config, override
+from solo_attn.training import Config, ConfigError, TrainConfig, load_config, override
 from solo_attn.training.module import learning_rate_factor, scaled_learning_rate
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
-
-
-def test_model_config_is_build_solos_arguments() -> None:
-    parameters = inspect.signature(build_solo).parameters
-    assert {f.name for f in fields(ModelConfig)} == set(parameters) - {"num_classes"}
-    for name, value in Config().as_dict()["model"].items():
-        default = parameters[name].default
-        plain = (
-            [list(v) if isinstance(v, tuple) else v for v in default]
-            if isinstance(default, tuple)
-            else default
-        )
-        assert value == plain, name
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configs_load(path: Path) -> None:
     config = load_config(path)
     assert config.data.train_images
-    build_solo(1, **{**config.as_dict()["model"], "pretrained": False, "backbone": "resnet18"})
+    build_solo(1, **{**config.model.as_dict(), "pretrained": False, "backbone": "resnet18"})
 
 
 def test_shipped_configs_are_there() -> None:
@@ -39,10 +24,10 @@ def test_shipped_configs_are_there() -> None:
 
 def test_overrides_and_round_trip(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
-    file.write_text("model:\n  coords: null\n  attention_scale: rsqrt\ntrain:\n")
+    file.write_text("model:\n  coords: null\n  attention: rsqrt\ntrain:\n")
     config = load_config(file, ["train.epochs=3", "train.weight_decay=1e-5", "model.min_size=[96, 128]"])
     assert config.model.coords is None
-    assert config.model.attention_scale == "rsqrt"
+    assert config.model.attention == "rsqrt"
     assert (config.train.epochs, config.train.weight_decay) == (3, 1e-5)
     assert config.model.min_size == [96, 128]
     config.save(tmp_path / "saved.yaml")
@@ -54,43 +39,49 @@ def test_overrides_and_round_trip(tmp_path: Path) -> None:
     [
         ("train.epoch=3", "unknown key train.epoch; did you mean train.epochs"),
         ("trian.epochs=3", "unknown key trian; did you mean train"),
-        ("train.epochs=many", "train.epochs to be an integer, got 'many'"),
-        ("train.epochs=2.5", "train.epochs to be an integer, got 2.5"),
-        ("train.epochs=true", "train.epochs to be an integer, got True"),
-        ("train.epochs=0", "train.epochs to be at least 1, got 0"),
+        ("train.epochs=many", "train.epochs to be an integer >= 1, got 'many'"),
+        ("train.epochs=2.5", "train.epochs to be an integer >= 1, got 2.5"),
+        ("train.epochs=true", "train.epochs to be an integer >= 1, got True"),
+        ("train.epochs=0", "train.epochs to be an integer >= 1, got 0"),
         ("train.optimizer=adam", "train.optimizer to be 'sgd' or 'adamw', got 'adam'"),
-        ("model.attention=1", "model.attention to be true or false, got 1"),
-        ("model.num_grids=40", "model.num_grids to be a list of an integer, got 40"),
+        (
+            "model.attention=1",
+            "'gated' or 'cosine' or 'rsqrt' or 'literal' or null, got 1",
+        ),
+        ("model.num_grids=40", "model.num_grids to be 5 integers >= 1, got 40"),
         ("model.coords=yes", "model.coords to be 'paper' or 'inclusive' or null, got True"),
-        ("train.momentum=1", "train.momentum to be in [0, 1), got 1.0"),
-        ("train.momentum=-0.1", "train.momentum to be in [0, 1), got -0.1"),
-        ("train.momentum=.nan", "train.momentum to be a finite number, got nan"),
-        ("train.weight_decay=-1e-4", "train.weight_decay to be at least 0, got -0.0001"),
-        ("train.weight_decay=.inf", "train.weight_decay to be a finite number, got inf"),
-        ("train.learning_rate=0", "train.learning_rate to be above 0, got 0.0"),
-        ("train.learning_rate=nan", "train.learning_rate to be a finite number, got 'nan'"),
+        ("train.momentum=1", "train.momentum to be a finite number in [0, 1), got 1"),
+        ("train.momentum=-0.1", "train.momentum to be a finite number in [0, 1), got -0.1"),
+        ("train.momentum=.nan", "train.momentum to be a finite number in [0, 1), got nan"),
+        ("train.weight_decay=-1e-4", "train.weight_decay to be a finite number >= 0, got '-1e-4'"),
+        ("train.weight_decay=.inf", "train.weight_decay to be a finite number >= 0, got inf"),
+        ("train.learning_rate=0", "train.learning_rate to be a finite number > 0, got 0"),
+        ("train.learning_rate=nan", "train.learning_rate to be a finite number > 0, got 'nan'"),
         (f"train.learning_rate={'9' * 400}", "train.learning_rate to be a finite number"),
-        ("train.clip_norm=0", "train.clip_norm to be above 0, got 0.0"),
-        ("train.clip_norm=-.inf", "train.clip_norm to be a finite number or null, got -inf"),
-        ("train.warmup_ratio=0", "train.warmup_ratio to be in (0, 1], got 0.0"),
-        ("train.warmup_ratio=1.1", "train.warmup_ratio to be in (0, 1], got 1.1"),
-        ("train.warmup_steps=-1", "train.warmup_steps to be at least 0, got -1"),
-        ("train.milestones=[0.5, 1]", "train.milestones to be numbers in (0, 1), got [0.5, 1.0]"),
-        ("train.milestones=[0]", "train.milestones to be numbers in (0, 1), got [0.0]"),
-        ("train.milestones=[.nan]", "train.milestones to be a list of a finite number, got [nan]"),
-        ("train.gamma=0", "train.gamma to be in (0, 1], got 0.0"),
-        ("train.gamma=2", "train.gamma to be in (0, 1], got 2.0"),
-        ("train.max_minutes=0", "train.max_minutes to be above 0, got 0.0"),
-        ("train.max_steps=0", "train.max_steps to be at least 1, got 0"),
-        ("train.eval_max_detections=9", "train.eval_max_detections to be at least 10, got 9"),
-        ("train.seed=-1", "train.seed to be in [0, 4294967295], got -1"),
-        ("train.seed=4294967296", "train.seed to be in [0, 4294967295], got 4294967296"),
-        ("data.workers=-1", "data.workers to be at least 0, got -1"),
-        ("data.flip=.nan", "data.flip to be a finite number, got nan"),
-        ("data.scale_jitter=[1, .inf]", "data.scale_jitter to be a list of a finite number or null"),
+        ("train.clip_norm=0", "train.clip_norm to be a finite number > 0 or null, got 0"),
+        ("train.clip_norm=-.inf", "train.clip_norm to be a finite number > 0 or null, got -inf"),
+        ("train.warmup_ratio=0", "train.warmup_ratio to be a finite number in (0, 1], got 0"),
+        ("train.warmup_ratio=1.1", "train.warmup_ratio to be a finite number in (0, 1], got 1.1"),
+        ("train.warmup_steps=-1", "train.warmup_steps to be an integer >= 0, got -1"),
+        (
+            "train.milestones=[0.5, 1]",
+            "to be a list of finite numbers in (0, 1), got [0.5, 1]",
+        ),
+        ("train.milestones=[0]", "train.milestones to be a list of finite numbers in (0, 1), got [0]"),
+        ("train.milestones=[.nan]", "train.milestones to be a list of finite numbers in (0, 1), got [nan]"),
+        ("train.gamma=0", "train.gamma to be a finite number in (0, 1], got 0"),
+        ("train.gamma=2", "train.gamma to be a finite number in (0, 1], got 2"),
+        ("train.max_minutes=0", "train.max_minutes to be a finite number > 0 or null, got 0"),
+        ("train.max_steps=0", "train.max_steps to be an integer >= 1 or null, got 0"),
+        ("train.eval_max_detections=9", "train.eval_max_detections to be an integer >= 10, got 9"),
+        ("train.seed=-1", "train.seed to be an integer in [0, 4294967295], got -1"),
+        ("train.seed=4294967296", "train.seed to be an integer in [0, 4294967295], got 4294967296"),
+        ("data.workers=-1", "data.workers to be an integer >= 0, got -1"),
+        ("data.flip=.nan", "data.flip to be a finite number in [0, 1], got nan"),
+        ("data.scale_jitter=[1, .inf]", "data.scale_jitter to be 2 finite numbers > 0 or null"),
         ("data.check_images=1", "data.check_images to be true or false, got 1"),
-        ("model.nms_sigma=.nan", "model.nms_sigma to be a finite number, got nan"),
-        ("model.image_std=[1, 1, .inf]", "model.image_std to be a list of a finite number"),
+        ("model.nms_sigma=.nan", "model.nms_sigma to be a finite number > 0, got nan"),
+        ("model.image_std=[1, 1, .inf]", "model.image_std to be 3 finite numbers"),
         ("model.norm=ln", "model.norm to be 'frozen_bn' or 'bn' or 'gn' or null, got 'ln'"),
         ("epochs=3", "section.key=value"),
         ("train.epochs", "section.key=value"),
@@ -107,9 +98,10 @@ def test_all_numbers_out_of_range_in_one_message() -> None:
     with pytest.raises(ConfigError) as caught:
         override(Config(), ["train.momentum=2", "train.epochs=0"])
     assert str(caught.value) == (
-        "config: expected train.epochs to be at least 1, got 0; train.momentum to be in [0, 1), got 2.0"
+        "config: expected train.epochs to be an integer >= 1, got 0; "
+        "train.momentum to be a finite number in [0, 1), got 2"
     )
-    with pytest.raises(ConfigError, match=r"train\.momentum to be in"):
+    with pytest.raises(ValueError, match="momentum"):
         Config(train=TrainConfig(momentum=float("nan")))  # without YAML
 
 
@@ -141,7 +133,7 @@ def test_bad_files(tmp_path: Path) -> None:
     for text, message in [
         ("a: [", "expected YAML"),
         ("- 1", "expected sections"),
-        ("train: 3", "to hold keys"),
+        ("train: 3", "train to hold names and values, got 3"),
     ]:
         file.write_text(text)
         with pytest.raises(ConfigError, match=message) as caught:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 # Of configs/solo/solo_r50_fpn_1x_coco.py; R18, R101 and the longer schedules change none of these.
 PUBLISHED: dict[str, Any] = {
     "coords": "inclusive",
-    "attention": False,
+    "attention": None,
     "norm": "frozen_bn",
     "image_mean": [0.485, 0.456, 0.406],
     "image_std": [0.229, 0.224, 0.225],

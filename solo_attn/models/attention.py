@@ -1,0 +1,102 @@
+"""The attention branch: dot products of every pair of a level's grid cells (paper sections 3.3 and 3.4)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import grid_attention
+from .settings import HeadSettings
+
+PROJECTED = 32  # channels of a learned projection
+OCTAVES = 5  # of the position's code: sines and cosines of pi x, 2 pi x, ..., 16 pi x, and of y
+CODE_CHANNELS = 4 * OCTAVES
+
+
+def position_code(side: int, like: Tensor) -> Tensor:
+    """Fourier features of the cells' centres: [CODE_CHANNELS, S, S], of the dtype and device of ``like``."""
+    dtype = torch.promote_types(like.dtype, torch.float32)  # half precision is rounded once, at the end
+    centre = (torch.arange(side, device=like.device, dtype=dtype) + 0.5) / side
+    frequency = math.pi * 2.0 ** torch.arange(OCTAVES, device=like.device, dtype=dtype)
+    waves = torch.cat([(frequency[:, None] * centre).sin(), (frequency[:, None] * centre).cos()])
+    x = waves[:, None, :].expand(-1, side, side)
+    y = waves[:, :, None].expand(-1, side, side)
+    return torch.cat([x, y]).to(like.dtype)
+
+
+class GridAttention(nn.Module):
+    """What the attention branch adds to the mask logits of a level's cells.
+
+    With ``attention`` "gated" that is g cos(V_k, V_n) - c for cell k at cell n, enlarged to the masks. The
+    gain g > 0 and c are learned for each level; c begins at g times the cosine at which the sum is 0. In the
+    ops the gain is sqrt(g) on all vectors and c a bias of the logits, so each fused kernel serves as it is.
+    The gain is the softplus of its parameter: no step of an optimizer can multiply it, and the logits depend
+    on either parameter by a factor of 1 at most, as on any bias.
+
+    Args:
+        settings: ``attention``, ``attention_vectors``, ``attention_gain`` and ``attention_offset``.
+        in_channels: channels of the cells' features.
+    """
+
+    def __init__(self, settings: HeadSettings, in_channels: int) -> None:
+        super().__init__()
+        self.form, self.of = settings.attention, settings.attention_vectors
+        levels = len(settings.num_grids)
+        if self.form == "gated":
+            begin = settings.attention_gain
+            self.raw_gain = nn.Parameter(torch.full((levels,), begin + math.log(-math.expm1(-begin))))
+            self.offset = nn.Parameter(torch.full((levels,), begin * settings.attention_offset))
+        if self.of != "features":
+            code = CODE_CHANNELS if self.of == "position" else 0
+            self.projection = nn.Conv2d(in_channels + code, PROJECTED, 1)
+
+    def forward(self, level: int, grid: Tensor, cells: Tensor) -> Tensor:
+        """Attention rows of chosen cells, without the offset: [K, S, S].
+
+        Args:
+            level: 0..4.
+            grid: [B, in_channels, S, S], the level's cells.
+            cells: int64 [K, 2] of (image, cell = row * S + column).
+        """
+        return grid_attention(self.vectors(level, grid), self.scale(grid), cells)
+
+    def vectors(self, level: int, grid: Tensor) -> Tensor:
+        """V of eq. 2, sqrt(g) included: [B, C, S, S]."""
+        vectors = grid
+        if self.of == "position":
+            code = position_code(grid.shape[-1], grid).expand(len(grid), -1, -1, -1)
+            projected = _unit(self.projection(torch.cat([grid, code], dim=1)))
+            vectors = torch.cat([projected, _unit(code).to(projected.dtype)], dim=1)
+        elif self.of == "projection":
+            vectors = self.projection(grid)
+        if self.form in ("gated", "cosine"):
+            vectors = _unit(vectors)
+        if self.form == "gated":
+            vectors = vectors * self.gain(level).sqrt().to(vectors.dtype)
+        return vectors
+
+    def gain(self, level: int) -> Tensor:
+        """g of a level, > 0, where attention is "gated"."""
+        return F.softplus(self.raw_gain[level])
+
+    def scale(self, grid: Tensor) -> float:
+        """What multiplies the dot products."""
+        if self.form != "rsqrt":
+            return 1.0
+        channels = {"features": grid.shape[1], "projection": PROJECTED, "position": PROJECTED + CODE_CHANNELS}
+        return float(channels[self.of]) ** -0.5
+
+    def bias(self, level: int) -> Tensor | None:
+        """-c, what the level's mask logits have beside the rows of `forward`; None without an offset."""
+        if self.form != "gated":
+            return None
+        return -self.offset[level]
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Vectors [B, C, S, S] of length 1; those of length 0 stay."""
+    # In float32: half precision's smallest number is larger than normalize's guard against 0 / 0.
+    return F.normalize(vectors.float() if vectors.dtype == torch.float16 else vectors, dim=1)

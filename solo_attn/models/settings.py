@@ -1,0 +1,136 @@
+"""Every setting of a model: its type, range, default and meaning, said once.
+
+`build_solo`, the constructors of head and detector, checkpoints, the section ``model`` of a training
+configuration and the command line all use these.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import StrictStr, model_validator
+from typing_extensions import Self
+
+from .._utils.settings import Flag, Integer, Number, Settings
+
+Positive = Annotated[Integer, Ge(1)]
+Share = Annotated[Number, Ge(0), Le(1)]
+GROUPS = 32  # of GroupNorm
+
+
+class HeadSettings(Settings):
+    """The prediction head: its towers, its grids, its attention branch."""
+
+    head_channels: Positive = 256
+    """Channels of the towers, a multiple of 32 (GroupNorm)."""
+    num_convs: Positive = 7
+    """Groups of [3x3 convolution, GroupNorm, ReLU] in each tower."""
+    num_grids: tuple[Positive, Positive, Positive, Positive, Positive] = (40, 36, 24, 16, 12)
+    """S of each level (Table 2): a level is divided into S x S cells."""
+    coords: Literal["paper", "inclusive"] | None = "paper"
+    """Coordinate channels of the mask branch: eq. 1, with both ends as mmdetection has them, or none."""
+    attention: Literal["gated", "cosine", "rsqrt", "literal"] | None = "gated"
+    """What is added to the mask logits: g cosine - c with g and c learned for each level, the cosines, the
+    dot products times C^-1/2, the dot products as the paper has them, or nothing."""
+    attention_vectors: Literal["features", "projection", "position"] = "features"
+    """V of eq. 2: the features of the cells (the paper's), a learned projection of them to 32 channels, or a
+    projection of features and position beside a code of the position."""
+    attention_gain: Annotated[Number, Gt(0)] = 5.0
+    """g that training begins with, where attention is "gated"."""
+    attention_offset: Number = 0.5
+    """The cosine c / g at which the sum is 0 when training begins, where attention is "gated"."""
+    masks: Literal["chosen", "dense"] = "chosen"
+    """Make the masks of those cells only that targets or scores choose, or the S^2 x 2h x 2w logits of all of
+    them, as the paper's figure 2 draws it: the same results, more time and memory."""
+
+    @model_validator(mode="after")
+    def _fits_group_norm(self) -> Self:
+        if self.head_channels % GROUPS:
+            raise ValueError(
+                f"expected head_channels to be a multiple of {GROUPS} (GroupNorm), got {self.head_channels}"
+            )
+        # The category branch of such a level would say the same of every image, and never learn.
+        if self.head_channels == GROUPS and min(self.num_grids) == 1:
+            raise ValueError(
+                f"expected num_grids to be at least 2 with head_channels {GROUPS} (GroupNorm makes the same "
+                f"of any single value), got {list(self.num_grids)}"
+            )
+        return self
+
+
+class InferenceSettings(Settings):
+    """Thresholds and limits of a prediction; the steps are those of docs/method.md, "Inference"."""
+
+    score_threshold: Share = 0.1
+    """Category score that makes a candidate, exclusive (step 2)."""
+    mask_threshold: Annotated[Number, Gt(0), Lt(1)] = 0.5
+    """Probability that makes a pixel, exclusive (steps 3 and 9)."""
+    nms_pre: Positive = 500
+    """Candidates of an image that reach Matrix NMS (step 5)."""
+    nms_kernel: Literal["gaussian", "linear"] = "gaussian"
+    """How a score decays with the overlap (step 6)."""
+    nms_sigma: Annotated[Number, Gt(0)] = 2.0
+    """Of the gaussian (step 6)."""
+    final_score_threshold: Share = 0.05
+    """Decayed score that stays, inclusive (step 7)."""
+    max_detections: Positive = 100
+    """Instances of an image (step 8)."""
+
+
+Range = tuple[Number, Number]
+
+
+class ModelSettings(InferenceSettings, HeadSettings):
+    """A whole model but for its number of classes, which the data decides."""
+
+    backbone: StrictStr = "resnet50"
+    """resnet18, resnet34, resnet50 or resnet101."""
+    norm: Literal["frozen_bn", "bn", "gn"] | None = None
+    """Of the backbone: frozen statistics for fine-tuning, batch norm for large batches, group norm for
+    training from scratch with small ones; null takes "frozen_bn" with pretrained weights, "gn" without."""
+    pretrained: Flag = False
+    """Start from torchvision's ImageNet weights, which are downloaded."""
+    fpn_channels: Positive = 256
+    """Channels of the pyramid."""
+    scale_ranges: tuple[Range, Range, Range, Range, Range] = (
+        (1, 96),
+        (48, 192),
+        (96, 384),
+        (192, 768),
+        (384, 2048),
+    )
+    """Of each level, the objects it takes: sqrt of box area in pixels of the resized image, inclusive."""
+    min_size: Positive | list[Positive] = 800
+    """Shorter side in pixels that images are resized to; of several, training takes one at random and
+    evaluation the last."""
+    max_size: Positive = 1333
+    """Limit of the longer side in pixels."""
+    resize_in_training: Flag = True
+    """False takes training images as they come, for data that is resized or cropped when it is read."""
+    image_mean: tuple[Number, Number, Number] = (0.485, 0.456, 0.406)
+    """Of each channel of images in 0..1, taken off."""
+    image_std: tuple[Number, Number, Number] = (0.229, 0.224, 0.225)
+    """Of each channel, divided by; > 0."""
+    mask_loss_weight: Annotated[Number, Gt(0)] = 3.0
+    """Lambda of eq. 4."""
+
+    @model_validator(mode="after")
+    def _fits_the_images(self) -> Self:
+        sizes = self.sizes
+        if not sizes or self.max_size < max(sizes):
+            raise ValueError(
+                f"expected min_size to be one or several integers <= max_size, got {self.min_size} and "
+                f"max_size {self.max_size}"
+            )
+        if any(low > high for low, high in self.scale_ranges):
+            got = [list(pair) for pair in self.scale_ranges]
+            raise ValueError(f"expected scale_ranges to be pairs of low <= high, got {got}")
+        if min(self.image_std) <= 0:
+            raise ValueError(f"expected image_std to be three numbers > 0, got {list(self.image_std)}")
+        return self
+
+    @property
+    def sizes(self) -> list[int]:
+        """``min_size`` as a list."""
+        return [self.min_size] if isinstance(self.min_size, int) else list(self.min_size)
