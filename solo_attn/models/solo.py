@@ -111,7 +111,7 @@ class SOLO(nn.Module):
         return predict(self.head, result, batch.image_sizes, originals, self.settings)
 
     def features(self, batch: Tensor) -> HeadResult:
-        """Backbone and head up to the choice of cells, for normalised images [B, 3, H, W]; 32 divides H, W."""
+        """Backbone and head up to the choice of cells, for a normalised batch [B, 3, H, W]."""
         return self.head(list(self.backbone(batch).values()))
 
 
