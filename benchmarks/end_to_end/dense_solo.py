@@ -11,8 +11,9 @@ from torch import Tensor
 
 from solo_attn.bench import plain
 from solo_attn.models import SOLO
-from solo_attn.models.head import STRIDES, bilinear
+from solo_attn.models.heads import STRIDES
 from solo_attn.models.inference import boxes_of, points_nms
+from solo_attn.models.layers import bilinear
 from solo_attn.models.losses import DICE_EPS, category_loss
 from solo_attn.models.targets import LevelTargets, assign
 
@@ -40,7 +41,7 @@ class DenseSOLO:
         model = self._model
         batch, resized = model.transform(list(images), [dict(target) for target in targets])
         height, width = batch.tensors.shape[-2:]
-        assigned = assign(resized, (height, width), model.head.num_grids, model.scale_ranges)
+        assigned = assign(resized, (height, width), model.head.num_grids, model.settings.scale_ranges)
         return self._losses_of(batch.tensors, assigned)
 
     @torch.no_grad()
@@ -60,14 +61,16 @@ class DenseSOLO:
         head = self._model.head
         size = (2 * features.shape[2], 2 * features.shape[3])
         logits = bilinear(head.mask_outputs[level](head.mask_features(features)), size)
-        if not head.attention:
+        if head.attention is None:
             return logits
-        vectors, scale = head._attention_vectors(grid)
-        return plain.attention_residual(logits, vectors.to(logits.dtype) * scale**0.5)
+        vectors = head.attention.vectors(level, grid).to(logits.dtype)
+        added = plain.attention_residual(logits, vectors * head.attention.scale(grid) ** 0.5)
+        offset = head.attention.bias(level)
+        return added if offset is None else added + offset
 
     def _losses(self, batch: Tensor, targets: Sequence[LevelTargets]) -> dict[str, Tensor]:
         model = self._model
-        levels, grids, logits = model._features(batch)
+        logits, levels, grids, _ = model.features(batch)
         rows = []
         for k, level in enumerate(targets):
             maps = self._mask_logits(k, levels[k], grids[k])
@@ -77,12 +80,12 @@ class DenseSOLO:
             total = chosen.square().sum(1) + truth.square().sum(1) + 2 * DICE_EPS
             rows.append(1 - 2 * overlap / total)
         dice = torch.cat(rows)
-        mean = dice.sum() / max(len(dice), 1)
-        return {"loss_category": category_loss(logits, targets), "loss_mask": model.mask_loss_weight * mean}
+        mean, weight = dice.sum() / max(len(dice), 1), model.settings.mask_loss_weight
+        return {"loss_category": category_loss(logits, targets), "loss_mask": weight * mean}
 
     def _maps(self, batch: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Category scores [B, C, S, S] and probability maps [B, S*S, H / 4, W / 4] of each level."""
-        levels, grids, logits = self._model._features(batch)
+        logits, levels, grids, _ = self._model.features(batch)
         out_size = (2 * levels[1].shape[2], 2 * levels[1].shape[3])
         scores = [points_nms(x.float().sigmoid()) for x in logits]
         maps = [
@@ -99,7 +102,7 @@ class DenseSOLO:
         original_size: tuple[int, ...],
     ) -> dict[str, Tensor]:
         """Of one image, from [C, S, S] and [S*S, H / 4, W / 4] of each level."""
-        options = self._model.inference
+        options = self._model.settings
         found: list[tuple[Tensor, ...]] = []
         for level, probability, stride in zip(scores, maps, STRIDES, strict=True):
             cell, label = level.flatten(1).T.gt(options.score_threshold).nonzero().unbind(1)

@@ -101,20 +101,20 @@ def set_candidates(model: SOLO, images: list[Tensor], count: int) -> None:
     """Shift the category scores so that ``count`` of an image, on average, are above the threshold."""
     bias = model.head.category_output.bias
     bias -= bias[0].clone()
-    _, _, logits = model._features(model.transform(images)[0].tensors)
+    logits = model.features(model.transform(images)[0].tensors).category_logits
     found = torch.cat([points_nms(x.double().sigmoid()).flatten() for x in logits])
     last = len(images) * count
     around = found.topk(last + 1).values[-2:].logit().mean()
-    threshold = model.inference.score_threshold
+    threshold = model.settings.score_threshold
     bias += math.log(threshold / (1 - threshold)) - float(around)
 
 
 @torch.no_grad()
 def candidates_of(model: SOLO, images: list[Tensor]) -> list[int]:
     """How many each level has."""
-    _, _, logits = model._features(model.transform(images)[0].tensors)
+    logits = model.features(model.transform(images)[0].tensors).category_logits
     scores = [points_nms(x.float().sigmoid()) for x in logits]
-    return [len(find_candidates(x, model.inference.score_threshold)[0].score) for x in scores]
+    return [len(find_candidates(x, model.settings.score_threshold)[0].score) for x in scores]
 
 
 def with_compiled_parts(model: SOLO, compiler: Compiler) -> SOLO:
@@ -122,7 +122,7 @@ def with_compiled_parts(model: SOLO, compiler: Compiler) -> SOLO:
     head, twin = copy.copy(model.head), copy.copy(model)
     head.mask_features = compiler(head.mask_features)  # type: ignore[method-assign]
     twin._modules = {**model._modules, "head": head}
-    twin._features = compiler(twin._features)  # type: ignore[method-assign]
+    twin.features = compiler(twin.features)  # type: ignore[method-assign]
     return twin
 
 

@@ -10,17 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from solo_attn.bench import agree
-from solo_attn.models import InferenceOptions, SOLOHead
+from solo_attn.models import ModelSettings, SOLOHead
 from solo_attn.models.inference import boxes_of, points_nms, predict
 from solo_attn.models.losses import category_loss, mask_loss
-from solo_attn.models.targets import BACKGROUND, MASK_STRIDES, SCALE_RANGES, assign
+from solo_attn.models.targets import BACKGROUND, MASK_STRIDES, assign
 
 from .loading import peer
 
 SIZE, IMAGE, ORIGINAL = (800, 1344), (800, 1333), (600, 1000)  # padded input, image in it, result
 NUM_CLASSES, OBJECTS, CANDIDATES = 80, 12, 200
 THREE = (1, 2, 3)  # levels of P3, P4 and P5
-OPTIONS = InferenceOptions()
+OPTIONS = ModelSettings()
 
 
 def pyramid(levels: tuple[int, ...] = (0, 1, 2, 3, 4)) -> list[Tensor]:
@@ -37,7 +37,7 @@ def pyramid(levels: tuple[int, ...] = (0, 1, 2, 3, 4)) -> list[Tensor]:
 def same_weights() -> tuple[Any, SOLOHead]:
     """Their head and ours, with masks and candidates as a trained one has: see `set_candidates`."""
     torch.manual_seed(0)
-    ours = SOLOHead(NUM_CLASSES, coords="inclusive", attention=False)
+    ours = SOLOHead(NUM_CLASSES, coords="inclusive", attention=None)
     with torch.no_grad():
         ours.category_output.weight.mul_(5)
         for output in ours.mask_outputs:
@@ -49,7 +49,7 @@ def same_weights() -> tuple[Any, SOLOHead]:
         feat_channels=256,
         stacked_convs=7,
         strides=(8, 8, 16, 32, 32),  # not its default, with which targets go wrong
-        scale_ranges=SCALE_RANGES,
+        scale_ranges=OPTIONS.scale_ranges,
         num_grids=ours.num_grids,
         cls_down_index=0,
         loss_mask={
@@ -90,7 +90,7 @@ def copy_weights(ours: SOLOHead, theirs: Any) -> None:
 @torch.no_grad()
 def set_candidates(theirs: Any, ours: SOLOHead, features: list[Tensor], count: int = CANDIDATES) -> None:
     """Shift the category scores so that exactly ``count`` are above the threshold."""
-    logits = ours.category_logits(ours.grids(ours.levels(features)))
+    logits = ours(features).category_logits
     found = torch.cat([points_nms(x.double().sigmoid()).flatten() for x in logits])
     last, next_one = found.sort(descending=True).values[count - 1 : count + 1].logit().tolist()
     ours.category_output.bias += math.log(0.1 / 0.9) - (last + next_one) / 2
@@ -130,9 +130,7 @@ def predict_theirs(head: Any, features: list[Tensor]) -> Any:
 @torch.no_grad()
 def predict_ours(head: SOLOHead, features: list[Tensor]) -> Any:
     """The same by our head."""
-    levels = head.levels(features)
-    grids = head.grids(levels)
-    found = predict(head, levels, grids, head.category_logits(grids), [IMAGE], [ORIGINAL], OPTIONS)[0]
+    found = predict(head, head(features), [IMAGE], [ORIGINAL], OPTIONS)[0]
     return found["scores"], found["labels"], found["masks"]
 
 
@@ -154,11 +152,9 @@ def train_theirs(head: Any, features: list[Tensor], instances: Any) -> list[Tens
 
 def train_ours(head: SOLOHead, features: list[Tensor], target: dict[str, Tensor]) -> list[Tensor]:
     """The same by our head."""
-    levels = head.levels(features)
-    grids = head.grids(levels)
-    logits = head.category_logits(grids)
-    assigned = assign([target], SIZE, head.num_grids)
-    losses = [category_loss(logits, assigned), mask_loss(head, levels, grids, assigned, 3.0)]
+    result = head(features)
+    assigned = assign([target], SIZE, head.num_grids, OPTIONS.scale_ranges)
+    losses = [category_loss(result.category_logits, assigned), mask_loss(head, result, assigned, 3.0)]
     return _step(head, features, losses)
 
 

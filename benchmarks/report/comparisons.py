@@ -80,27 +80,21 @@ def seeds_of(result: dict[str, Any], system: str) -> list[float]:
     return [seed["ap"] for seed in result["summary"]["systems"][system]["seeds"]]
 
 
-def scale_of(model: dict[str, Any]) -> str:
-    """In words."""
-    factor = model.get("cosine_factor", 1.0)  # results from before there was one are of 1
-    scale = model["attention_scale"]
-    if isinstance(scale, str):
-        return f"{factor:g} x cosine" if scale == "cosine" and factor != 1 else scale
-    return f"{scale:g}"
+def form_of(model: dict[str, Any]) -> str:
+    """The attention's form in words."""
+    if "attention_scale" in model:  # results from before the gate: their default was the cosine
+        return str(model["attention_scale"])
+    return f"{model['attention']}, {model['attention_vectors']}"
 
 
 def judgements(result: dict[str, Any]) -> Iterator[tuple[str, list[float], list[float]]]:
     """What is compared with what: (what was added, without it, with it)."""
     systems = result["summary"]["systems"]
-    scale = scale_of(result["config"]["model"])
+    form = form_of(result["config"]["model"])
     for what, first, second in (
         ("Coordinates", NO_COORDS, SOLO),
-        (f"Attention (scale {scale}) beside coordinates", SOLO, ATTENTION),
-        *(
-            (f"{name.removeprefix(ATTENTION).lstrip(', ')} in place of {scale}", ATTENTION, name)
-            for name in systems
-            if name not in SYSTEMS
-        ),
+        (f"Attention ({form}) beside coordinates", SOLO, ATTENTION),
+        *((f"{name} in place of {form}", ATTENTION, name) for name in systems if name not in SYSTEMS),
     ):
         if first in systems and second in systems:
             yield what, seeds_of(result, first), seeds_of(result, second)
