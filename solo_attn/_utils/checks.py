@@ -12,7 +12,7 @@ from torch import Tensor
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-Prediction = Mapping[str, Tensor]
+Prediction = Mapping[str, Any]
 """Instances of one image: ``boxes`` float32 [N, 4] xyxy in pixels, ``labels`` int64 [N] in 0..C-1, ``scores``
 float32 [N] and ``masks`` bool [N, H, W] at the image's original size. Ground truth has no scores."""
 
@@ -66,14 +66,20 @@ def check_like(op: str, argument: str, x: Tensor, like: str, other: Tensor, *, d
         fail(op, argument, f"of {like}'s dtype {other.dtype}", str(x.dtype))
 
 
-def check_prediction(function: str, prediction: Prediction, classes: int, *, scores: bool = True) -> None:
-    """Refuse tensors that are missing, of other shapes or of unequal N, and labels outside 0..classes-1."""
+def check_prediction(
+    function: str, prediction: Prediction, classes: int, *, scores: bool = True, rle: bool = False
+) -> None:
+    """Refuse tensors that are missing, of other shapes or of unequal N, and labels outside 0..classes-1.
+
+    With ``rle``, masks may be a list of COCO's run lengths too.
+    """
     keys = [key for key in _SHAPES if key != "scores" or scores]
     missing = [key for key in keys if key not in prediction]
     if missing:
         fail(function, "prediction", f"with the keys {keys}", f"no {missing} among {sorted(prediction)}")
     for key in keys:
-        check_tensor(function, f"prediction[{key!r}]", prediction[key], _SHAPES[key])
+        if not (rle and key == "masks" and isinstance(prediction[key], list)):
+            check_tensor(function, f"prediction[{key!r}]", prediction[key], _SHAPES[key])
     count = len(prediction["labels"])
     for key in keys:
         if len(prediction[key]) != count:

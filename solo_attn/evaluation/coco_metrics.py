@@ -157,7 +157,7 @@ def evaluate_model(
     results: list[dict[str, Any]] = []
     for images, targets in loader:
         with torch.inference_mode():
-            predictions = model([image.to(device) for image in images])
+            predictions = model.predict([image.to(device) for image in images], rle=True)
         for target, prediction in zip(targets, predictions, strict=True):
             results += coco_results(int(target["image_id"]), prediction, dataset.category_ids)
         if advance is not None:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
+from torch import Tensor
 
 from .._utils.checks import Prediction, check_prediction
 from .._utils.files import replacing
@@ -34,7 +35,8 @@ def coco_results(image_id: int, prediction: Prediction, category_ids: Sequence[i
     Args:
         image_id: COCO's id of the image.
         prediction: ``boxes`` float [N, 4] xyxy in pixels, ``labels`` int64 [N], ``scores`` float [N],
-            ``masks`` bool [N, H, W] at the image's original size.
+            ``masks`` bool [N, H, W] at the image's original size, or N run lengths as `SOLO.predict` gives
+            them.
         category_ids: the COCO category id of each label.
 
     Returns:
@@ -44,14 +46,16 @@ def coco_results(image_id: int, prediction: Prediction, category_ids: Sequence[i
     Raises:
         TypeError, ValueError: a tensor is missing or of another shape, or a label has no category id.
     """
-    check_prediction("coco_results", prediction, len(category_ids))
+    check_prediction("coco_results", prediction, len(category_ids), rle=True)
     boxes = prediction["boxes"].detach().cpu().double().clone()
     boxes[:, 2:] -= boxes[:, :2]
     labels, scores = prediction["labels"].tolist(), prediction["scores"].tolist()
-    masks = prediction["masks"].detach().cpu().numpy().astype(np.uint8, copy=False)
+    masks = prediction["masks"]
+    if isinstance(masks, Tensor):
+        pixels = masks.detach().cpu().numpy().astype(np.uint8, copy=False)
+        masks = [coco_mask.encode(np.asfortranarray(mask)) for mask in pixels]
     results = []
-    for label, score, box, mask in zip(labels, scores, boxes.tolist(), masks, strict=True):
-        rle = coco_mask.encode(np.asfortranarray(mask))
+    for label, score, box, rle in zip(labels, scores, boxes.tolist(), masks, strict=True):
         counts = rle["counts"]
         results.append(
             {

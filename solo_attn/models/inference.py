@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -78,7 +79,9 @@ def predict(
     image_sizes: Sequence[tuple[int, int]],
     original_sizes: Sequence[tuple[int, int]],
     options: InferenceSettings,
-) -> list[dict[str, Tensor]]:
+    *,
+    rle: bool = False,
+) -> list[dict[str, Any]]:
     """Instances of each image of a batch.
 
     Args:
@@ -87,10 +90,11 @@ def predict(
         image_sizes: (height, width) of each image inside the padded input.
         original_sizes: (height, width) that the masks are wanted at.
         options: thresholds and limits.
+        rle: masks as COCO's run lengths, straight from the coarse logits; needs pycocotools.
 
     Returns:
         For each image ``boxes`` float32 [N, 4], ``labels`` int64 [N], ``scores`` float32 [N] descending,
-        ``masks`` bool [N, height, width].
+        ``masks`` bool [N, height, width], or N dicts {"size": [height, width], "counts": bytes}.
     """
     # Level 1 is P3 itself, stride 8: its mask logits are at stride 4, where all masks are compared.
     out_size = (2 * result.features[1].shape[2], 2 * result.features[1].shape[3])
@@ -116,7 +120,7 @@ def predict(
     else:
         kept = _suppress(_concatenate(found), bits, head.num_classes, options)
     return [
-        _paste(kept.select((kept.image == i).nonzero().squeeze(1)), drawn, out_size, *sizes, options)
+        _paste(kept.select((kept.image == i).nonzero().squeeze(1)), drawn, out_size, *sizes, options, rle)
         for i, sizes in enumerate(zip(image_sizes, original_sizes, strict=True))
     ]
 
@@ -159,16 +163,19 @@ def _paste(
     image_size: tuple[int, int],
     original_size: tuple[int, int],
     options: InferenceSettings,
-) -> dict[str, Tensor]:
+    rle: bool,
+) -> dict[str, Any]:
     """Step 9 for one image."""
-    masks = torch.zeros(len(kept.mask), *original_size, dtype=torch.bool, device=kept.mask.device)
+    count = 0 if rle else len(kept.mask)
+    masks = torch.zeros(count, *original_size, dtype=torch.bool, device=kept.mask.device)
+    runs: dict[int, Any] = {}
     start = 0
     for level in drawn:
         local = kept.mask - start
         mine = ((local >= 0) & (local < len(level.coarse_logits))).nonzero().squeeze(1)
         if len(mine):
             chosen = local[mine]
-            masks[mine] = paste_masks(
+            arguments = (
                 level.coarse_logits[chosen],
                 None if level.attention is None else level.attention[chosen],
                 level.size,
@@ -177,8 +184,25 @@ def _paste(
                 original_size,
                 options.mask_threshold,
             )
+            if rle:
+                runs |= zip(mine.tolist(), paste_masks(*arguments, rle=True), strict=True)
+            else:
+                masks[mine] = paste_masks(*arguments)
         start += len(level.coarse_logits)
-    return {"boxes": boxes_of(masks), "labels": kept.label, "scores": kept.score, "masks": masks}
+    found = {"labels": kept.label, "scores": kept.score}
+    if not rle:
+        return {"boxes": boxes_of(masks), **found, "masks": masks}
+    in_order = [runs[k] for k in range(len(runs))]
+    return {"boxes": boxes_of_runs(in_order).to(kept.label.device), **found, "masks": in_order}
+
+
+def boxes_of_runs(masks: list[Any]) -> Tensor:
+    """`boxes_of` of COCO's run lengths; needs pycocotools."""
+    from pycocotools.mask import toBbox
+
+    boxes = torch.from_numpy(toBbox(masks)).float().reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes
 
 
 def boxes_of(masks: Tensor) -> Tensor:

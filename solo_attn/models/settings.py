@@ -15,6 +15,7 @@ from typing_extensions import Self
 from .._utils.settings import Flag, Integer, Number, Settings
 
 Positive = Annotated[Integer, Ge(1)]
+NotNegative = Annotated[Integer, Ge(0)]
 Share = Annotated[Number, Ge(0), Le(1)]
 GROUPS = 32  # of GroupNorm
 
@@ -76,6 +77,19 @@ class InferenceSettings(Settings):
     """Decayed score that stays, inclusive (step 7)."""
     max_detections: Positive = 100
     """Instances of an image (step 8)."""
+    tile: Positive | None = None
+    """Predict a picture by square tiles of so many of its own pixels, each resized as an image is, or null
+    for the whole picture at once."""
+    tile_overlap: NotNegative = 64
+    """Pixels that a tile shares with the next at least; objects smaller than that are seen whole by one."""
+
+    @model_validator(mode="after")
+    def _tiles_advance(self) -> Self:
+        if self.tile is not None and self.tile_overlap >= self.tile:
+            raise ValueError(
+                f"expected tile_overlap to be an integer < tile, got {self.tile_overlap} and tile {self.tile}"
+            )
+        return self
 
 
 Range = tuple[Number, Number]

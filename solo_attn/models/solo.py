@@ -17,6 +17,7 @@ from .inference import predict
 from .losses import category_loss, mask_loss
 from .settings import ModelSettings
 from .targets import assign
+from .tiling import assemble, find_pieces
 
 SIZE_DIVISIBLE = 32
 
@@ -60,17 +61,51 @@ class SOLO(nn.Module):
 
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None
-    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+    ) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Losses in training, instances in evaluation; see the class."""
-        check_images(images)
-        self.check_image_sizes([(image.shape[1], image.shape[2]) for image in images])
         if self.training:
+            check_images(images)
+            self.check_image_sizes([(image.shape[1], image.shape[2]) for image in images])
             if targets is None:
                 raise ValueError("SOLO: expected targets in training mode, got None")
             check_targets(images, targets, self.head.num_classes)
             return self._losses(images, targets)
-        with torch.no_grad():
-            return self._predict(images)
+        return self.predict(images)
+
+    @torch.no_grad()
+    def predict(self, images: Sequence[Tensor], *, rle: bool = False) -> list[dict[str, Any]]:
+        """Instances of each image, as in evaluation.
+
+        Args:
+            images: see the class.
+            rle: masks as COCO's run lengths, {"size": [H, W], "counts": bytes}, made without their pixels;
+                needs pycocotools. Bool otherwise.
+
+        Raises:
+            TypeError, ValueError: see the class.
+            RuntimeError: the model is in training mode.
+        """
+        if self.training:
+            raise RuntimeError(
+                "SOLO.predict: expected the model in evaluation mode (model.eval()), got training"
+            )
+        check_images(images)
+        self.check_image_sizes([(image.shape[1], image.shape[2]) for image in images])
+        settings = self.settings
+        if settings.tile is None:
+            return self._predict(images, rle)
+        found = []
+        for image in images:
+            pieces = find_pieces(
+                lambda tiles: self._predict(tiles, False),
+                image,
+                settings.tile,
+                settings.tile_overlap,
+                settings.image_mean,
+            )
+            size = (image.shape[1], image.shape[2])
+            found.append(assemble(pieces[: settings.max_detections], size, rle))
+        return found
 
     def check_image_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
         """Whether images of these (height, width) can be resized, which none needs to be read for.
@@ -80,6 +115,8 @@ class SOLO(nn.Module):
         """
         if self.training and not self.settings.resize_in_training:
             return
+        if not self.training and self.settings.tile is not None:
+            sizes = [(self.settings.tile, self.settings.tile)]
         # Training takes one of several at random: what fails at times fails.
         shorter = self.settings.sizes if self.training else self.settings.sizes[-1:]
         for i, size in enumerate(sizes):
@@ -104,11 +141,11 @@ class SOLO(nn.Module):
             "loss_mask": mask_loss(self.head, result, assigned, self.settings.mask_loss_weight),
         }
 
-    def _predict(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+    def _predict(self, images: Sequence[Tensor], rle: bool) -> list[dict[str, Any]]:
         batch, _ = self.transform(list(images))
         originals = [(image.shape[1], image.shape[2]) for image in images]
         result = self.features(batch.tensors)
-        return predict(self.head, result, batch.image_sizes, originals, self.settings)
+        return predict(self.head, result, batch.image_sizes, originals, self.settings, rle=rle)
 
     def features(self, batch: Tensor) -> HeadResult:
         """Backbone and head up to the choice of cells, for a normalised batch [B, 3, H, W]."""

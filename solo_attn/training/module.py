@@ -122,7 +122,7 @@ class SOLOModule(pl.LightningModule):
     def validation_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int) -> None:
         """Collect the instances found on this batch."""
         images, targets = batch
-        for target, prediction in zip(targets, self.model(images), strict=True):
+        for target, prediction in zip(targets, self.model.predict(images, rle=True), strict=True):
             self._results += coco_results(int(target["image_id"]), prediction, self.info.category_ids)
 
     def on_validation_epoch_end(self) -> None:

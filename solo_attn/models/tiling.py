@@ -1,0 +1,227 @@
+"""Pictures predicted by overlapping tiles, so that objects are as large as in training in any picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..ops import mask_iou
+
+SAME_IOU = 0.5  # of what both tiles see of it, from which on two masks are one object
+SAME_SHARE = 0.7  # of the smaller one that lies in the other, likewise
+TILES_AT_ONCE = 4
+
+Instances = dict[str, Any]
+
+
+@dataclass
+class Piece:
+    """An object as a tile shows it.
+
+    Attributes:
+        top, left: of ``mask`` in the picture.
+        mask: bool [h, w], no larger than the object.
+        label: its class.
+        score: of the tile's prediction.
+        cut: whether it touches a border of the tile that lies inside the picture.
+    """
+
+    top: int
+    left: int
+    mask: Tensor
+    label: int
+    score: float
+    cut: bool
+
+    def window(self, top: int, left: int, bottom: int, right: int) -> Tensor:
+        """Its pixels in a part of the picture: bool [bottom - top, right - left]."""
+        result = self.mask.new_zeros(bottom - top, right - left)
+        first, last = max(top, self.top), min(bottom, self.top + self.mask.shape[0])
+        begin, end = max(left, self.left), min(right, self.left + self.mask.shape[1])
+        if first < last and begin < end:
+            part = self.mask[first - self.top : last - self.top, begin - self.left : end - self.left]
+            result[first - top : last - top, begin - left : end - left] = part
+        return result
+
+
+def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
+    """Where tiles begin along a side: evenly spread, ``overlap`` or more of each shared with the next."""
+    if length <= tile:
+        return [0]
+    steps = -(-(length - tile) // (tile - overlap))
+    return [round(k * (length - tile) / steps) for k in range(steps + 1)]
+
+
+def find_pieces(
+    predict: Callable[[list[Tensor]], Sequence[Instances]],
+    image: Tensor,
+    tile: int,
+    overlap: int,
+    fill: Sequence[float],
+) -> list[Piece]:
+    """The objects of a picture, those that several tiles see joined to one.
+
+    An object that a tile cuts is left to the next tile where it is smaller than the overlap, since that one
+    sees the whole of it. Of one object's masks the best that no border cuts is taken, and where all are cut,
+    their union.
+
+    Args:
+        predict: from images [3, tile, tile] to boxes, labels, scores and bool masks of their size.
+        image: [3, H, W].
+        tile: side in pixels; a smaller picture is padded to it.
+        overlap: pixels, less than ``tile``.
+        fill: the three values that it is padded with.
+    """
+    height, width = image.shape[1:]
+    places = [(y, x) for y in tile_starts(height, tile, overlap) for x in tile_starts(width, tile, overlap)]
+    seen: list[tuple[tuple[int, int, int, int], list[int]]] = []  # a tile's extent, and its pieces
+    pieces: list[Piece] = []
+    owner: list[int] = []
+    for first in range(0, len(places), TILES_AT_ONCE):
+        some = places[first : first + TILES_AT_ONCE]
+        crops = [_padded(image[:, y : y + tile, x : x + tile], tile, fill) for y, x in some]
+        for (top, left), found in zip(some, predict(crops), strict=True):
+            extent = (top, left, min(top + tile, height), min(left + tile, width))
+            new = _pieces(found, extent, (height, width), overlap)
+            numbers = list(range(len(pieces), len(pieces) + len(new)))
+            pieces += new
+            owner += numbers
+            for other, members in seen:
+                _join(pieces, owner, (extent, numbers), (other, members))
+            seen.append((extent, numbers))
+    groups: dict[int, list[Piece]] = {}
+    for number, piece in enumerate(pieces):
+        groups.setdefault(_root(owner, number), []).append(piece)
+    whole = [_united(group) for group in groups.values()]
+    return sorted(whole, key=lambda piece: -piece.score)
+
+
+def _padded(crop: Tensor, tile: int, fill: Sequence[float]) -> Tensor:
+    height, width = crop.shape[1:]
+    if (height, width) == (tile, tile):
+        return crop
+    result = crop.new_tensor(fill)[:, None, None].expand(-1, tile, tile).clone()
+    result[:, :height, :width] = crop
+    return result
+
+
+def _pieces(
+    found: Instances, extent: tuple[int, int, int, int], size: tuple[int, int], overlap: int
+) -> list[Piece]:
+    top, left, bottom, right = extent
+    masks = found["masks"][:, : bottom - top, : right - left].cpu()
+    rows, columns = masks.any(2), masks.any(1)
+    pieces = []
+    for k in rows.any(1).nonzero().flatten().tolist():
+        y, x = rows[k].nonzero().flatten(), columns[k].nonzero().flatten()
+        y0, y1, x0, x1 = int(y[0]), int(y[-1]) + 1, int(x[0]), int(x[-1]) + 1
+        cut = (
+            (y0 == 0 and top > 0)
+            or (x0 == 0 and left > 0)
+            or (y1 == bottom - top and bottom < size[0])
+            or (x1 == right - left and right < size[1])
+        )
+        if cut and max(y1 - y0, x1 - x0) < overlap:
+            continue
+        mask = masks[k, y0:y1, x0:x1].clone()
+        label, score = int(found["labels"][k]), float(found["scores"][k])
+        pieces.append(Piece(top + y0, left + x0, mask, label, score, cut))
+    return pieces
+
+
+def _join(
+    pieces: list[Piece],
+    owner: list[int],
+    mine: tuple[tuple[int, int, int, int], list[int]],
+    other: tuple[tuple[int, int, int, int], list[int]],
+) -> None:
+    """Give the objects that two tiles both see one owner."""
+    top, left = max(mine[0][0], other[0][0]), max(mine[0][1], other[0][1])
+    bottom, right = min(mine[0][2], other[0][2]), min(mine[0][3], other[0][3])
+    if top >= bottom or left >= right:
+        return
+    stacks, numbers = [], []
+    for _, members in (mine, other):
+        windows = {k: pieces[k].window(top, left, bottom, right) for k in members}
+        there = {k: window for k, window in windows.items() if window.any()}
+        if not there:
+            return
+        stacks.append(torch.stack(list(there.values())))
+        numbers.append(list(there))
+    areas = [stack.flatten(1).sum(1).double() for stack in stacks]
+    iou = mask_iou(*stacks).double()
+    total = areas[0][:, None] + areas[1][None, :]
+    common = iou * total / (1 + iou)
+    same = (iou >= SAME_IOU) | (common >= SAME_SHARE * torch.minimum(areas[0][:, None], areas[1][None, :]))
+    for i, j in same.nonzero().tolist():
+        first, second = numbers[0][i], numbers[1][j]
+        if pieces[first].label == pieces[second].label:
+            owner[_root(owner, first)] = _root(owner, second)
+
+
+def _root(owner: list[int], number: int) -> int:
+    while owner[number] != number:
+        number = owner[number]
+    return number
+
+
+def _united(group: list[Piece]) -> Piece:
+    best = max(group, key=lambda piece: (not piece.cut, piece.score))
+    if not best.cut or len(group) == 1:
+        return best
+    top, left = min(p.top for p in group), min(p.left for p in group)
+    bottom = max(p.top + p.mask.shape[0] for p in group)
+    right = max(p.left + p.mask.shape[1] for p in group)
+    mask = torch.stack([piece.window(top, left, bottom, right) for piece in group]).any(0)
+    return Piece(top, left, mask, best.label, best.score, True)
+
+
+def assemble(pieces: Sequence[Piece], size: tuple[int, int], rle: bool) -> Instances:
+    """Pieces as the model returns instances, their masks bool [N, height, width] or COCO run lengths."""
+    height, width = size
+    boxes = torch.zeros(len(pieces), 4)
+    for box, piece in zip(boxes, pieces, strict=True):
+        rows, columns = piece.mask.shape
+        box[:] = torch.tensor([piece.left, piece.top, piece.left + columns, piece.top + rows])
+    masks: Any
+    if rle:
+        masks = [run_lengths(piece.mask.numpy(), piece.top, piece.left, size) for piece in pieces]
+    else:
+        windows = [piece.window(0, 0, height, width) for piece in pieces]
+        masks = torch.stack(windows) if windows else torch.zeros(0, height, width, dtype=torch.bool)
+    return {
+        "boxes": boxes,
+        "labels": torch.tensor([piece.label for piece in pieces], dtype=torch.int64),
+        "scores": torch.tensor([piece.score for piece in pieces], dtype=torch.float32),
+        "masks": masks,
+    }
+
+
+def run_lengths(mask: NDArray[np.bool_], top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:
+    """COCO's compressed run lengths of a mask [h, w] that lies somewhere in a picture; needs pycocotools.
+
+    What pycocotools' ``encode`` makes of the whole picture, without that picture.
+    """
+    from pycocotools.mask import frPyObjects
+
+    height, width = size
+    edges = np.diff(np.pad(mask.T.astype(np.int8), ((0, 0), (1, 1))))  # of each column
+    column, first = np.nonzero(edges == 1)
+    _, last = np.nonzero(edges == -1)
+    begin = (left + column) * height + top + first
+    end = begin + (last - first)
+    apart = np.ones(len(begin), dtype=bool)  # else a column's last pixel is followed by the next one's first
+    apart[1:] = begin[1:] != end[:-1]
+    begin = begin[apart]
+    end = np.append(end[:-1][apart[1:]], end[-1:])
+    bounds = np.stack([begin, end], axis=1).flatten()
+    counts = np.diff(bounds, prepend=0, append=height * width)
+    if counts[-1] == 0 and len(counts) > 1:
+        counts = counts[:-1]
+    return dict(frPyObjects({"counts": counts.tolist(), "size": [height, width]}, height, width))
