@@ -1,6 +1,6 @@
 """Backbone, head and detector."""
 
-from .backbone import resnet_fpn
+from .backbone import build_backbone
 from .head import SOLOHead
 from .inference import InferenceOptions
 from .solo import SOLO, build_solo, solo, solo_with_attention, solo_without_coords
@@ -9,8 +9,8 @@ __all__ = [
     "SOLO",
     "InferenceOptions",
     "SOLOHead",
+    "build_backbone",
     "build_solo",
-    "resnet_fpn",
     "solo",
     "solo_with_attention",
     "solo_without_coords",

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from ._checks import are_ranges, check_images, check_settings, check_targets, is_finite
-from .backbone import default_norm, resnet_fpn
+from .backbone import build_backbone, default_norm, image_statistics
 from .head import SOLOHead
 from .inference import InferenceOptions, predict
 from .losses import category_loss, mask_loss
 from .targets import SCALE_RANGES, assign
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE_DIVISIBLE = 32
 
 
@@ -135,7 +134,8 @@ def build_solo(
     *,
     backbone: str = "resnet50",
     norm: str | None = None,
-    pretrained: bool = False,
+    pretrained: bool | str = False,
+    freeze: int | Literal["all"] | None = None,
     fpn_channels: int = 256,
     head_channels: int = 256,
     num_convs: int = 7,
@@ -148,8 +148,8 @@ def build_solo(
     min_size: int | Sequence[int] = 800,
     max_size: int = 1333,
     resize_in_training: bool = True,
-    image_mean: Sequence[float] = IMAGENET_MEAN,
-    image_std: Sequence[float] = IMAGENET_STD,
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
     mask_loss_weight: float = 3.0,
     score_threshold: float = 0.1,
     mask_threshold: float = 0.5,
@@ -163,10 +163,11 @@ def build_solo(
 
     Args:
         num_classes: C, without a background class.
-        backbone: resnet18, resnet34, resnet50 or resnet101.
-        norm: of the backbone: "frozen_bn", "bn" or "gn" (see `resnet_fpn`); None for "frozen_bn" with
-            pretrained weights and "gn" without.
-        pretrained: load torchvision's ImageNet weights (downloads them).
+        backbone: resnet18, resnet34, resnet50, resnet101 or "timm/<name>" (see `build_backbone`).
+        norm: of the backbone: "frozen_bn", "bn" or "gn"; None for "frozen_bn" with pretrained weights, and
+            without for "gn" in a ResNet and what the architecture has in timm's.
+        pretrained: False, True for published ImageNet weights (downloads them), "package" or a file.
+        freeze: stages of the backbone that are not trained, 0..5, or "all"; None for 2 with weights.
         fpn_channels: channels of the pyramid.
         head_channels: channels of the towers, a multiple of 32.
         num_convs: groups in each tower.
@@ -180,8 +181,8 @@ def build_solo(
             random and evaluation the last.
         max_size: limit of the longer side.
         resize_in_training: False takes training images as they come, for data that is cropped to size.
-        image_mean: of each channel, taken off.
-        image_std: of each channel, divided by.
+        image_mean: of each channel, taken off; None for that of the backbone's published weights.
+        image_std: of each channel, divided by; None likewise.
         mask_loss_weight: lambda of eq. 4; > 0.
         score_threshold: see `InferenceOptions`, also for the arguments that follow.
         mask_threshold: "
@@ -194,8 +195,11 @@ def build_solo(
     Raises:
         ValueError: an argument outside of what is said above.
     """
-    norm = norm or default_norm(pretrained)  # settled here, so that config remakes the same model
-    config = {k: _plain(v) for k, v in locals().items()}
+    norm = norm or default_norm(backbone, pretrained)  # settled here, so that config remakes the same model
+    published = image_statistics(backbone)
+    image_mean = published[0] if image_mean is None else image_mean
+    image_std = published[1] if image_std is None else image_std
+    config = {k: _plain(v) for k, v in locals().items() if k != "published"}
     check_settings(fpn_channels, min_size, max_size, image_mean, image_std)
     head = SOLOHead(
         num_classes,
@@ -226,7 +230,7 @@ def build_solo(
         max_detections,
     )
     model = SOLO(
-        resnet_fpn(backbone, norm=norm, pretrained=pretrained, out_channels=fpn_channels),
+        build_backbone(backbone, norm=norm, pretrained=pretrained, freeze=freeze, out_channels=fpn_channels),
         head,
         transform,
         scale_ranges=scale_ranges,
