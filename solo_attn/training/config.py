@@ -67,12 +67,13 @@ class DataConfig:
 class ModelConfig:
     """The arguments of `solo_attn.models.build_solo`, except the number of classes: the data decides it.
 
-    ``norm`` null takes "frozen_bn" with pretrained weights and "gn" without.
+    Null takes what fits the others: for ``norm``, ``freeze``, ``image_mean`` and ``image_std``.
     """
 
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
+    backbone: str = "resnet50"
     norm: Literal["frozen_bn", "bn", "gn"] | None = None
-    pretrained: bool = False
+    pretrained: bool | str = False
+    freeze: int | Literal["all"] | None = None
     fpn_channels: int = 256
     head_channels: int = 256
     num_convs: int = 7
@@ -87,8 +88,8 @@ class ModelConfig:
     min_size: int | list[int] = 800
     max_size: int = 1333
     resize_in_training: bool = True
-    image_mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
-    image_std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    image_mean: list[float] | None = None
+    image_std: list[float] | None = None
     mask_loss_weight: float = 3.0
     score_threshold: float = 0.1
     mask_threshold: float = 0.5
