@@ -61,7 +61,7 @@ class Backbone(nn.Module):
         modules: names of the body's modules that make the four maps, in order.
         channels: of the four maps.
         freeze: stages that are not trained, of `STAGES`: 1 is the stem, all that comes before the first map's
-            module; "all" is the whole body, whose maps are then computed without a graph.
+            module; "all" is the whole body, of whose maps there is then no graph.
         out_channels: channels of each level.
     """
 
@@ -79,8 +79,7 @@ class Backbone(nn.Module):
         self.fpn = FeaturePyramidNetwork(list(channels), out_channels, LastLevelMaxPool())
         self.out_channels = out_channels
         count = STAGES if freeze == "all" else freeze
-        self.frozen_body = count == STAGES
-        self._frozen = [body] if self.frozen_body else _first_stages(body, modules, count)
+        self._frozen = [body] if count == STAGES else _first_stages(body, modules, count)
         for module in self._frozen:
             module.requires_grad_(False)
         self.train(self.training)
@@ -94,8 +93,7 @@ class Backbone(nn.Module):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """The four maps: of a frozen body they depend on the images alone and can be kept."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_body):
-            maps = self.body(images)
+        maps = self.body(images)
         return list(maps.values()) if isinstance(maps, Mapping) else list(maps)
 
     def pyramid(self, features: Sequence[Tensor]) -> dict[str, Tensor]:

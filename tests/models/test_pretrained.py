@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from solo_attn.models import build_backbone
 from solo_attn.models.pretrained import PACKAGES, load_weights, package_weights, read_weights
 
 LITE0 = "tf_efficientnet_lite0"
+PHOTOGRAPHS = Path(__file__).parents[2] / ".." / "shared" / "data" / "coco_open"
 
 
 @pytest.fixture
@@ -150,17 +152,15 @@ SHARE = 1 / 12
 
 
 @pytest.mark.data
+@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="coco_open is not beside the repository")
 def test_the_classifier_of_the_package_knows_photographs(classifier):
     """Weights in a wrong order, or images normalised otherwise, would know next to nothing."""
     pytest.importorskip("pycocotools", reason='the extra "train" is not installed')
-    from small_coco import shared_data
-
     from solo_attn.data.images import read_image
 
-    data = shared_data("coco_open")
     hits, chances = [], []
     for part in ("train", "val"):
-        content = json.loads((data / f"instances_{part}.json").read_text(encoding="utf-8"))
+        content = json.loads((PHOTOGRAPHS / f"instances_{part}.json").read_text(encoding="utf-8"))
         names = {category["id"]: category["name"] for category in content["categories"]}
         for entry in content["images"]:
             share: dict[str, float] = defaultdict(float)
@@ -171,7 +171,9 @@ def test_the_classifier_of_the_package_knows_photographs(classifier):
             right = {c for name in COUNTERPARTS if share[name] >= SHARE for c in COUNTERPARTS[name]}
             if not right:
                 continue
-            image = functional.resize(read_image(data / "images" / entry["file_name"]), [256], antialias=True)
+            image = functional.resize(
+                read_image(PHOTOGRAPHS / "images" / entry["file_name"]), [256], antialias=True
+            )
             image = functional.center_crop(image, [224]).float()[None] / 255
             with torch.no_grad():
                 best = classifier((image - 0.5) / 0.5)[0].topk(5).indices.tolist()
