@@ -81,7 +81,7 @@ def test_pixels_are_counted_exactly(shape, density):
 
 
 def test_no_masks_of_a_turned_image():
-    """No masks are contiguous whatever their strides, and those that rot90 leaves cannot be viewed as words."""
+    """No masks are contiguous whatever their strides: those that rot90 leaves are no view of words."""
     rows, columns = count_pixels(torch.zeros(0, 24, 16, dtype=torch.bool).rot90(1, (1, 2)))
     assert (rows.shape, columns.shape) == ((0, 16), (0, 24))
 
