@@ -1,6 +1,6 @@
 """Backbone, head, detector and their checkpoints."""
 
-from .backbone import resnet_fpn
+from .backbone import build_backbone
 from .checkpoint import CheckpointError, ModelInfo, export_safetensors, load_model, save_model
 from .heads import SOLOHead
 from .settings import HeadSettings, InferenceSettings, ModelSettings
@@ -14,10 +14,10 @@ __all__ = [
     "ModelInfo",
     "ModelSettings",
     "SOLOHead",
+    "build_backbone",
     "build_solo",
     "export_safetensors",
     "load_model",
-    "resnet_fpn",
     "save_model",
     "solo",
     "solo_with_attention",

@@ -34,7 +34,7 @@ class HeadSettings(Settings):
     attention: Literal["gated", "cosine", "rsqrt", "literal"] | None = "gated"
     """What is added to the mask logits: g cosine - c with g and c learned for each level, the cosines, the
     dot products times C^-1/2, the dot products as the paper has them, or nothing."""
-    attention_vectors: Literal["features", "projection", "position"] = "features"
+    attention_vectors: Literal["features", "projection", "position"] = "position"
     """V of eq. 2: the features of the cells (the paper's), a learned projection of them to 32 channels, or a
     projection of features and position beside a code of the position."""
     attention_gain: Annotated[Number, Gt(0)] = 5.0
@@ -99,12 +99,17 @@ class ModelSettings(InferenceSettings, HeadSettings):
     """A whole model but for its number of classes, which the data decides."""
 
     backbone: StrictStr = "resnet50"
-    """resnet18, resnet34, resnet50 or resnet101."""
+    """resnet18, resnet34, resnet50, resnet101 (torchvision's), or "timm/<name>" for one of timm's."""
     norm: Literal["frozen_bn", "bn", "gn"] | None = None
     """Of the backbone: frozen statistics for fine-tuning, batch norm for large batches, group norm for
-    training from scratch with small ones; null takes "frozen_bn" with pretrained weights, "gn" without."""
-    pretrained: Flag = False
-    """Start from torchvision's ImageNet weights, which are downloaded."""
+    training from scratch with small ones; null takes "frozen_bn" with pretrained weights, and without them
+    "gn" in a ResNet and what the architecture has in timm's."""
+    pretrained: Flag | StrictStr = False
+    """Weights of the backbone to start from: true for published ImageNet weights, which are downloaded,
+    "package" for those that an installed package carries, or the file of a state dict."""
+    freeze: Annotated[Integer, Ge(0), Le(5)] | Literal["all"] | None = None
+    """Stages of the backbone that are not trained, the stem being the first, or "all"; null takes 2 with
+    pretrained weights and 0 without."""
     fpn_channels: Positive = 256
     """Channels of the pyramid."""
     scale_ranges: tuple[Range, Range, Range, Range, Range] = (
@@ -122,10 +127,10 @@ class ModelSettings(InferenceSettings, HeadSettings):
     """Limit of the longer side in pixels."""
     resize_in_training: Flag = True
     """False takes training images as they come, for data that is resized or cropped when it is read."""
-    image_mean: tuple[Number, Number, Number] = (0.485, 0.456, 0.406)
-    """Of each channel of images in 0..1, taken off."""
-    image_std: tuple[Number, Number, Number] = (0.229, 0.224, 0.225)
-    """Of each channel, divided by; > 0."""
+    image_mean: tuple[Number, Number, Number] | None = None
+    """Of each channel of images in 0..1, taken off; null takes that of the backbone's published weights."""
+    image_std: tuple[Number, Number, Number] | None = None
+    """Of each channel, divided by, > 0; null likewise."""
     mask_loss_weight: Annotated[Number, Gt(0)] = 3.0
     """Lambda of eq. 4."""
 
@@ -140,7 +145,7 @@ class ModelSettings(InferenceSettings, HeadSettings):
         if any(low > high for low, high in self.scale_ranges):
             got = [list(pair) for pair in self.scale_ranges]
             raise ValueError(f"expected scale_ranges to be pairs of low <= high, got {got}")
-        if min(self.image_std) <= 0:
+        if self.image_std is not None and min(self.image_std) <= 0:
             raise ValueError(f"expected image_std to be three numbers > 0, got {list(self.image_std)}")
         return self
 

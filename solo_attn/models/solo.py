@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from ._checks import check_images, check_targets
-from .backbone import default_norm, resnet_fpn
+from .backbone import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    PRETRAINED_FREEZE,
+    build_backbone,
+    default_norm,
+    image_statistics,
+)
 from .heads import HeadResult, SOLOHead
 from .inference import predict
 from .losses import category_loss, mask_loss
@@ -101,7 +108,7 @@ class SOLO(nn.Module):
                 image,
                 settings.tile,
                 settings.tile_overlap,
-                settings.image_mean,
+                self.transform.image_mean,
             )
             size = (image.shape[1], image.shape[2])
             found.append(assemble(pieces[: settings.max_detections], size, rle))
@@ -159,8 +166,8 @@ class _Transform(GeneralizedRCNNTransform):
         super().__init__(
             settings.sizes,
             settings.max_size,
-            list(settings.image_mean),
-            list(settings.image_std),
+            list(settings.image_mean or IMAGENET_MEAN),
+            list(settings.image_std or IMAGENET_STD),
             size_divisible=SIZE_DIVISIBLE,
         )
         self.resize_in_training = settings.resize_in_training
@@ -189,16 +196,31 @@ def build_solo(num_classes: int, settings: ModelSettings | None = None, **change
         settings = ModelSettings.parse(changes, "build_solo")
     elif changes:
         raise TypeError(f"build_solo: expected settings or single ones, got both: {', '.join(changes)}")
-    # Settled here, so that config remakes the same model.
-    settings = settings.model_copy(update={"norm": settings.norm or default_norm(settings.pretrained)})
+    settings = _settled(settings)
     head = SOLOHead(num_classes, settings.fpn_channels, settings)
-    backbone = resnet_fpn(
+    backbone = build_backbone(
         settings.backbone,
         norm=settings.norm,
         pretrained=settings.pretrained,
+        freeze=settings.freeze,
         out_channels=settings.fpn_channels,
     )
     return SOLO(backbone, head, settings)
+
+
+def _settled(settings: ModelSettings) -> ModelSettings:
+    """What is null in place of what fits the other settings, so that ``config`` remakes the same model."""
+    mean, std = image_statistics(settings.backbone)
+    freeze = settings.freeze
+    if freeze is None:
+        freeze = PRETRAINED_FREEZE if settings.pretrained else 0
+    found = {
+        "norm": settings.norm or default_norm(settings.backbone, settings.pretrained),
+        "freeze": freeze,
+        "image_mean": settings.image_mean or mean,
+        "image_std": settings.image_std or std,
+    }
+    return settings.model_copy(update=found)
 
 
 def solo_without_coords(num_classes: int, **settings: Any) -> SOLO:

@@ -60,13 +60,16 @@ def count_pixels(masks: Tensor) -> tuple[Tensor, Tensor]:
     Eight pixels at a time, the bytes of an int64, which 255 of them do not overflow: summing bool would
     first make eight bytes of each pixel.
     """
+    count, height, width = masks.shape
+    if count == 0:  # contiguous() would leave them with any strides, those of a turned image, say
+        return masks.new_zeros(0, height, dtype=torch.int64), masks.new_zeros(0, width, dtype=torch.int64)
     pixels = as_bytes(masks).contiguous()
-    if pixels.shape[2] % 8 or pixels.storage_offset() % 8:
-        pixels = F.pad(pixels, (0, -pixels.shape[2] % 8))
+    if width % 8 or pixels.storage_offset() % 8:
+        pixels = F.pad(pixels, (0, -width % 8))
     words = pixels.view(torch.int64)
     rows = [_lanes(part.sum(2)).sum(2) for part in words.split(255, dim=2)]
     columns = [_lanes(part.sum(1)).flatten(1) for part in words.split(255, dim=1)]
-    return torch.stack(rows).sum(0), torch.stack(columns).sum(0)[:, : masks.shape[2]]
+    return torch.stack(rows).sum(0), torch.stack(columns).sum(0)[:, :width]
 
 
 def _lanes(words: Tensor) -> Tensor:

@@ -105,6 +105,6 @@ def test_an_image_without_pixels():
 
 def test_cosine_of_nothing_in_half_precision():
     """A dead cell's vector has no direction: its attention is 0 and not 0 / 0."""
-    head = small("attention", attention="cosine").head
+    head = small("attention", attention="cosine", attention_vectors="features").head
     grid = torch.zeros(1, 32, 8, 8, dtype=torch.float16)
     assert torch.equal(head.attention.vectors(0, grid), torch.zeros(1, 32, 8, 8))

@@ -117,7 +117,7 @@ def test_defaults_are_the_papers():
         "num_grids": [40, 36, 24, 16, 12],
         "scale_ranges": [[1, 96], [48, 192], [96, 384], [192, 768], [384, 2048]],
         "coords": "paper",
-        "attention_vectors": "features",
+        "attention_vectors": "position",
         "masks": "chosen",
         "min_size": 800,
         "max_size": 1333,

@@ -80,6 +80,12 @@ def test_pixels_are_counted_exactly(shape, density):
         assert torch.equal(columns, masks.long().sum(1))
 
 
+def test_no_masks_of_a_turned_image():
+    """No masks are contiguous whatever their strides: those that rot90 leaves are no view of words."""
+    rows, columns = count_pixels(torch.zeros(0, 24, 16, dtype=torch.bool).rot90(1, (1, 2)))
+    assert (rows.shape, columns.shape) == ((0, 16), (0, 24))
+
+
 def random_scene(generator, size):
     """Ellipses, boxes and noise; boxes with broken edges, so that few centres meet a boundary."""
     height, width = size
