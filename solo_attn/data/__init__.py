@@ -4,6 +4,7 @@ from .._utils.errors import extra_train
 
 with extra_train("solo_attn.data"):
     from .coco import CocoInstances, collate
+    from .copy_paste import CopyPaste, paste_objects
     from .images import ImageError, read_image
     from .synthetic import StreetScenes, write_street_scenes
     from .transforms import eval_transforms, train_transforms
@@ -11,6 +12,7 @@ with extra_train("solo_attn.data"):
 
 __all__ = [
     "CocoInstances",
+    "CopyPaste",
     "DatasetError",
     "DatasetSummary",
     "ImageError",
@@ -18,6 +20,7 @@ __all__ = [
     "check_dataset",
     "collate",
     "eval_transforms",
+    "paste_objects",
     "read_image",
     "train_transforms",
     "write_street_scenes",

@@ -20,11 +20,13 @@ class RandomScale(v2.Transform):
     Args:
         low: smallest factor.
         high: largest factor.
+        canvas: (height, width) in pixels that the image is fitted to before, or None. Not v2.ScaleJitter,
+            which takes the height for the width.
     """
 
-    def __init__(self, low: float, high: float) -> None:
+    def __init__(self, low: float, high: float, canvas: tuple[int, int] | None = None) -> None:
         super().__init__()
-        self.low, self.high = low, high
+        self.low, self.high, self.canvas = low, high, canvas
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """The new size, drawn once for image, boxes and masks."""
@@ -32,11 +34,28 @@ class RandomScale(v2.Transform):
             next(x for x in flat_inputs if isinstance(x, tv_tensors.Image))
         )
         factor = self.low + (self.high - self.low) * torch.rand(()).item()
+        if self.canvas is not None:
+            factor *= min(self.canvas[0] / height, self.canvas[1] / width)
         return {"size": [max(1, round(height * factor)), max(1, round(width * factor))]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Resize one of them."""
         return self._call_kernel(v2.functional.resize, inpt, params["size"])
+
+
+class RandomQuarterTurn(nn.Module):
+    """Turn image and masks by 0, 90, 180 or 270 degrees, each as likely; boxes are left to `FitBoxes`.
+
+    Not v2.RandomRotation, which resamples: a quarter turn moves pixels and changes none.
+    """
+
+    def forward(self, image: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """(image, target), turned."""
+        turns = int(torch.randint(4, ()))
+        if turns == 0:
+            return image, target
+        image, masks = (x.as_subclass(Tensor).rot90(turns, (1, 2)) for x in (image, target["masks"]))
+        return tv_tensors.Image(image), {**target, "masks": tv_tensors.Mask(masks)}
 
 
 class FitBoxes(nn.Module):
@@ -71,7 +90,9 @@ def _span(there: Tensor) -> tuple[Tensor, Tensor]:
 
 def train_transforms(
     *,
+    rotate90: bool = False,
     shortest_size: Sequence[int] | None = None,
+    canvas: int | tuple[int, int] | None = None,
     scale_jitter: tuple[float, float] | None = None,
     crop_size: int | tuple[int, int] | None = None,
     flip: float = 0.5,
@@ -81,7 +102,11 @@ def train_transforms(
     """Random variations of a training image, in the order of the arguments.
 
     Args:
+        rotate90: turn by a random multiple of 90 degrees.
         shortest_size: resize so that the shorter side has one of these lengths in pixels, or None.
+        canvas: (height, width) in pixels, or the side, that the image is fitted to with its ratio kept,
+            before the factor of ``scale_jitter``, and cropped or padded to after it, as ``crop_size`` does:
+            every result has this size. None for none; not together with ``shortest_size`` or ``crop_size``.
         scale_jitter: (low, high) of a random factor on the image's size, or None.
         crop_size: (height, width) in pixels of a random crop, or its side; a smaller image comes to lie
             anywhere in it, the rest being the mean colour. None for no crop.
@@ -101,22 +126,28 @@ def train_transforms(
             raise ValueError(f"train_transforms: expected {name} in [0, 1], got {value}")
     if not 0 <= colour < math.inf:
         raise ValueError(f"train_transforms: expected colour >= 0 and finite, got {colour}")
-    steps: list[nn.Module] = []
+    steps: list[nn.Module] = [RandomQuarterTurn()] if rotate90 else []
     if shortest_size is not None:
         if len(shortest_size) == 0 or min(shortest_size) < 1:
             raise ValueError(f"train_transforms: expected shortest_size in pixels, got {shortest_size}")
         steps.append(v2.RandomShortestSize(list(shortest_size)))
-    if scale_jitter is not None:
-        if len(scale_jitter) != 2 or not _SMALLEST <= scale_jitter[0] <= scale_jitter[1] <= _LARGEST:
+    fitted = None if canvas is None else _size("canvas", canvas)
+    if fitted is not None:
+        if shortest_size is not None or crop_size is not None:
             raise ValueError(
-                f"train_transforms: expected scale_jitter (low, high), {_SMALLEST} <= low <= high <= "
-                f"{_LARGEST}, got {scale_jitter}"
+                "train_transforms: expected canvas or shortest_size and crop_size, got "
+                f"canvas {canvas}, shortest_size {shortest_size}, crop_size {crop_size}"
             )
-        steps.append(RandomScale(*scale_jitter))
+        crop_size = fitted
+    if scale_jitter is not None and not _is_jitter(scale_jitter):
+        raise ValueError(
+            f"train_transforms: expected scale_jitter (low, high), {_SMALLEST} <= low <= high <= {_LARGEST}, "
+            f"got {scale_jitter}"
+        )
+    if scale_jitter is not None or fitted is not None:
+        steps.append(RandomScale(*(scale_jitter or (1.0, 1.0)), canvas=fitted))
     if crop_size is not None:
-        size = (crop_size, crop_size) if isinstance(crop_size, int) else tuple(crop_size)
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"train_transforms: expected crop_size (height, width) >= 1, got {crop_size}")
+        size = _size("crop_size", crop_size)
         # 124 is close to the mean of ImageNet's colours, which the model's normalisation makes 0.
         fill = {tv_tensors.Image: 124, "others": 0}
         steps.append(v2.RandomCrop(size, pad_if_needed=True, fill=fill))
@@ -128,6 +159,18 @@ def train_transforms(
         steps.append(v2.ColorJitter(brightness=colour, contrast=colour, saturation=colour))
     # Cropping cuts and drops objects, and resizing can leave one without a pixel.
     return v2.Compose([*steps, FitBoxes(), *_to_float()])
+
+
+def _is_jitter(pair: Sequence[float]) -> bool:
+    return len(pair) == 2 and _SMALLEST <= pair[0] <= pair[1] <= _LARGEST
+
+
+def _size(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) of a pair or a side."""
+    size = (value, value) if isinstance(value, int) else tuple(value)
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"train_transforms: expected {name} (height, width) >= 1, got {value}")
+    return size[0], size[1]
 
 
 def eval_transforms() -> v2.Compose:

@@ -14,6 +14,7 @@ with extra_train("solo_attn.training"):
         differences,
         load_config,
         override,
+        settled,
     )
     from .datamodule import SOLODataModule
     from .demo import demo, demo_config
@@ -38,6 +39,7 @@ __all__ = [
     "differences",
     "load_config",
     "override",
+    "settled",
     "system_config",
     "systems_of",
     "train",

@@ -13,7 +13,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, RichProgressBar, Timer
+from lightning.pytorch.callbacks import (
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    ModelCheckpoint,
+    RichProgressBar,
+    Timer,
+    WeightAveraging,
+)
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from rich.console import Console
 
@@ -103,6 +111,58 @@ class BestCheckpoint(ModelCheckpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The same where not every epoch is validated."""
+        if trainer.is_last_batch:
+            super().on_validation_end(trainer, pl_module)
+
+
+class Average(WeightAveraging):
+    """An exponential moving average of the weights, for validations and for `load_model` of a checkpoint.
+
+    The weights of the training itself stand beside it in checkpoints, to be resumed. After n steps the decay
+    is at most (1 + n) / (10 + n), or short runs would end near the weights they began with; source:
+    tf.train.ExponentialMovingAverage (num_updates). Buffers are averaged alike, whole numbers are copied.
+    Stands first among the callbacks: those after it may save.
+
+    Args:
+        decay: in (0, 1).
+    """
+
+    def __init__(self, decay: float) -> None:
+        def average(averaged: torch.Tensor, now: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+            if not averaged.is_floating_point():
+                return now
+            count = int(steps)
+            return averaged.lerp(now, 1 - min(decay, (1 + count) / (10 + count)))
+
+        super().__init__(avg_fn=average)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Average where the weights will lie: they are moved there later."""
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+
+
+class Patience(EarlyStopping):
+    """Lightning's on validation AP, but of whole epochs; a run that it ended stays ended when resumed.
+
+    Args:
+        patience: validations in a row that are no better than the best before.
+    """
+
+    def __init__(self, patience: int) -> None:
+        super().__init__("val/ap", mode="max", patience=patience, check_on_train_epoch_end=False)
+
+    @property
+    def over(self) -> bool:
+        """Whether the patience is at its end."""
+        return self.wait_count >= self.patience
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make no step more."""
+        trainer.should_stop |= self.over
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count it, but not where a run was stopped inside an epoch: it is validated once more."""
         if trainer.is_last_batch:
             super().on_validation_end(trainer, pl_module)
 

@@ -27,7 +27,7 @@ from ..evaluation import (
 )
 from ..models import ModelSettings, load_model
 from .callbacks import UnfinishedError
-from .config import Config, ConfigError, DataConfig, changes, differences
+from .config import Config, ConfigError, DataConfig, changes, differences, settled
 from .train import FREE, RESULT, train
 
 FIGURE_IMAGES = 3  # as many samples as the paper's Figure 5 has
@@ -123,7 +123,7 @@ def compare(
         DatasetError, TrainingError: see `train`.
         UnfinishedError: ``minutes`` are over; the same call goes on.
     """
-    out_dir, console = Path(out_dir), console or Console()
+    out_dir, console, config = Path(out_dir), console or Console(), settled(config)
     if not seeds or not systems:
         raise ConfigError(f"compare: expected seeds and systems, got {list(seeds)} and {list(systems)}")
     if config.train.devices != 1:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import yaml
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Field
@@ -50,14 +51,25 @@ class DataConfig(Settings):
     """Probability of a horizontal flip."""
     vertical_flip: Chance = 0.0
     """Probability of a vertical flip."""
+    rotate90: Flag = False
+    """Turn by 0, 90, 180 or 270 degrees at random, before all else; for images without an up and down
+    (microscopy, aerial)."""
     shortest_size: Annotated[list[Positive], Field(min_length=1)] | None = None
     """Lengths in pixels, one of which the shorter side is resized to at random, or null."""
+    canvas: Positive | tuple[Positive, Positive] | None = None
+    """Side in pixels (or [height, width]) of a canvas that every image is fitted to, times the factor of
+    ``scale_jitter``; what is larger is cropped and what is smaller comes to lie anywhere on it (large-scale
+    jitter). All inputs have this size then. A mask is learned at its place and size relative to the input, so
+    take the size that images are predicted at (``model.min_size``, ``max_size``), and
+    ``model.resize_in_training: false``. In place of ``shortest_size`` and ``crop_size``; null for none."""
     scale_jitter: tuple[MoreThanZero, MoreThanZero] | None = None
     """[low, high] of a random factor on the image's size, or null."""
     crop_size: Positive | tuple[Positive, Positive] | None = None
     """Side in pixels of a random square crop (or [height, width]), or null."""
     colour: Annotated[Number, Ge(0)] = 0.0
     """Strength of brightness, contrast and saturation jitter; 0 for none."""
+    copy_paste: Chance = 0.0
+    """Probability that objects of another training image are pasted into one, at the place they had."""
     on_degenerate: Literal["error", "skip"] = "error"
     """What to do about boxes without width or height (COCO 2017 has some)."""
     check_images: Flag = True
@@ -94,6 +106,15 @@ class TrainConfig(Settings):
     """See ``learning_rate``; null uses the learning rate as it stands."""
     backbone_rate: MoreThanZero = 1.0
     """Factor on the learning rate of the backbone without its pyramid."""
+    ema: Annotated[Number, Gt(0), Lt(1)] | None = None
+    """Decay of a running average of the weights over the optimizer steps, such as 0.999, or null. The average
+    is what is validated, saved in checkpoints and tested; the weights it is made of only serve to resume."""
+    patience: Positive | None = None
+    """Stop after so many validations in a row whose AP is no better than the best before, or null. The
+    learning rate's schedule does not know of it."""
+    cache_features: MoreThanZero | None = None
+    """Keep the maps of a frozen backbone in memory, up to so many GiB, in place of making them at every step
+    (`solo_attn.training.features`), or null. Only the backbone's body: pyramid and head learn."""
     gate_rate: MoreThanZero = 4.0
     """Factor on the learning rate of the attention's gains and offsets, which have no weight decay."""
     momentum: Annotated[Number, Ge(0), Lt(1)] = 0.9
@@ -112,8 +133,9 @@ class TrainConfig(Settings):
     """See ``schedule``."""
     clip_norm: MoreThanZero | None = 35.0
     """The gradient's norm is cut to this; null for no limit."""
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    """Of the arithmetic; no CPU has "16-mixed"."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "auto"] = "32-true"
+    """Of the arithmetic; no CPU has "16-mixed". "auto" takes "bf16-mixed" where the device has bfloat16 in
+    hardware, else "32-true"; what it took is what the run's files name."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train."""
     devices: Positive = 1
@@ -150,6 +172,22 @@ class Config(Settings):
         """Write it as YAML that `load_config` reads."""
         with replacing(path) as temporary:
             temporary.write_text(yaml.safe_dump(self.as_dict(), sort_keys=False), encoding="utf-8")
+
+
+def settled(config: Config) -> Config:
+    """``config`` with the precision that "auto" means on this machine."""
+    train = config.train
+    if train.precision != "auto":
+        return config
+    if train.accelerator == "cuda" or (train.accelerator == "auto" and torch.cuda.is_available()):
+        fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    elif train.accelerator == "mps":
+        fast = False
+    else:
+        able = torch.cpu.get_capabilities()
+        fast = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    precision = "bf16-mixed" if fast else "32-true"
+    return config.model_copy(update={"train": train.model_copy(update={"precision": precision})})
 
 
 def differences(before: Config, now: Config) -> list[str]:

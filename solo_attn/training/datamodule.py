@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
-from ..data import CocoInstances, collate, eval_transforms, train_transforms
+from ..data import CocoInstances, CopyPaste, collate, eval_transforms, train_transforms
 from ..data.validate import raise_faults
 from ..models.solo import resized_size
 from .config import Config, ConfigError
@@ -105,7 +105,9 @@ class SOLODataModule(pl.LightningDataModule):
             )
         try:
             varied = train_transforms(
+                rotate90=data.rotate90,
                 shortest_size=data.shortest_size,
+                canvas=data.canvas,
                 flip=data.flip,
                 scale_jitter=data.scale_jitter,
                 crop_size=data.crop_size,
@@ -122,7 +124,7 @@ class SOLODataModule(pl.LightningDataModule):
             self._evaluated(data.test_images, data.test_annotations) if data.test_annotations else None
         )
         sizes = config.model.sizes
-        if data.crop_size is None and config.model.resize_in_training:
+        if data.crop_size is None and data.canvas is None and config.model.resize_in_training:
             # Of several lengths the least leaves the fewest pixels.
             self._refuse_thin(self.train_set, min(sizes))
         for part in (self.val_set, self.test_set):
@@ -193,7 +195,8 @@ class SOLODataModule(pl.LightningDataModule):
         rank, world_size = self._ranks()
         self._sampler = PositionSampler(len(self.train_set), batch_size, seed, rank, world_size)
         self._sampler.batches_done = self.batches_done
-        return self._loader(SeededDataset(self.train_set, seed), batch_size, self._sampler)
+        dataset = CopyPaste(self.train_set, self.config.data.copy_paste)
+        return self._loader(SeededDataset(dataset, seed), batch_size, self._sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """This rank's share of the validation images: every image on one rank, none on two."""

@@ -24,16 +24,19 @@ from ..evaluation import CocoMetrics, evaluate_model, learning_curve
 from ..models import build_solo
 from .callbacks import (
     AtomicCheckpointIO,
+    Average,
     BestCheckpoint,
     EpochBar,
     EpochLines,
     LastCheckpoint,
     Limits,
+    Patience,
     StopAt,
     quiet_lightning,
 )
-from .config import Config, ConfigError, changes, differences, load_config
+from .config import Config, ConfigError, changes, differences, load_config, settled
 from .datamodule import SOLODataModule
+from .features import cache_features, refuse_varied
 from .module import SOLOModule
 
 RESULT = "result.json"  # of a run that is finished, or was stopped by its minutes
@@ -85,7 +88,8 @@ def train(
     """Train, validate, and look once at the test images, in float32, if there are some.
 
     The run folder receives ``config.yaml``, ``last.ckpt`` (after each epoch and every
-    ``train.checkpoint_steps``), ``best.ckpt`` (of whole epochs, that with the highest validation AP),
+    ``train.checkpoint_steps``), ``best.ckpt`` (of whole epochs, that with the highest validation AP; with
+    ``train.ema`` the weights that both give to `load_model` are the averages, which were validated),
     TensorBoard logs, ``csv/`` and at the end ``result.json`` and ``curve.png``.
 
     A run that was killed, or stopped by ``train.max_minutes``, and then resumed gives on a CPU bitwise the
@@ -107,7 +111,7 @@ def train(
         TrainingError: the loss is not finite.
         UnfinishedError: the deadline came first.
     """
-    run_dir, console = Path(run_dir), console or Console()
+    run_dir, console, config = Path(run_dir), console or Console(), settled(config)
     last = run_dir / "last.ckpt"
     if last.exists() and not resume:
         raise ConfigError(
@@ -117,6 +121,8 @@ def train(
         # Each process would look at its own clock, and wait for the others where it saves.
         raise ConfigError(f"train: expected one device with a deadline, got {config.train.devices}")
     datamodule = SOLODataModule(config)
+    if config.train.cache_features is not None:
+        refuse_varied(config)
     if len(datamodule.val_set) < config.train.devices:
         raise ConfigError(
             f"config: expected at least one validation image for each of {config.train.devices} devices, got "
@@ -130,13 +136,17 @@ def train(
             model = build_solo(datamodule.train_set.num_classes, config.model)
         except ValueError as error:
             raise ConfigError(f"config: the section model does not make a model: {error}") from error
+        if config.train.cache_features is not None:
+            cache_features(model, config.train.cache_features)
         module = SOLOModule(
             model, config, list(datamodule.train_set.class_names), list(datamodule.train_set.category_ids)
         )
         timer, steps = Timer(), datamodule.total_steps(config.train.devices)
         trainer = _trainer(config, run_dir, timer, steps, console)
         if deadline is not None:
-            trainer.callbacks.insert(0, StopAt(deadline, last))  # type: ignore[attr-defined]
+            # After the average, which it saves too.
+            first = 0 if config.train.ema is None else 1
+            trainer.callbacks.insert(first, StopAt(deadline, last))  # type: ignore[attr-defined]
         if trainer.precision != config.train.precision:  # Lightning takes another one with only a warning
             raise ConfigError(
                 "config: expected train.precision to be one that this machine has, bf16-mixed or 32-true, "
@@ -150,7 +160,12 @@ def train(
             module, datamodule=datamodule, ckpt_path=str(last) if last.exists() else None, weights_only=True
         )
         seconds = timer.time_elapsed("train")  # validations between the epochs included
-        if trainer.global_step < steps and trainer.is_global_zero:
+        patience = trainer.early_stopping_callback
+        given_up = isinstance(patience, Patience) and patience.over
+        stopped = trainer.global_step < steps and not given_up
+        if trainer.is_global_zero and given_up:
+            console.print(f"stopped: AP no better for {config.train.patience} validations (train.patience)")
+        elif trainer.is_global_zero and stopped:
             console.print(f"stopped after {config.train.max_minutes:g} minutes (train.max_minutes)")
         if module.validated_step != trainer.global_step:
             trainer.validate(module, datamodule=datamodule, verbose=False)
@@ -177,7 +192,7 @@ def train(
         str(trainer.strategy.root_device),
     )
     if trainer.is_global_zero:
-        _store(result, config, stopped=trainer.global_step < steps)
+        _store(result, config, stopped)
     return result
 
 
@@ -192,8 +207,10 @@ def _check_images(datamodule: SOLODataModule, console: Console) -> None:
 def _trainer(config: Config, run_dir: Path, timer: Timer, steps: int, console: Console) -> pl.Trainer:
     train = config.train
     callbacks: list[Callback] = [
+        *([] if train.ema is None else [Average(train.ema)]),
         timer,
         Limits(steps, train.max_minutes, timer),
+        *([] if train.patience is None else [Patience(train.patience)]),
         EpochLines(console),
         BestCheckpoint(
             run_dir,

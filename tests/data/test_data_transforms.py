@@ -183,6 +183,8 @@ def test_colour_changes_the_picture_only() -> None:
         ("scale_jitter", (0.0, 1.0)),
         ("scale_jitter", (1.0, float("inf"))),
         ("scale_jitter", (1.0,)),
+        ("canvas", 0),
+        ("canvas", (10, 20, 30)),
         ("crop_size", 0),
         ("crop_size", (10, -1)),
         ("crop_size", (10, 20, 30)),
@@ -193,3 +195,66 @@ def test_colour_changes_the_picture_only() -> None:
 def test_bad_argument_is_named(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"expected {name}"):
         train_transforms(**{name: value})
+
+
+def test_quarter_turns_are_exact_and_as_likely() -> None:
+    torch.manual_seed(0)
+    image, target = sample()
+    present = target["masks"].amax((1, 2)) > 0
+    turned = [image.as_subclass(Tensor).rot90(k, (1, 2)) for k in range(4)]
+    seen = [0] * 4
+    for _ in range(60):
+        out, found = train_transforms(flip=0, rotate90=True)(image, target)
+        check(out, found)
+        assert same_picture(out, found)
+        (turns,) = (k for k in range(4) if torch.equal((out * 255).round().byte(), turned[k]))
+        assert torch.equal(found["masks"], target["masks"].as_subclass(Tensor)[present].rot90(turns, (1, 2)))
+        seen[turns] += 1
+    assert min(seen) >= 6
+
+
+def test_quarter_turn_comes_before_the_crop() -> None:
+    torch.manual_seed(0)
+    image, target = sample()
+    sizes = {train_transforms(rotate90=True, crop_size=(30, 44))(image, target)[0].shape for _ in range(10)}
+    assert sizes == {(3, 30, 44)}
+
+
+@pytest.mark.parametrize(
+    ("canvas", "inside"),
+    [((80, 120), (80, 120)), ((80, 200), (80, 120)), ((120, 90), (60, 90)), (60, (40, 60))],
+)
+def test_canvas_fits_the_image(canvas: int | tuple[int, int], inside: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    image, target = sample()
+    image = tv_tensors.Image(image.clamp(min=1))  # black is nothing of it
+    out, found = train_transforms(flip=0, canvas=canvas)(image, target)
+    check(out, found)
+    assert out.shape == (3, *((canvas, canvas) if isinstance(canvas, int) else canvas))
+    part = ((out * 255).round() != 124).any(0)
+    rows, columns = part.any(1).sum(), part.any(0).sum()
+    assert (rows, columns) == inside
+    scale = inside[0] / SIZE[0]
+    areas = target["masks"].flatten(1).sum(1)
+    assert torch.allclose(found["masks"].flatten(1).sum(1) / scale**2, areas[areas > 0].float(), rtol=0.1)
+
+
+def test_canvas_with_jitter_has_one_size_and_many_scales() -> None:
+    torch.manual_seed(0)
+    image, target = sample()
+    target["masks"][:] = 0
+    target["masks"][0, 18:22, 28:32] = 1  # in the middle, where crops rarely cut
+    areas = []
+    for _ in range(30):
+        out, found = train_transforms(canvas=(80, 120), scale_jitter=(0.25, 1.0))(image, target)
+        check(out, found)
+        assert out.shape == (3, 80, 120)
+        areas += found["masks"].flatten(1).sum(1).tolist()
+    assert 1 <= min(areas) <= 4
+    assert 40 <= max(areas) <= 64
+
+
+@pytest.mark.parametrize("other", [{"crop_size": 8}, {"shortest_size": [8]}])
+def test_canvas_and_other_sizes_are_refused(other: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected canvas or shortest_size and crop_size, got canvas 8"):
+        train_transforms(canvas=8, **other)

@@ -12,7 +12,15 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from solo_attn.models import build_solo
-from solo_attn.training import Config, SOLODataModule, TrainResult, train
+from solo_attn.training import (
+    Config,
+    ConfigError,
+    SOLODataModule,
+    TrainResult,
+    load_config,
+    settled,
+    train,
+)
 from solo_attn.training import module as module_file
 
 MakeConfig = Callable[..., Config]
@@ -157,3 +165,101 @@ def test_validation_counts_eval_max_detections(
     result = train(config(max_steps=1, eval_max_detections=12), tmp_path)
     assert result.metrics.max_detections == 12
     assert seen == [(3 * 30, {"max_detections": 12})]  # all that the model gives, of which 12 count
+
+
+def test_backbone_and_gates_learn_at_rates_of_their_own(
+    config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each parameter in one group, with the rate and the decay of its kind."""
+    seen: dict[str, tuple[float, float]] = {}
+    real = module_file.SOLOModule.configure_optimizers
+
+    def configure(self: Any) -> Any:
+        made = real(self)
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        for group in made["optimizer"].param_groups:
+            for parameter in group["params"]:
+                name = names.pop(parameter)
+                seen[name] = (group["initial_lr"], group["weight_decay"])
+        assert not names
+        return made
+
+    monkeypatch.setattr(module_file.SOLOModule, "configure_optimizers", configure)
+    rates = {"learning_rate": 0.01, "backbone_rate": 0.2, "gate_rate": 3.0, "weight_decay": 0.1}
+    train(config(max_steps=1, eval_every=100, **rates), tmp_path)
+    kinds: dict[str, set[tuple[float, float]]] = {"body": set(), "gate": set(), "rest": set()}
+    for name, found in seen.items():
+        gate = name in ("head.attention.raw_gain", "head.attention.offset")
+        kinds["body" if name.startswith("backbone.body.") else "gate" if gate else "rest"].add(found)
+    assert kinds == {
+        "body": {(pytest.approx(0.002), 0.1)},
+        "gate": {(pytest.approx(0.03), 0.0)},
+        "rest": {(0.01, 0.1)},
+    }
+
+
+def test_accumulated_batches_are_a_step_of_their_mean(
+    config: MakeConfig, tmp_path: Path, batches: list[Any]
+) -> None:
+    rate = 0.02
+    settings = config(
+        max_steps=1,
+        batch_size=1,
+        accumulate=3,
+        learning_rate=rate,
+        momentum=0.0,
+        weight_decay=0.0,
+        clip_norm=None,
+        warmup_steps=0,
+        milestones=[],
+        eval_every=100,
+    )
+    train(settings, tmp_path)
+    assert len(batches) == 3
+    model = untrained(settings)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    each = [[g.clone() for g in gradients(model, batch)] for batch in batches]
+    with torch.no_grad():
+        for parameter, *found in zip(model.parameters(), *each, strict=True):
+            parameter.sub_(rate * sum(found) / 3)
+    assert_trained_to(tmp_path, model, before)
+
+
+@pytest.mark.parametrize(
+    ("able", "expected"),
+    [
+        ({"avx512_bf16": True}, "bf16-mixed"),
+        ({"amx_bf16": True}, "bf16-mixed"),
+        ({"avx512_f": True}, "32-true"),
+    ],
+    ids=str,
+)
+def test_automatic_precision_is_that_of_the_machine(
+    config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    able: dict[str, bool],
+    expected: str,
+) -> None:
+    """And what it was is what the run's files say: elsewhere it would be another training."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    settings = config(max_steps=1, precision="auto", eval_every=100)
+    assert settled(settings).train.precision == expected
+    assert settings.train.precision == "auto"
+    if expected == "32-true":
+        return
+    train(settings, tmp_path)
+    assert load_config(tmp_path / "config.yaml").train.precision == expected
+    assert train(settings, tmp_path, resume=True).steps == 1
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    with pytest.raises(ConfigError, match=r"train\.precision was 'bf16-mixed' and is '32-true'"):
+        train(settings, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(("has", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_automatic_precision_of_a_gpu(
+    config: MakeConfig, monkeypatch: pytest.MonkeyPatch, has: bool, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
+    assert settled(config(precision="auto", accelerator="auto")).train.precision == expected

@@ -1,0 +1,120 @@
+"""The maps of a frozen backbone, made once for each image and kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..models import SOLO
+from .config import Config, ConfigError
+
+_GIB = 2**30
+_OF_EACH_IMAGE = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)  # not so in training
+
+
+class FeatureCache:
+    """A backbone's body as a function that remembers.
+
+    An image is known by a hash of its pixels as the body sees them, resized, normalised and padded: a varied
+    image is another one, and none gets the maps of another. Maps are made one image at a time, so that they
+    do not depend on what else is in a batch, nor on what was made before a run was resumed. What does not fit
+    is made at each step; what is kept stays, as images come round in turn and the oldest is the next.
+
+    Args:
+        forward: from [B, 3, H, W] to maps [B, C, h, w], a dict or a list of them.
+        limit: bytes of maps to keep.
+
+    Attributes:
+        bytes: of the maps that are kept.
+        found: images whose maps were there.
+        made: images whose maps were not.
+    """
+
+    def __init__(self, forward: Callable[[Tensor], Any], limit: float) -> None:
+        self.forward, self.limit = forward, limit
+        self.bytes = self.found = self.made = 0
+        self._kept: dict[tuple[Any, ...], Any] = {}
+
+    def __call__(self, images: Tensor) -> Any:
+        """The maps of a batch; they have no gradient."""
+        each = [self._maps(image) for image in images]
+        if isinstance(each[0], Mapping):
+            return type(each[0])((name, torch.cat([maps[name] for maps in each])) for name in each[0])
+        return [torch.cat(level) for level in zip(*each, strict=True)]
+
+    def _maps(self, image: Tensor) -> Any:
+        device = image.device.type
+        lowered = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        pixels = image.detach().contiguous().cpu().view(torch.uint8).numpy()
+        key = (hashlib.blake2b(pixels, digest_size=16).digest(), image.shape, image.dtype, device, lowered)
+        maps = self._kept.get(key)
+        if maps is not None:
+            self.found += 1
+            return maps
+        self.made += 1
+        # A validation's tensors are of inference mode, which a later training step could not use.
+        with torch.inference_mode(False), torch.no_grad():
+            maps = self.forward(image[None].clone())
+        size = sum(x.nbytes for x in (maps.values() if isinstance(maps, Mapping) else maps))
+        if self.bytes + size <= self.limit:
+            self._kept[key] = maps
+            self.bytes += size
+        return maps
+
+
+def cache_features(model: SOLO, gibibytes: float) -> FeatureCache:
+    """Let the model's backbone keep what its body makes of an image, in training and in evaluation.
+
+    The body stays the model's own, as do the names of its weights.
+
+    Raises:
+        ConfigError: the body is not frozen, or depends on more than the image in training.
+    """
+    body = model.backbone.body
+    assert isinstance(body, nn.Module)
+    model.train()
+    learned = sum(parameter.requires_grad for parameter in body.parameters())
+    if learned:
+        raise ConfigError(
+            "config: expected train.cache_features only with a backbone whose body is frozen, got "
+            f"{learned} of its parameters that are trained"
+        )
+    if any(module.training and isinstance(module, _OF_EACH_IMAGE) for module in body.modules()):
+        raise ConfigError(
+            "config: expected train.cache_features only with a backbone whose norms are frozen, got batch "
+            "norm or dropout that is not"
+        )
+    cache = FeatureCache(body.forward, gibibytes * _GIB)
+    body.forward = cache
+    return cache
+
+
+def refuse_varied(config: Config) -> None:
+    """Refuse variations that make each image a new one: its maps would be kept and never found again.
+
+    Flips and quarter turns make a few of one.
+
+    Raises:
+        ConfigError: which ones they are.
+    """
+    data, model = config.data, config.model
+    low, high = data.scale_jitter or (1, 1)
+    varied = {
+        "data.shortest_size": data.shortest_size is not None and len(set(data.shortest_size)) > 1,
+        "data.scale_jitter": low != high,
+        "data.crop_size": data.crop_size is not None,
+        "data.canvas": data.canvas is not None,
+        "data.colour": data.colour > 0,
+        "data.copy_paste": data.copy_paste > 0,
+        "model.min_size": model.resize_in_training and len(set(model.sizes)) > 1,
+    }
+    if any(varied.values()):
+        names = ", ".join(name for name, found in varied.items() if found)
+        raise ConfigError(
+            "config: expected train.cache_features only with images that come again as they were, flipped or "
+            f"turned at most; got {names}"
+        )
