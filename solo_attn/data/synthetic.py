@@ -1,4 +1,4 @@
-"""Synthetic street scenes: many look-alikes of one class side by side and overlapping, as COCO data.
+"""Synthetic street scenes: rows of look-alikes of one class, touching and overlapping, as COCO data.
 
 Nearer objects are painted over farther ones, and the annotated mask of each is what stays visible, as in
 Cityscapes. Each scene is a function of (seed, split, index) alone.
@@ -7,7 +7,7 @@ Cityscapes. Each scene is a function of (seed, split, index) alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,23 @@ import pycocotools.mask as coco_mask
 from PIL import Image, ImageDraw
 
 from .._utils.files import replacing
+from ._street_shapes import SHAPES, Colour, Look, Points, group_look, individual_look, shade
 
 CATEGORIES = ("person", "rider", "car", "truck", "bus")  # the paper's (section 4.1), ids 1..5
 _OVERSAMPLE = 3
 _MIN_PIXELS = 12
-_VERSION = 2  # of the drawing: scenes of another version are drawn anew
+_LEAST_SHOWN = 0.4  # of an object; those that hide more are not drawn at all
+_VERSION = 3  # of the drawing: scenes of another version are drawn anew
 
-Colour = tuple[int, int, int]
 Box = tuple[float, float, float, float]
-# Fill an ellipse or a polygon of the unit square (x right, y down) with a colour.
-Pen = Callable[[str, list[tuple[float, float]], Colour], None]
+
+
+@dataclass(frozen=True)
+class _Thing:
+    category: int
+    box: Box  # x1, y1, x2, y2 in pixels
+    look: Look
+    mirrored: bool
 
 
 @dataclass(frozen=True)
@@ -106,38 +113,48 @@ def draw_scene(size: tuple[int, int], key: tuple[int, ...]) -> tuple[np.ndarray,
     """
     rng = np.random.default_rng(key)
     height, width = size
-    canvas = Image.new("RGB", (width * _OVERSAMPLE, height * _OVERSAMPLE))
+    horizon = height * rng.uniform(0.25, 0.35)
+    street = Image.new("RGB", (width * _OVERSAMPLE, height * _OVERSAMPLE))
+    _background(street, horizon * _OVERSAMPLE, rng)
+    things = sorted(_crowd(size, horizon, rng), key=lambda thing: thing.box[3])  # farther ones first
+    canvas, owner, shown = _paint(street, things)
+    if any(part < _LEAST_SHOWN for part in shown):  # the others show no less without them
+        things = [thing for thing, part in zip(things, shown, strict=True) if part >= _LEAST_SHOWN]
+        canvas, owner, _ = _paint(street, things)
+    image = canvas.resize((width, height), Image.Resampling.BOX)
+    pixels = np.asarray(image, dtype=np.int16) + rng.integers(-6, 7, (height, width, 1), dtype=np.int16)
+    middle = slice(_OVERSAMPLE // 2, None, _OVERSAMPLE)
+    owners = np.asarray(owner)[middle, middle]
+    return pixels.clip(0, 255).astype(np.uint8), owners, [thing.category for thing in things]
+
+
+def _paint(street: Image.Image, things: Sequence[_Thing]) -> tuple[Image.Image, Image.Image, list[float]]:
+    """Picture, map of owners (index + 1), and what part of each one inside the picture no other hides."""
+    canvas = street.copy()
     # As large as the canvas: PIL also fills the pixels that an outline touches, which at the final size
     # would make a mask half a pixel larger on each side than its object is in the picture.
-    owner = Image.new("L", canvas.size, 0)  # 255 objects; a scene has 4 rows of 8 at most
-    horizon = height * rng.uniform(0.30, 0.40)
-    _background(canvas, horizon * _OVERSAMPLE, rng)
-    things = sorted(_crowd(size, horizon, rng), key=lambda thing: thing[1][3])  # farther ones first
+    owner = Image.new("L", canvas.size, 0)  # 255 objects; a scene has 3 rows of 8 at most
     draw, draw_owner = ImageDraw.Draw(canvas), ImageDraw.Draw(owner)
-    for index, (category, box, colour, mirrored) in enumerate(things):
+    whole = []
+    for index, thing in enumerate(things):
 
         def fill(
-            kind: str,
-            points: list[tuple[float, float]],
-            colour: Colour,
-            box: Box = box,
-            mirrored: bool = mirrored,
-            index: int = index,
+            kind: str, points: Points, colour: Colour, thing: _Thing = thing, index: int = index
         ) -> None:
-            x1, y1, x2, y2 = (_OVERSAMPLE * side for side in box)
-            placed = [(x1 + (1 - x if mirrored else x) * (x2 - x1), y1 + y * (y2 - y1)) for x, y in points]
+            x1, y1, x2, y2 = (_OVERSAMPLE * side for side in thing.box)
+            placed = [
+                (x1 + (1 - x if thing.mirrored else x) * (x2 - x1), y1 + y * (y2 - y1)) for x, y in points
+            ]
             if kind == "ellipse":
                 (left, top), (right, bottom) = placed
                 placed = [(min(left, right), top), (max(left, right), bottom)]
             getattr(draw, kind)(placed, fill=colour)
             getattr(draw_owner, kind)(placed, fill=index + 1)
 
-        _SHAPES[category](fill, colour)
-    image = canvas.resize((width, height), Image.Resampling.BOX)
-    pixels = np.asarray(image, dtype=np.int16) + rng.integers(-6, 7, (height, width, 1), dtype=np.int16)
-    middle = slice(_OVERSAMPLE // 2, None, _OVERSAMPLE)
-    owners = np.asarray(owner)[middle, middle]
-    return pixels.clip(0, 255).astype(np.uint8), owners, [thing[0] for thing in things]
+        SHAPES[thing.category](fill, thing.look)
+        whole.append(owner.histogram()[index + 1])
+    left = owner.histogram()
+    return canvas, owner, [left[k + 1] / pixels if pixels else 0.0 for k, pixels in enumerate(whole)]
 
 
 def _write_split(
@@ -183,30 +200,29 @@ def _read(done: Path) -> Any:
         return None
 
 
-def _crowd(
-    size: tuple[int, int], horizon: float, rng: np.random.Generator
-) -> list[tuple[int, Box, Colour, bool]]:
-    """Rows of one class each, standing on the ground: (category, box, colour, mirrored)."""
+def _crowd(size: tuple[int, int], horizon: float, rng: np.random.Generator) -> list[_Thing]:
+    """Rows of one class each, standing on the ground, each at a depth of its own."""
     height, width = size
-    things: list[tuple[int, Box, Colour, bool]] = []
-    for _ in range(rng.integers(3, 5)):
-        category = int(rng.choice(len(CATEGORIES), p=[0.34, 0.12, 0.36, 0.09, 0.09]))
+    things: list[_Thing] = []
+    rows = int(rng.integers(2, 4))
+    for row in range(rows):
+        category = int(rng.choice(len(CATEGORIES), p=[0.26, 0.18, 0.26, 0.15, 0.15]))
         tall, ratio, most = _SIZES[category]
         # Where the row stands decides its size: the nearer, the larger.
-        depth = rng.uniform(0.12, 1.0)
-        ground = horizon + depth * (height - horizon) * 0.97
-        high = tall * height * (0.25 + 0.75 * depth)
+        depth = (row + rng.uniform(0.2, 1.0)) / rows
+        ground = horizon + (0.25 + 0.72 * depth) * (height - horizon)
+        high = tall * height * (0.45 + 0.55 * depth)
         wide = high * ratio
-        base = _paint(rng)  # look-alikes: what stands together has nearly one colour
+        group = group_look(rng)  # look-alikes: what stands together has nearly one look
         mirrored = bool(rng.random() < 0.5)
-        x = rng.uniform(-0.1, 0.7) * width
+        x = rng.uniform(-0.1, 0.6) * width
         for _ in range(rng.integers(2, most + 1)):
-            scale = rng.uniform(0.92, 1.08)
+            scale = rng.uniform(0.9, 1.1)
             y = ground + rng.uniform(-0.02, 0.02) * height
             box = (x, y - high * scale, x + wide * scale, y)
-            if box[2] > 2 and box[0] < width - 2:
-                things.append((category, box, _vary(base, rng), mirrored))
-            x += wide * rng.uniform(0.62, 1.15)  # from overlapping to side by side
+            if box[2] > 0.25 * wide and box[0] < width - 0.25 * wide:
+                things.append(_Thing(category, box, individual_look(group, rng), mirrored))
+            x += wide * rng.uniform(0.7, 1.1)  # from overlapping to side by side
     return things
 
 
@@ -214,20 +230,20 @@ def _background(canvas: Image.Image, horizon: float, rng: np.random.Generator) -
     draw = ImageDraw.Draw(canvas)
     width, height = canvas.size
     light = rng.uniform(0.75, 1.1)
-    draw.rectangle((0, 0, width, horizon), fill=_shade((150, 185, 220), light))
+    draw.rectangle((0, 0, width, horizon), fill=shade((150, 185, 220), light))
     x = 0.0
     while x < width:  # buildings
         wide = rng.uniform(0.08, 0.2) * width
-        tone = _shade((150, 140, 130), light * rng.uniform(0.75, 1.1))
+        tone = shade((150, 140, 130), light * rng.uniform(0.75, 1.1))
         top = horizon * rng.uniform(0.05, 0.7)
         draw.rectangle((x, top, x + wide, horizon), fill=tone)
         step = max(6.0, 0.035 * width)
         for wx in np.arange(x + step / 2, x + wide - step / 2, step):
             for wy in np.arange(top + step / 2, horizon - step / 2, step):
-                draw.rectangle((wx, wy, wx + step / 2.5, wy + step / 2), fill=_shade(tone, 0.72))
+                draw.rectangle((wx, wy, wx + step / 2.5, wy + step / 2), fill=shade(tone, 0.72))
         x += wide
-    draw.rectangle((0, horizon, width, height), fill=_shade((98, 98, 102), light))
-    draw.rectangle((0, horizon, width, horizon + 0.06 * height), fill=_shade((150, 148, 142), light))
+    draw.rectangle((0, horizon, width, height), fill=shade((98, 98, 102), light))
+    draw.rectangle((0, horizon, width, horizon + 0.06 * height), fill=shade((150, 148, 142), light))
     centre = width * rng.uniform(0.35, 0.65)
     for k in range(6):  # lane markings towards the vanishing point
         near, far = 1 - k / 6.5, 1 - (k + 0.45) / 6.5
@@ -235,84 +251,9 @@ def _background(canvas: Image.Image, horizon: float, rng: np.random.Generator) -
         w = [0.012 * width * t for t in (near, far)]
         draw.polygon(
             [(centre - w[0], ys[0]), (centre + w[0], ys[0]), (centre + w[1], ys[1]), (centre - w[1], ys[1])],
-            fill=_shade((205, 205, 195), light),
+            fill=shade((205, 205, 195), light),
         )
 
 
-def _paint(rng: np.random.Generator) -> Colour:
-    paints: list[Colour] = [
-        (178, 40, 40),
-        (45, 75, 150),
-        (225, 225, 225),
-        (45, 45, 50),
-        (60, 120, 75),
-        (200, 160, 60),
-        (120, 70, 130),
-    ]
-    return paints[rng.integers(len(paints))]
-
-
-def _vary(colour: Colour, rng: np.random.Generator) -> Colour:
-    return _shade(colour, rng.uniform(0.88, 1.1))
-
-
-def _shade(colour: Colour, factor: float) -> Colour:
-    r, g, b = (int(min(255, max(0, c * factor))) for c in colour)
-    return r, g, b
-
-
-_SKIN: Colour = (205, 165, 140)
-_GLASS: Colour = (165, 195, 215)
-_TYRE: Colour = (22, 22, 24)
-
-
-def _rectangle(x1: float, y1: float, x2: float, y2: float) -> list[tuple[float, float]]:
-    return [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
-
-
-def _person(fill: Pen, colour: Colour) -> None:
-    fill("polygon", _rectangle(0.28, 0.55, 0.46, 1.0), _shade(colour, 0.5))
-    fill("polygon", _rectangle(0.54, 0.55, 0.72, 1.0), _shade(colour, 0.5))
-    fill("polygon", [(0.2, 0.2), (0.8, 0.2), (0.92, 0.58), (0.08, 0.58)], colour)
-    fill("ellipse", [(0.3, 0.0), (0.7, 0.2)], _SKIN)
-
-
-def _rider(fill: Pen, colour: Colour) -> None:
-    for x in (0.0, 0.58):
-        fill("ellipse", [(x, 0.62), (x + 0.42, 1.0)], _TYRE)
-        fill("ellipse", [(x + 0.07, 0.69), (x + 0.35, 0.93)], (120, 120, 125))
-    fill("polygon", [(0.2, 0.78), (0.45, 0.55), (0.78, 0.6), (0.8, 0.82)], _shade(colour, 0.6))
-    fill("polygon", [(0.3, 0.2), (0.62, 0.2), (0.7, 0.6), (0.3, 0.62)], colour)
-    fill("ellipse", [(0.34, 0.0), (0.62, 0.22)], _SKIN)
-
-
-def _car(fill: Pen, colour: Colour) -> None:
-    fill("polygon", [(0.2, 0.38), (0.32, 0.0), (0.72, 0.0), (0.88, 0.38)], colour)
-    fill("polygon", [(0.27, 0.36), (0.36, 0.09), (0.5, 0.09), (0.5, 0.36)], _GLASS)
-    fill("polygon", [(0.55, 0.36), (0.55, 0.09), (0.69, 0.09), (0.8, 0.36)], _GLASS)
-    fill("polygon", [(0.0, 0.45), (0.06, 0.36), (0.94, 0.36), (1.0, 0.5), (1.0, 0.82), (0.0, 0.82)], colour)
-    _wheels(fill, (0.12, 0.66), 0.2, 0.6)
-
-
-def _truck(fill: Pen, colour: Colour) -> None:
-    fill("polygon", _rectangle(0.0, 0.0, 0.68, 0.86), _shade(colour, 0.85))
-    fill("polygon", [(0.7, 0.25), (0.9, 0.25), (1.0, 0.55), (1.0, 0.86), (0.7, 0.86)], colour)
-    fill("polygon", [(0.76, 0.32), (0.88, 0.32), (0.95, 0.54), (0.76, 0.54)], _GLASS)
-    _wheels(fill, (0.08, 0.42, 0.74), 0.17, 0.72)
-
-
-def _bus(fill: Pen, colour: Colour) -> None:
-    fill("polygon", _rectangle(0.0, 0.0, 1.0, 0.88), colour)
-    for k in range(5):
-        fill("polygon", _rectangle(0.05 + 0.185 * k, 0.14, 0.2 + 0.185 * k, 0.46), _GLASS)
-    _wheels(fill, (0.14, 0.7), 0.15, 0.74)
-
-
-def _wheels(fill: Pen, left: tuple[float, ...], wide: float, top: float) -> None:
-    for x in left:
-        fill("ellipse", [(x, top), (x + wide, 1.0)], _TYRE)
-
-
-_SHAPES = (_person, _rider, _car, _truck, _bus)
 # Height of a near one as a part of the image's, width / height, most in a row.
-_SIZES = ((0.46, 0.36, 8), (0.44, 0.85, 5), (0.27, 1.95, 6), (0.44, 1.6, 3), (0.46, 2.0, 3))
+_SIZES = ((0.64, 0.38, 8), (0.60, 0.85, 5), (0.38, 1.9, 4), (0.54, 1.5, 3), (0.50, 1.9, 3))
