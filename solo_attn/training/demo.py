@@ -45,6 +45,7 @@ def demo_config() -> Config:
             base_batch=None,
             warmup_steps=20,
             schedule="cosine",
+            precision="bf16-mixed",
             log_every=10,
         ),
     )

@@ -109,7 +109,8 @@ def test_the_small_ones_are_the_same_experiment() -> None:
 
     free = {
         "data.workers", "data.shortest_size", "model.backbone", "model.fpn_channels", "model.head_channels",
-        "model.num_convs", "model.num_grids", "model.scale_ranges", "model.min_size", "model.max_size", "model.mask_loss_weight",
+        "model.num_convs", "model.num_grids", "model.scale_ranges", "model.min_size", "model.max_size",
+        "model.mask_loss_weight",
         "train.epochs", "train.batch_size", "train.eval_batch_size", "train.eval_every",
         "train.learning_rate", "train.warmup_steps", "train.checkpoint_steps", "train.log_every",
     }  # fmt: skip
