@@ -115,7 +115,7 @@ class TrainConfig(Settings):
     cache_features: MoreThanZero | None = None
     """Keep the maps of a frozen backbone in memory, up to so many GiB, in place of making them at every step
     (`solo_attn.training.features`), or null. Only the backbone's body: pyramid and head learn."""
-    gate_rate: MoreThanZero = 4.0
+    gate_rate: MoreThanZero = 20.0
     """Factor on the learning rate of the attention's gains and offsets, which have no weight decay."""
     momentum: Annotated[Number, Ge(0), Lt(1)] = 0.9
     """Of SGD."""
