@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(CSRC)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "setuptools>=77" wheel ninja
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[train,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[train,pretrained,dev]"
 	@touch $@
 
 peers: setup $(PEERS)  ## mmdetection and supervision, for the tests and benchmarks that compare with them

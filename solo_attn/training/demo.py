@@ -22,8 +22,10 @@ def demo_config() -> Config:
     return Config(
         data=DataConfig(flip=0.5, workers=0),
         model=ModelSettings(
-            backbone="resnet18",
-            norm="gn",
+            # Fixed ImageNet features out of a package: a fifth of the time of a backbone that learns.
+            backbone="timm/tf_efficientnet_lite0",
+            pretrained="package",
+            freeze="all",
             fpn_channels=64,
             head_channels=64,
             num_convs=2,
@@ -41,11 +43,12 @@ def demo_config() -> Config:
             eval_batch_size=4,
             eval_every=100,
             optimizer="adamw",
-            learning_rate=1.5e-3,
+            learning_rate=3e-3,
             base_batch=None,
             warmup_steps=20,
             schedule="cosine",
-            precision="bf16-mixed",
+            ema=0.99,
+            precision="auto",
             log_every=10,
         ),
     )
