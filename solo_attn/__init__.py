@@ -2,6 +2,8 @@
 
 __version__ = "0.1.0"
 
+from typing import TYPE_CHECKING, Any
+
 from .backends import explain
 from .ops import (
     BitMasks,
@@ -15,6 +17,9 @@ from .ops import (
     upsample_add,
 )
 
+if TYPE_CHECKING:
+    from .predictor import load
+
 __all__ = [
     "BitMasks",
     "__version__",
@@ -22,9 +27,19 @@ __all__ = [
     "dice_loss",
     "explain",
     "grid_attention",
+    "load",
     "mask_bits",
     "mask_iou",
     "matrix_nms",
     "paste_masks",
     "upsample_add",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Images and checkpoints need more than the ops do: imported where somebody asks for them.
+    if name == "load":
+        from .predictor import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

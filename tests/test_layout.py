@@ -33,12 +33,12 @@ RANK = {
     "models": 6,
     "evaluation": 7,
     "inspection": 8,
-    "predictor": 8,
     "bench": 9,
     "export": 9,
     "interop": 9,
     "training": 9,
-    "cli": 10,
+    "predictor": 10,
+    "cli": 11,
 }
 
 
@@ -75,9 +75,13 @@ def home(path: Path) -> str:
 
 
 def upward(source: str, package: str, mine: str | None = None) -> list[str]:
-    """What is imported of folders that stand higher, or beside; the version is a constant for all."""
+    """What is imported of folders that stand higher, or beside; the version is a constant for all.
+
+    solo_attn/__init__.py names the predictor, which is imported where somebody asks for it.
+    """
     mine = folder(package) if mine is None else mine
-    targets = {name for name in names(ast.parse(source), package) if name != "solo_attn.__version__"}
+    allowed = {"solo_attn.__version__"} | ({"solo_attn.predictor.load"} if mine == "" else set())
+    targets = {name for name in names(ast.parse(source), package) if name not in allowed}
     places = {name: folder(name) if folder(name) in RANK else "" for name in targets}
     return sorted(name for name, place in places.items() if place != mine and RANK[place] >= RANK[mine])
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._utils.console import plain_console, progress
-from .._utils.environment import device_named
 from .._utils.errors import UsageError
 from .app import command, naming_file
 
@@ -46,6 +45,11 @@ def predict(
         typer.Option("--score", min=0, max=1, help="Leave out lower scores, but for coco, which keeps all."),
     ] = 0.3,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, ...; auto takes the best.")] = "auto",
+    tile: Annotated[
+        int | None,
+        typer.Option("--tile", min=0, help="Side of tiles in pixels, 0 for none; as trained by default."),
+    ] = None,
+    overlap: Annotated[int, typer.Option("--overlap", min=0, help="Pixels that such tiles share.")] = 64,
 ) -> None:
     """Find the objects in image files, and draw them.
 
@@ -57,21 +61,18 @@ def predict(
     cannot be read, or that the model cannot take, is named, the others are processed, and the exit code is 1.
     Pictures that an earlier run left in the --out folder are not taken for images.
     """
-    import torch
     from PIL.Image import fromarray
-    from torchvision.transforms.functional import to_pil_image
 
-    from ..data import ImageError, read_image
-    from ..evaluation import draw_instances
-    from ..formats import coco_results, to_id_map, write_geojson, write_results
-    from ..models import load_model
+    from ..data import ImageError
+    from ..formats import to_id_map, write_geojson, write_results
+    from ..predictor import load
 
     if out.exists() and not out.is_dir():
         raise UsageError(f"predict: expected --out to be a folder, got the file {out}")
     files = find_images(images, out)
     targets = output_paths(files, out, formats)
-    device = device_named(device)
-    model, info = load_model(checkpoint, device)
+    changes = {} if tile is None else {"tile": tile or None, "tile_overlap": overlap}
+    predictor = load(checkpoint, device, **changes)
     out.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     failed: list[str] = []
@@ -79,29 +80,21 @@ def predict(
     with progress("predicting", len(files)) as advance:
         for image_id, (file, target) in enumerate(zip(files, targets, strict=True), start=1):
             try:
-                image = read_image(file)
                 with naming_file(file):
-                    image = image.float() / 255
-                    with torch.inference_mode():
-                        found = {key: value.cpu() for key, value in model([image.to(device)])[0].items()}
+                    found = predictor(file)
             except (ImageError, UsageError) as error:  # no fault of the others
                 failed.append(str(error))
             else:
-                count += len(found["scores"])
+                count += len(found)
                 if Format.COCO in formats:
-                    results += [
-                        {**r, "file_name": str(file)}
-                        for r in coco_results(image_id, found, info.category_ids)
-                    ]
-                names = info.class_names
+                    results += [{**r, "file_name": str(file)} for r in found.to_coco(image_id)]
                 if Format.PICTURE in target:
-                    picture = draw_instances(image, found, names, score_threshold=score)
-                    save_png(to_pil_image(picture), target[Format.PICTURE])
+                    save_png(fromarray(found.draw(score).permute(1, 2, 0).numpy()), target[Format.PICTURE])
                 if Format.GEOJSON in target:
-                    write_geojson(target[Format.GEOJSON], found, names, score_threshold=score)
+                    chosen = found.above(score)
+                    write_geojson(target[Format.GEOJSON], chosen.as_dict(), chosen.class_names)
                 if Format.IDS in target:
-                    ids = fromarray(to_id_map(found, score_threshold=score))
-                    save_png(ids, target[Format.IDS])
+                    save_png(fromarray(to_id_map(found.above(score).as_dict())), target[Format.IDS])
             advance(1)
     if Format.COCO in formats:
         write_results(out / "results.json", results)

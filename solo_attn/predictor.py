@@ -1,0 +1,248 @@
+"""The way from images to results: a file of weights, pictures of any kind in, instances out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ._utils.checks import fail
+from ._utils.environment import device_named
+from ._utils.errors import UsageError, extra_train
+from ._utils.files import replacing
+from .data.images import read_image
+from .models import SOLO, ModelInfo, load_model
+
+with extra_train("solo_attn.predictor"):
+    from pycocotools import mask as coco_mask
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from supervision import Detections
+
+DRAWN_FROM = 0.3  # the score from which `Result.save` draws
+
+
+@dataclass(frozen=True)
+class Result:
+    """The instances of one picture, best first.
+
+    Attributes:
+        image: uint8 [3, H, W], the picture.
+        boxes: float32 [N, 4], xyxy in pixels, x2 = last column + 1.
+        labels: int64 [N], from 0.
+        scores: float32 [N], descending.
+        runs: the masks as N COCO run lengths, {"size": [H, W], "counts": bytes}.
+        class_names: of each label.
+        category_ids: COCO's category of each label.
+    """
+
+    image: Tensor
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+    runs: list[Any]
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __repr__(self) -> str:
+        height, width = self.image.shape[1:]
+        counted = {name: self.names.count(name) for name in dict.fromkeys(self.names)}
+        inside = ", ".join(f"{count} {name}" for name, count in counted.items()) or "nothing"
+        return f"Result({width} x {height} pixels: {inside})"
+
+    @property
+    def masks(self) -> Tensor:
+        """Bool [N, H, W], made at each call."""
+        if not self.runs:
+            return torch.zeros(0, *self.image.shape[1:], dtype=torch.bool)
+        return torch.from_numpy(coco_mask.decode(self.runs)).permute(2, 0, 1).bool()
+
+    @property
+    def names(self) -> list[str]:
+        """The class name of each instance."""
+        return [self.class_names[label] for label in self.labels.tolist()]
+
+    def above(self, score: float) -> Result:
+        """The instances of that score or more."""
+        keep = int((self.scores >= score).sum())
+        return replace(
+            self,
+            boxes=self.boxes[:keep],
+            labels=self.labels[:keep],
+            scores=self.scores[:keep],
+            runs=self.runs[:keep],
+        )
+
+    def as_dict(self) -> dict[str, Tensor]:
+        """``boxes``, ``labels``, ``scores`` and bool ``masks``, as the model itself returns them."""
+        found = {"boxes": self.boxes, "labels": self.labels, "scores": self.scores}
+        return {**found, "masks": self.masks}
+
+    def draw(self, score: float = DRAWN_FROM) -> Tensor:
+        """The picture with its instances from ``score`` on, uint8 [3, H, W]; see `draw_instances`."""
+        from .evaluation import draw_instances
+
+        chosen = self.above(score)
+        return draw_instances(self.image, chosen.as_dict(), self.class_names, score_threshold=0.0)
+
+    def save(self, path: str | Path, score: float = DRAWN_FROM) -> None:
+        """Write `draw` as a picture file; ``path`` is either left as it was or complete.
+
+        Raises:
+            OSError, ValueError: ``path`` cannot be written, or its ending names no format.
+        """
+        picture = Image.fromarray(self.draw(score).permute(1, 2, 0).numpy())
+        with replacing(path, "save") as temporary:
+            endings = Image.registered_extensions()
+            picture.save(temporary, format=endings.get(Path(path).suffix.lower(), "PNG"))
+
+    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+        """COCO results, ready for `json`; see `solo_attn.formats.coco_results`."""
+        from .formats import coco_results
+
+        found = {"boxes": self.boxes, "labels": self.labels, "scores": self.scores, "masks": self.runs}
+        return coco_results(image_id, found, self.category_ids)
+
+    def to_geojson(self, score: float = 0.0) -> dict[str, Any]:
+        """Polygons as a FeatureCollection; see `solo_attn.formats.to_geojson`."""
+        from .formats import to_geojson
+
+        return to_geojson(self.above(score).as_dict(), self.class_names)
+
+    def to_supervision(self) -> Detections:
+        """``supervision.Detections``; needs ``pip install supervision``."""
+        from .interop.supervision import to_detections
+
+        return to_detections(self.as_dict(), self.class_names)
+
+
+class Predictor:
+    """A model with what it was trained for: ``predictor(picture)`` gives a `Result`.
+
+    Args:
+        model: a trained model; it is put into evaluation mode.
+        info: its classes.
+
+    Attributes:
+        model: its ``settings`` hold thresholds and limits that may be changed.
+        info: classes, and the configuration of the training.
+    """
+
+    def __init__(self, model: SOLO, info: ModelInfo) -> None:
+        self.model, self.info = model.eval(), info
+
+    def __repr__(self) -> str:
+        settings, names = self.model.settings, self.info.class_names
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        return f"Predictor({settings.backbone}, {len(names)} classes: {shown})"
+
+    @overload
+    def __call__(self, images: str | Path | Image.Image | NDArray[Any] | Tensor) -> Result: ...
+    @overload
+    def __call__(self, images: Sequence[Any], batch_size: int = 1) -> list[Result]: ...
+    def __call__(self, images: Any, batch_size: int = 1) -> Result | list[Result]:
+        """The instances of a picture, or of each of a list.
+
+        Args:
+            images: a file, a PIL image, an array [H, W, 3] or [H, W], or a tensor [3, H, W]; uint8, or floats
+                in 0..1. Files and PIL images are turned as their EXIF orientation says. Or a list of these.
+            batch_size: pictures that go through the model at a time.
+
+        Raises:
+            ImageError: a file that is missing or no image.
+            TypeError, ValueError: none of the above, or a picture too thin to be resized.
+        """
+        if not isinstance(images, (list, tuple)):
+            return next(self.stream([images]))
+        return list(self.stream(images, batch_size))
+
+    def stream(self, images: Iterable[Any], batch_size: int = 1) -> Iterator[Result]:
+        """`__call__` for any number of pictures, one result after the other."""
+        device, pictures = next(self.model.parameters()).device, iter(images)
+        while batch := [as_image(picture) for picture in islice(pictures, batch_size)]:
+            found = self.model.predict([image.to(device).float() / 255 for image in batch], rle=True)
+            for image, instances in zip(batch, found, strict=True):
+                yield Result(
+                    image,
+                    instances["boxes"].cpu(),
+                    instances["labels"].cpu(),
+                    instances["scores"].cpu(),
+                    instances["masks"],
+                    tuple(self.info.class_names),
+                    tuple(self.info.category_ids),
+                )
+
+
+def load(file: str | Path, device: str = "auto", **settings: Any) -> Predictor:
+    """A predictor of a trained model.
+
+    Args:
+        file: a ``.safetensors`` or ``.ckpt`` of this library.
+        device: "cpu", "cuda", ...; "auto" takes the first accelerator, else the CPU.
+        settings: thresholds and limits that differ from the file's, such as ``score_threshold=0.2`` or
+            ``tile=512`` (`solo_attn.models.InferenceSettings`).
+
+    Raises:
+        CheckpointError: the file is missing, no checkpoint, or does not fit its own settings.
+        ValueError: a setting that is unknown, out of its range, or not one of inference.
+
+    Example:
+        >>> predictor = solo_attn.load("solo.safetensors")  # doctest: +SKIP
+        >>> predictor("photo.jpg").save("found.png")  # doctest: +SKIP
+    """
+    from .models import InferenceSettings
+
+    model, info = load_model(file, device_named(device))
+    if settings:
+        others = [name for name in settings if name not in InferenceSettings.model_fields]
+        if others:
+            known = ", ".join(InferenceSettings.model_fields)
+            raise UsageError(f"load: expected settings to be among {known}, got {', '.join(others)}")
+        values = {**model.settings.as_dict(), **settings}
+        model.settings = type(model.settings).parse(values, "load")
+    return Predictor(model, info)
+
+
+def as_image(picture: Any) -> Tensor:
+    """A picture of any kind as uint8 [3, H, W].
+
+    Raises:
+        ImageError: a file that is missing or no image.
+        TypeError, ValueError: see `Predictor.__call__`.
+    """
+    if isinstance(picture, (str, Path)):
+        return read_image(picture)
+    if isinstance(picture, Image.Image):
+        picture = np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+    if isinstance(picture, np.ndarray):
+        if picture.ndim == 2:
+            picture = np.repeat(picture[:, :, None], 3, axis=2)
+        if picture.ndim != 3 or picture.shape[2] != 3:
+            fail("Predictor", "an array", "of shape [H, W, 3] or [H, W]", str(list(picture.shape)))
+        picture = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
+    if not isinstance(picture, Tensor):
+        kind = type(picture).__name__
+        raise TypeError(
+            f"Predictor: expected a file, a PIL image, an array, a tensor or a list of these, got {kind}"
+        )
+    if picture.dim() != 3 or picture.shape[0] != 3:
+        fail("Predictor", "a tensor", "of shape [3, H, W]", str(list(picture.shape)))
+    if picture.dtype == torch.uint8:
+        return picture.cpu()
+    if not picture.is_floating_point():
+        fail("Predictor", "a picture", "of dtype uint8 or a float dtype", str(picture.dtype))
+    low, high = (float(value) for value in picture.aminmax()) if picture.numel() else (0.0, 0.0)
+    if not 0 <= low <= high <= 1:
+        fail("Predictor", "floats", "in 0..1", f"{low:g}..{high:g}")
+    return (picture.cpu().float() * 255).round().byte()
