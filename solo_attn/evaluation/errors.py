@@ -213,9 +213,9 @@ def find_errors(
     """
     thresholds = np.linspace(0.5, 0.95, 10)
     if not np.isclose(thresholds, iou).any():
-        fail("find_errors", "iou", "one of 0.5, 0.55, ..., 0.95", repr(iou))
+        fail("find_errors", "iou", "to be one of 0.5, 0.55, ..., 0.95", repr(iou))
     if model.settings.tile is not None:
-        fail("find_errors", "model.settings.tile", "None", repr(model.settings.tile))
+        fail("find_errors", "model.settings.tile", "to be None", repr(model.settings.tile))
     device = next(model.parameters()).device
     model.eval()
     every: list[list[dict[str, Any]]] = [[], [], []]

@@ -23,6 +23,8 @@ from solo_attn.data import CocoInstances, eval_transforms
 from solo_attn.evaluation import ErrorReport, evaluate_model, find_errors
 from solo_attn.evaluation.errors import FALSE, MISSED
 from solo_attn.models.heads import CellMasks, HeadResult
+from solo_attn.models.inference import predict
+from solo_attn.models.targets import MASK_STRIDES
 
 SIDE = 64  # of the input; level 0 has 8 x 8 cells of 8 pixels, and masks are drawn at stride 4
 GRIDS = (8, 6, 4, 3, 2)
@@ -57,8 +59,6 @@ class Made:
         return iter([torch.zeros(1)])
 
     def predict(self, images: Sequence[Tensor], *, rle: bool) -> Any:
-        from solo_attn.models.inference import predict
-
         sizes = [(image.shape[1], image.shape[2]) for image in images]
         return predict(self, self.features(None), [(SIDE, SIDE)], sizes, self.settings, rle=rle)  # type: ignore[arg-type]
 
@@ -67,13 +67,15 @@ class Made:
         return HeadResult(self.logits, levels, levels)
 
     def cell_masks(self, result: HeadResult, level: int, cells: Tensor) -> CellMasks:
-        logits = torch.full((len(cells), SIDE // 4, SIDE // 4), OFF)
+        stride = MASK_STRIDES[level]
+        size = (SIDE // stride, SIDE // stride)
+        logits = torch.full((len(cells), *size), OFF)
         for k, cell in enumerate(cells[:, 1].tolist()):
             box = self.masks.get((level, *divmod(cell, GRIDS[level])))
             if box is not None:
-                x, y, width, height = (side // 4 for side in box)
+                x, y, width, height = (side // stride for side in box)
                 logits[k, y : y + height, x : x + width] = SURE
-        return CellMasks(logits, None, (SIDE // 4, SIDE // 4))
+        return CellMasks(logits, None, size)
 
 
 def dataset(folder: Path, objects: Sequence[tuple[Box, int]], size: int = SIDE) -> CocoInstances:
@@ -131,8 +133,9 @@ case("score below the threshold", "score", {CELL: 0.08}, GOOD)
 case("score of another class", "score", {(0, 1, 3, 3): 0.9}, GOOD)
 case("score below the last threshold", "score", {CELL: 0.3}, GOOD, final_score_threshold=0.5)
 case("a better neighbour", "points_nms", {CELL: 0.5, (0, 0, 3, 2): 0.9}, {**GOOD, (0, 3, 2): (0, 0, 16, 16)})
-# 25 pixels of stride 4, on a level of stride 32.
-case("few pixels", "area", {(4, 0, 0, 0): 0.9}, {(4, 0, 0): (4, 4, 20, 20)}, box=(4, 4, 20, 20))
+# 32 pixels of stride 4, on a level of stride 32.
+LONG = (16, 16, 32, 16)
+case("few pixels", "area", {(4, 0, 0, 0): 0.9}, {(4, 0, 0): LONG}, box=LONG)
 case("nms_pre", "limit", {CELL: 0.5, (0, 0, 6, 6): 0.9}, {**GOOD, (0, 6, 6): (44, 44, 16, 16)}, nms_pre=1)
 case(
     "max_detections",
@@ -152,14 +155,13 @@ case(
 case(
     "beyond what the evaluation counts",
     "taken",
-    {CELL: 0.5, **FAR, (0, 0, 7, 7): 0.8, (0, 0, 7, 5): 0.8},
+    {CELL: 0.5, **FAR, (0, 0, 3, 7): 0.8, (0, 0, 3, 0): 0.8},
     {
         **GOOD,
-        **{(0, row, column): (8 * column, 8 * row + 16, 8, 12) for _, _, row, column in FAR},
-        (0, 7, 7): (52, 0, 12, 16),
-        (0, 7, 5): (36, 0, 12, 16),
+        **{(0, row, column): (8 * column, 52 * (row > 1), 12, 12) for _, _, row, column in FAR},
+        (0, 3, 7): (52, 20, 12, 16),
+        (0, 3, 0): (0, 20, 12, 16),
     },
-    final_score_threshold=0.01,
 )
 
 
@@ -176,7 +178,8 @@ def test_why_an_object_is_missed(tmp_path: Path, name: str) -> None:
         assert one.area == width * height
         without = reason in ("level", "collision", "vanished")
         poor = 0 if name == "drawn elsewhere" else 16 / 36
-        assert one.iou == pytest.approx(0 if without else poor if reason == "mask" else 1)
+        # Enlarged bilinearly, corners are round.
+        assert one.iou == pytest.approx(0 if without else poor if reason == "mask" else 1, abs=0.08)
         assert (one.score == 0) is (without or name == "score of another class")
 
 
@@ -209,7 +212,7 @@ def test_what_a_false_positive_is(
     assert found.missed == ()
     (one,) = found.false_positives
     assert (one.image_id, one.category_id, one.kind) == (3, (5, 9)[place[1]], kind)
-    assert one.iou == pytest.approx(iou)
+    assert one.iou == pytest.approx(iou, abs=0.02)
     assert set(FALSE) >= {kind}
 
 
@@ -236,7 +239,7 @@ def test_perfect_masks_and_scores(tmp_path: Path) -> None:
 
 
 def test_report_as_table_json_and_picture(tmp_path: Path) -> None:
-    model = Made({CELL: 0.9, (0, 1, 6, 6): 0.8}, {(0, 3, 3): WIDE, (0, 6, 6): THERE})
+    model = Made({CELL: 0.9, (0, 1, 6, 6): 0.8}, {(0, 3, 3): WIDE, (0, 6, 6): THERE, (0, 1, 1): around(1, 1)})
     found = report(tmp_path, [(THERE, 0), (around(1, 1), 1)], model)
     found.save(tmp_path / "e.json")
     stored = json.loads((tmp_path / "e.json").read_text())
@@ -254,12 +257,12 @@ def test_report_as_table_json_and_picture(tmp_path: Path) -> None:
     assert np.asarray(Image.open(tmp_path / "e.png")).std() > 10
 
 
-@pytest.mark.parametrize(("iou", "missed"), [(0.5, 0), (0.8, 0), (0.85, 1)])
+@pytest.mark.parametrize(("iou", "missed"), [(0.5, 0), (0.75, 0), (0.85, 1)])
 def test_iou(tmp_path: Path, iou: float, missed: int) -> None:
     data = dataset(tmp_path, [(THERE, 0), (around(6, 6), 0)])
     model = Made({CELL: 0.9, (0, 0, 6, 6): 0.9}, {(0, 3, 3): (20, 20, 20, 16), (0, 6, 6): around(6, 6)})
     found, _ = find_errors(model, data, iou=iou)  # type: ignore[arg-type]
-    assert len(found.missed) == missed  # the first one's IoU is 0.8
+    assert len(found.missed) == missed  # the first one's IoU is close to 0.8
 
 
 def test_what_cannot_be_asked(tmp_path: Path) -> None:
