@@ -21,6 +21,14 @@ def eval_command(
     out: Annotated[
         Path | None, typer.Option("--out", help="Write the found instances as COCO results JSON.")
     ] = None,
+    errors: Annotated[
+        bool,
+        typer.Option(
+            "--errors",
+            help="Say why objects are missed and what false positives are; with --out FILE.json also in "
+            "FILE.errors.json and FILE.errors.png.",
+        ),
+    ] = False,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, ...; auto takes the best.")] = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 1,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that load images.")] = 0,
@@ -40,10 +48,12 @@ def eval_command(
     COCO's numbers are defined with 100 instances of an image; others are not to be compared with them.
     """
     from ..data import CocoInstances, eval_transforms
-    from ..evaluation import evaluate_model
+    from ..evaluation import evaluate_model, find_errors
     from ..formats import write_results
     from ..models import load_model
 
+    if errors and batch_size != 1:
+        raise UsageError(f"eval: expected --batch-size to be 1 with --errors, got {batch_size}")
     model, info = load_model(checkpoint, device_named(device))
     # An object without width or height counts as COCO counts it; only training could not use it.
     dataset = CocoInstances(images, annotations, eval_transforms(), on_degenerate="skip")
@@ -61,15 +71,24 @@ def eval_command(
         # What the training printed, and chose its best checkpoint by.
         max_detections = info.config.get("train", {}).get("eval_max_detections", 100)
     with progress("evaluating", len(dataset)) as advance:
-        metrics, results = evaluate_model(
-            model,
-            dataset,
-            batch_size=batch_size,
-            workers=workers,
-            max_detections=max_detections,
-            advance=advance,
-        )
+        if errors:
+            report, results = find_errors(model, dataset, max_detections=max_detections, advance=advance)
+            metrics = report.metrics
+        else:
+            metrics, results = evaluate_model(
+                model,
+                dataset,
+                batch_size=batch_size,
+                workers=workers,
+                max_detections=max_detections,
+                advance=advance,
+            )
     plain_console().print(str(metrics))
+    if errors:
+        plain_console().print(report.table())
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_results(out, results)
+        if errors:
+            report.save(out.with_suffix(".errors.json"))
+            report.draw(out.with_suffix(".errors.png"))

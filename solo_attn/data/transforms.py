@@ -44,7 +44,7 @@ class RandomScale(v2.Transform):
 
 
 class RandomQuarterTurn(nn.Module):
-    """Turn image and masks by 0, 90, 180 or 270 degrees, each as likely; boxes are left to `FitBoxes`.
+    """Turn image, masks and boxes by 0, 90, 180 or 270 degrees, each as likely.
 
     Not v2.RandomRotation, which resamples: a quarter turn moves pixels and changes none.
     """
@@ -54,8 +54,19 @@ class RandomQuarterTurn(nn.Module):
         turns = int(torch.randint(4, ()))
         if turns == 0:
             return image, target
+        length = image.shape[2]  # that y will be counted from the end of
+        boxes = target["boxes"].as_subclass(Tensor)
+        for turn in range(turns):
+            x1, y1, x2, y2 = boxes.unbind(1)
+            boxes = torch.stack([y1, length - x2, y2, length - x1], dim=1)
+            length = image.shape[1 if turn % 2 == 0 else 2]
         image, masks = (x.as_subclass(Tensor).rot90(turns, (1, 2)) for x in (image, target["masks"]))
-        return tv_tensors.Image(image), {**target, "masks": tv_tensors.Mask(masks)}
+        size = (image.shape[1], image.shape[2])
+        turned = {
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
+            "masks": tv_tensors.Mask(masks),
+        }
+        return tv_tensors.Image(image), {**target, **turned}
 
 
 class FitBoxes(nn.Module):

@@ -5,6 +5,7 @@ from .._utils.errors import extra_train
 with extra_train("solo_attn.evaluation"):
     from .coco_metrics import METRICS, CocoMetrics, evaluate, evaluate_model
     from .curves import learning_curve
+    from .errors import ErrorReport, find_errors
     from .pictures import draw_instances, instance_colours, side_by_side
     from .tables import SYSTEMS, comparison_plot, paper_table3, paper_table4, rich_table, summary_json
 
@@ -12,10 +13,12 @@ __all__ = [
     "METRICS",
     "SYSTEMS",
     "CocoMetrics",
+    "ErrorReport",
     "comparison_plot",
     "draw_instances",
     "evaluate",
     "evaluate_model",
+    "find_errors",
     "instance_colours",
     "learning_curve",
     "paper_table3",

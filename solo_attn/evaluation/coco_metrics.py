@@ -106,6 +106,33 @@ def evaluate(
             run lengths of another number of pixels), or is for an image or category that ``coco_gt`` does not
             have; likewise an annotation of ``coco_gt``.
     """
+    evaluation = matched(
+        coco_gt, results, iou_type=iou_type, image_ids=image_ids, max_detections=max_detections
+    )
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.accumulate()
+        evaluation.summarize()
+    stats: dict[str, Any] = {n: float(v) for n, v in zip(METRICS, evaluation.stats, strict=True)}
+    # summarize() looks AP, alone of the twelve, up at a limit of 100 whatever the limits are.
+    # precision is [IoU, recall, class, area, limit]; area 0 is "all".
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    defined = precision[precision > -1]
+    stats["ap"] = float(defined.mean()) if defined.size else -1.0
+    return CocoMetrics(**stats, max_detections=max_detections)
+
+
+def matched(
+    coco_gt: COCO | str | Path,
+    results: Sequence[Mapping[str, Any]] | str | Path,
+    *,
+    iou_type: Literal["segm", "bbox"] = "segm",
+    image_ids: Sequence[int] | None = None,
+    max_detections: int = 100,
+) -> COCOeval:
+    """COCO's evaluation up to the matches of results and ground truth; see `evaluate`.
+
+    The k-th annotation of ``coco_gt`` has the id k + 1 in it, and so has the k-th result.
+    """
     if iou_type not in ("segm", "bbox"):
         fail("evaluate", "iou_type", "'segm' or 'bbox'", repr(iou_type))
     if max_detections < 10:
@@ -121,15 +148,7 @@ def evaluate(
             evaluation.params.imgIds = sorted(image_ids)
         evaluation.params.maxDets = [1, 10, max_detections]
         evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    stats: dict[str, Any] = {n: float(v) for n, v in zip(METRICS, evaluation.stats, strict=True)}
-    # summarize() looks AP, alone of the twelve, up at a limit of 100 whatever the limits are.
-    # precision is [IoU, recall, class, area, limit]; area 0 is "all".
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
-    defined = precision[precision > -1]
-    stats["ap"] = float(defined.mean()) if defined.size else -1.0
-    return CocoMetrics(**stats, max_detections=max_detections)
+    return evaluation
 
 
 def evaluate_model(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,24 @@ class Candidates:
         first = torch.searchsorted(ranked.image, ranked.image)  # where the candidate's image begins
         rank = torch.arange(len(order), device=order.device) - first
         return ranked.select((rank < limit).nonzero().squeeze(1))
+
+
+class Drawn(NamedTuple):
+    """The candidates of a batch and what their masks are made of; levels without candidates are left out.
+
+    Attributes:
+        candidates: ``candidates.mask`` counts through the lists that follow.
+        cells: the level, and its cells int64 [K, 2] of (image, cell = row * S + column).
+        masks: of these cells.
+        bits: the same at ``out_size``.
+        out_size: (height, width) at which masks are compared.
+    """
+
+    candidates: Candidates
+    cells: list[tuple[int, Tensor]]
+    masks: list[CellMasks]
+    bits: list[BitMasks]
+    out_size: tuple[int, int]
 
 
 def points_nms(scores: Tensor) -> Tensor:
@@ -96,33 +114,36 @@ def predict(
         For each image ``boxes`` float32 [N, 4], ``labels`` int64 [N], ``scores`` float32 [N] descending,
         ``masks`` bool [N, height, width], or N dicts {"size": [height, width], "counts": bytes}.
     """
+    found = draw_candidates(head, result, options)
+    kept = suppress(found, head.num_classes, options)
+    return [
+        _paste(kept.select((kept.image == i).nonzero().squeeze(1)), found, *sizes, options, rle)
+        for i, sizes in enumerate(zip(image_sizes, original_sizes, strict=True))
+    ]
+
+
+def draw_candidates(head: Head, result: HeadResult, options: InferenceSettings) -> Drawn:
+    """Steps 1 to 4: the cells with a score, their masks, and what is large enough of them."""
     # Level 1 is P3 itself, stride 8: its mask logits are at stride 4, where all masks are compared.
     out_size = (2 * result.features[1].shape[2], 2 * result.features[1].shape[3])
-    found: list[Candidates] = []
-    drawn: list[CellMasks] = []
-    bits: list[BitMasks] = []
+    nothing = result.features[0].new_empty(0, dtype=torch.int64)
+    found = [Candidates(nothing, nothing, nothing.float(), nothing)]
+    drawn = Drawn(found[0], [], [], [], out_size)
     for k, logits in enumerate(result.category_logits):
         scores = points_nms(logits.float().sigmoid())
         candidates, cells = find_candidates(scores, options.score_threshold)
         if len(cells) == 0:
             continue  # no mask tower for a level without candidates
         masks = head.cell_masks(result, k, cells)
-        level_bits = mask_bits(*masks, out_size, options.mask_threshold)
-        candidates.score = candidates.score * level_bits.maskness[candidates.mask].float()
-        candidates = candidates.select((level_bits.areas[candidates.mask] > STRIDES[k]).nonzero().squeeze(1))
-        candidates.mask = candidates.mask + sum(len(earlier.areas) for earlier in bits)
+        bits = mask_bits(*masks, out_size, options.mask_threshold)
+        candidates.score = candidates.score * bits.maskness[candidates.mask].float()
+        candidates = candidates.select((bits.areas[candidates.mask] > STRIDES[k]).nonzero().squeeze(1))
+        candidates.mask = candidates.mask + sum(len(earlier.areas) for earlier in drawn.bits)
         found.append(candidates)
-        drawn.append(masks)
-        bits.append(level_bits)
-    if not found:
-        nothing = result.features[0].new_empty(0, dtype=torch.int64)
-        kept = Candidates(nothing, nothing, nothing.float(), nothing)
-    else:
-        kept = _suppress(_concatenate(found), bits, head.num_classes, options)
-    return [
-        _paste(kept.select((kept.image == i).nonzero().squeeze(1)), drawn, out_size, *sizes, options, rle)
-        for i, sizes in enumerate(zip(image_sizes, original_sizes, strict=True))
-    ]
+        drawn.cells.append((k, cells))
+        drawn.masks.append(masks)
+        drawn.bits.append(bits)
+    return drawn._replace(candidates=_concatenate(found))
 
 
 def _concatenate(parts: Sequence[Candidates]) -> Candidates:
@@ -134,16 +155,16 @@ def _concatenate(parts: Sequence[Candidates]) -> Candidates:
     )
 
 
-def _suppress(
-    candidates: Candidates, bits: Sequence[BitMasks], num_classes: int, options: InferenceSettings
-) -> Candidates:
+def suppress(drawn: Drawn, num_classes: int, options: InferenceSettings) -> Candidates:
     """Steps 5 to 8 for all images at once: labels are made to differ between images."""
-    candidates = candidates.best(options.nms_pre)
+    candidates = drawn.candidates.best(options.nms_pre)
+    if len(candidates.mask) == 0:
+        return candidates
     every = BitMasks(
-        torch.cat([level.words for level in bits]),
-        torch.cat([level.areas for level in bits]),
-        torch.cat([level.maskness for level in bits]),
-        bits[0].size,
+        torch.cat([level.words for level in drawn.bits]),
+        torch.cat([level.areas for level in drawn.bits]),
+        torch.cat([level.maskness for level in drawn.bits]),
+        drawn.out_size,
     )
     candidates.score = matrix_nms(
         every.select(candidates.mask),
@@ -158,8 +179,7 @@ def _suppress(
 
 def _paste(
     kept: Candidates,
-    drawn: Sequence[CellMasks],
-    out_size: tuple[int, int],
+    drawn: Drawn,
     image_size: tuple[int, int],
     original_size: tuple[int, int],
     options: InferenceSettings,
@@ -170,7 +190,7 @@ def _paste(
     masks = torch.zeros(count, *original_size, dtype=torch.bool, device=kept.mask.device)
     runs: dict[int, Any] = {}
     start = 0
-    for level in drawn:
+    for level in drawn.masks:
         local = kept.mask - start
         mine = ((local >= 0) & (local < len(level.coarse_logits))).nonzero().squeeze(1)
         if len(mine):
@@ -179,7 +199,7 @@ def _paste(
                 level.coarse_logits[chosen],
                 None if level.attention is None else level.attention[chosen],
                 level.size,
-                out_size,
+                drawn.out_size,
                 image_size,
                 original_size,
                 options.mask_threshold,

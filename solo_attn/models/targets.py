@@ -130,17 +130,33 @@ def assign(
     for side, (low, high), stride in zip(num_grids, scale_ranges, MASK_STRIDES, strict=True):
         labels, cells, masks = [], [], []
         for image, found in enumerate(objects):
-            level = Objects(*(x[(found.side >= low) & (found.side <= high)] for x in found))
-            length = torch.tensor(input_size, dtype=torch.float32, device=level.centre.device)
-            owner = owners(level.centre, level.half, length, side)
-            cell = owner.ne(BACKGROUND).nonzero().squeeze(1)
-            label = torch.full_like(owner, BACKGROUND)
-            label[cell] = level.labels[owner[cell]]
+            cell, owner = owned_cells(found, input_size, side, low, high)
+            label = torch.full((side * side,), BACKGROUND, device=cell.device)
+            label[cell] = found.labels[owner]
             labels.append(label.reshape(side, side))
             cells.append(torch.stack([torch.full_like(cell, image), cell], dim=1))
-            masks.append(reduced[image][stride][level.mask[owner[cell]]])
+            masks.append(reduced[image][stride][found.mask[owner]])
         levels.append(LevelTargets(torch.stack(labels), torch.cat(cells), torch.cat(masks)))
     return levels
+
+
+def owned_cells(
+    found: Objects, input_size: tuple[int, int], side: int, low: float, high: float
+) -> tuple[Tensor, Tensor]:
+    """The cells of a level that an object is responsible for, int64 [K], and which one of ``found``, [K].
+
+    Args:
+        found: an image's objects.
+        input_size: (height, width) of the padded input.
+        side: S.
+        low: sqrt of the box's area from which the level takes objects, inclusive.
+        high: up to which, inclusive.
+    """
+    inside = ((found.side >= low) & (found.side <= high)).nonzero().squeeze(1)
+    length = torch.tensor(input_size, dtype=torch.float32, device=found.centre.device)
+    owner = owners(found.centre[inside], found.half[inside], length, side)
+    cell = owner.ne(BACKGROUND).nonzero().squeeze(1)
+    return cell, inside[owner[cell]]
 
 
 def owners(

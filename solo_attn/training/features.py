@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,14 +42,14 @@ class FeatureCache:
     def __call__(self, images: Tensor) -> Any:
         """The maps of a batch; they have no gradient."""
         each = [self._maps(image) for image in images]
-        if isinstance(each[0], Mapping):
-            return type(each[0])((name, torch.cat([maps[name] for maps in each])) for name in each[0])
+        if isinstance(each[0], dict):
+            return {name: torch.cat([maps[name] for maps in each]) for name in each[0]}
         return [torch.cat(level) for level in zip(*each, strict=True)]
 
     def _maps(self, image: Tensor) -> Any:
         device = image.device.type
         lowered = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        pixels = image.detach().contiguous().cpu().view(torch.uint8).numpy()
+        pixels: Any = image.detach().contiguous().cpu().view(torch.uint8).numpy()
         key = (hashlib.blake2b(pixels, digest_size=16).digest(), image.shape, image.dtype, device, lowered)
         maps = self._kept.get(key)
         if maps is not None:
@@ -59,7 +59,7 @@ class FeatureCache:
         # A validation's tensors are of inference mode, which a later training step could not use.
         with torch.inference_mode(False), torch.no_grad():
             maps = self.forward(image[None].clone())
-        size = sum(x.nbytes for x in (maps.values() if isinstance(maps, Mapping) else maps))
+        size = sum(x.nbytes for x in (maps.values() if isinstance(maps, dict) else maps))
         if self.bytes + size <= self.limit:
             self._kept[key] = maps
             self.bytes += size

@@ -226,6 +226,7 @@ def _trainer(config: Config, run_dir: Path, timer: Timer, steps: int, console: C
     if console.is_terminal:
         callbacks.append(EpochBar(train.epochs if train.max_steps is None else None))
     strategy: Any = "auto"
+    precision: Any = train.precision
     if train.devices > 1:
         strategy = DDPStrategy(process_group_backend="nccl" if _on_cuda(train.accelerator) else "gloo")
     try:
@@ -233,7 +234,7 @@ def _trainer(config: Config, run_dir: Path, timer: Timer, steps: int, console: C
             accelerator=train.accelerator,
             devices=train.devices,
             strategy=strategy,
-            precision=train.precision,
+            precision=precision,
             max_epochs=-1,  # `Limits` ends it
             accumulate_grad_batches=train.accumulate,
             gradient_clip_val=train.clip_norm,

@@ -42,6 +42,27 @@ def test_eval(trained: TrainResult, config: MakeConfig, tmp_path: Path) -> None:
     assert trained.metrics == evaluate(data.val_annotations, results)
 
 
+def test_eval_errors(trained: TrainResult, config: MakeConfig, tmp_path: Path) -> None:
+    data = config().data
+    out = tmp_path / "results.json"
+    where = ["--images", data.val_images, "--annotations", data.val_annotations, "--device", "cpu"]
+    code, output = run("eval", trained.last, *where, "--errors", "--out", out)
+    assert code == 0
+    assert str(trained.metrics) in output
+    assert "objects missed at IoU 0.5" in output
+    stored = json.loads((tmp_path / "results.errors.json").read_text())
+    assert stored["metrics"] == trained.metrics.as_dict() == evaluate(data.val_annotations, out).as_dict()
+    annotations = json.loads(Path(data.val_annotations).read_text())["annotations"]
+    assert stored["objects"] == len(annotations)
+    assert sum(stored["missed_by_reason"].values()) == len(stored["missed"]) <= stored["objects"]
+    assert {one["annotation_id"] for one in stored["missed"]} <= {one["id"] for one in annotations}
+    assert sum(stored["false_positives_by_kind"].values()) == len(stored["false_positives"])
+    assert (tmp_path / "results.errors.png").stat().st_size > 1000
+    code, output = run("eval", trained.last, *where, "--errors", "--batch-size", 2)
+    assert code == 2
+    assert "expected --batch-size to be 1 with --errors, got 2" in output
+
+
 def with_training_settings(checkpoint: Path, out: Path, settings: dict[str, Any]) -> Path:
     """A copy of the checkpoint that says it was trained with other settings."""
     content = torch.load(checkpoint, weights_only=True)

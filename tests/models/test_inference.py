@@ -20,6 +20,8 @@ def test_default_options_are_those_of_the_spec():
         "nms_sigma": 2.0,
         "final_score_threshold": 0.05,
         "max_detections": 100,
+        "tile": None,
+        "tile_overlap": 64,
     }
     assert InferenceSettings().as_dict() == expected
     settings = build_solo(1, backbone="resnet18").settings
