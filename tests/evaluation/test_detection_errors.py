@@ -179,8 +179,8 @@ def test_why_an_object_is_missed(tmp_path: Path, name: str) -> None:
         without = reason in ("level", "collision", "vanished")
         poor = 0 if name == "drawn elsewhere" else 16 / 36
         # Enlarged bilinearly, corners are round.
-        assert one.iou == pytest.approx(0 if without else poor if reason == "mask" else 1, abs=0.08)
-        assert (one.score == 0) is (without or name == "score of another class")
+        assert one.iou == pytest.approx(0 if without else poor if reason == "mask" else 1, abs=0.2)
+        assert (one.score < 1e-9) is (without or name == "score of another class")
 
 
 def test_an_object_of_which_the_input_has_no_pixel(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from solo_attn.training import (
 from solo_attn.training import module as module_file
 
 MakeConfig = Callable[..., Config]
+GATES = ("head.attention.raw_gain", "head.attention.offset")  # with no weight decay
 
 
 @pytest.fixture
@@ -75,6 +76,7 @@ def test_sgd_with_momentum_decay_and_clipping(config: MakeConfig, tmp_path: Path
     settings = config(
         max_steps=2,
         learning_rate=rate,
+        gate_rate=1.0,
         momentum=momentum,
         weight_decay=decay,
         clip_norm=norm,
@@ -90,8 +92,8 @@ def test_sgd_with_momentum_decay_and_clipping(config: MakeConfig, tmp_path: Path
     for batch in batches:
         steps = clipped(gradients(model, batch), norm)
         with torch.no_grad():
-            for parameter, v, g in zip(model.parameters(), velocity, steps, strict=True):
-                v.mul_(momentum).add_(g + decay * parameter)
+            for (name, parameter), v, g in zip(model.named_parameters(), velocity, steps, strict=True):
+                v.mul_(momentum).add_(g + (0 if name in GATES else decay) * parameter)
                 parameter.sub_(rate * v)
     assert_trained_to(tmp_path, model, before)
 
@@ -103,6 +105,7 @@ def test_adamw(config: MakeConfig, tmp_path: Path, batches: list[Any]) -> None:
         max_steps=1,
         optimizer="adamw",
         learning_rate=rate,
+        gate_rate=1.0,
         weight_decay=decay,
         clip_norm=None,
         warmup_steps=0,
@@ -114,9 +117,9 @@ def test_adamw(config: MakeConfig, tmp_path: Path, batches: list[Any]) -> None:
     before = [parameter.detach().clone() for parameter in model.parameters()]
     found = gradients(model, batches[0])
     with torch.no_grad():
-        for parameter, g in zip(model.parameters(), found, strict=True):
+        for (name, parameter), g in zip(model.named_parameters(), found, strict=True):
             # Both averages, corrected for their zero beginning, are those of this one gradient.
-            parameter.mul_(1 - rate * decay).sub_(rate * g / (g.abs() + 1e-8))
+            parameter.mul_(1 if name in GATES else 1 - rate * decay).sub_(rate * g / (g.abs() + 1e-8))
     assert_trained_to(tmp_path, model, before)
 
 
@@ -191,8 +194,8 @@ def test_backbone_and_gates_learn_at_rates_of_their_own(
     train(config(max_steps=1, eval_every=100, **rates), tmp_path)
     kinds: dict[str, set[tuple[float, float]]] = {"body": set(), "gate": set(), "rest": set()}
     for name, found in seen.items():
-        gate = name in ("head.attention.raw_gain", "head.attention.offset")
-        kinds["body" if name.startswith("backbone.body.") else "gate" if gate else "rest"].add(found)
+        kind = "body" if name.startswith("backbone.body.") else "gate" if name in GATES else "rest"
+        kinds[kind].add(found)
     assert kinds == {
         "body": {(0.002, 0.1)},
         "gate": {(0.03, 0.0)},
