@@ -22,6 +22,9 @@ class RandomScale(v2.Transform):
         high: largest factor.
     """
 
+    low: float
+    high: float
+
     def __init__(self, low: float, high: float) -> None:
         super().__init__()
         self.low, self.high = low, high
