@@ -39,6 +39,7 @@ RANK = {
     "training": 9,
     "predictor": 10,
     "cli": 11,
+    "__main__": 12,
 }
 
 
@@ -119,7 +120,7 @@ def test_a_folder_keeps_what_is_private_to_it(path):
     ("package", "line", "wrong"),
     [
         ("solo_attn.ops", "from ..models import SOLO", ["solo_attn.models.SOLO"]),
-        ("solo_attn.ops", "from solo_attn.cli.app import main", ["solo_attn.cli.app.main"]),
+        ("solo_attn.ops", "from solo_attn.cli.app import app", ["solo_attn.cli.app.app"]),
         ("solo_attn.backends", "def f():\n    from ..ops import dice_loss", ["solo_attn.ops.dice_loss"]),
         ("solo_attn.data", "import solo_attn.models.head", ["solo_attn.models.head"]),
         ("solo_attn.reference", "from .. import backends", ["solo_attn.backends"]),
@@ -295,6 +296,7 @@ def test_the_core_stands_alone():
         "yaml",
         "PIL",
         "typer",
+        "rich",
     }
     assert not came & extras
 
@@ -315,6 +317,20 @@ def test_public_names_are_documented(name):
         assert "Raises:" in doc
 
 
-def test_the_version_is_one():
-    text = (ROOT / "pyproject.toml").read_text()
-    assert f'version = "{solo_attn.__version__}"' in text
+def test_contributors_find_every_folder():
+    """In the tree of CONTRIBUTING.md; of the package, each of its folders."""
+    tree = (ROOT / "CONTRIBUTING.md").read_text().split("```")[1]
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.splitlines()
+    folders = {name.partition("/")[0] for name in tracked if "/" in name} | FOLDERS
+    assert {name for name in folders if not re.search(rf"(^|\s){re.escape(name)}/", tree)} == set()
+
+
+def test_the_version_stands_in_one_place():
+    """The build reads it from solo_attn/__init__.py, as everybody does."""
+    assert re.fullmatch(r"\d+\.\d+\.\d+", solo_attn.__version__)
+    pattern = re.compile(rf"\b{re.escape(solo_attn.__version__)}\b")
+    places = [PACKAGE, KERNELS, ROOT / "setup.py", ROOT / "pyproject.toml"]
+    files = [path for place in places for path in ([place] if place.is_file() else place.rglob("*.py"))]
+    assert [path.name for path in files if pattern.search(path.read_text())] == ["__init__.py"]
