@@ -34,7 +34,7 @@ def resnet_fpn(
     pretrained: bool = False,
     out_channels: int = 256,
 ) -> BackboneWithFPN:
-    """ResNet with a feature pyramid P2..P6; P6 is P5 max-pooled with kernel 1 and stride 2 (spec 2).
+    """ResNet with a feature pyramid P2..P6, P6 from P5 by max-pooling (docs/method.md, "Levels" step 2).
 
     Args:
         name: one of resnet18, resnet34, resnet50, resnet101.
