@@ -1,0 +1,155 @@
+"""The launches that the ops make of their Triton kernels at sizes that occur: recorded, and compiled as such."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from solo_attn.backends import OPS
+
+COUNT, SIDE, CHANNELS, LEVEL, SIZE, IMAGE = 50, 40, 256, (84, 168), (168, 336), (1024, 2048)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What one launch is given."""
+
+    kernel: Any
+    args: tuple[Any, ...]
+    constants: dict[str, Any]
+
+    @property
+    def jitted(self) -> Any:
+        return self.kernel.fn if hasattr(self.kernel, "configs") else self.kernel
+
+    def form(self, config: triton.Config) -> Any:
+        """What Triton compiles a kernel anew for: types, constants, and of numbers whether they are 1 or
+        divisible by 16.
+        """
+        with gpu(90):
+            binder = self.jitted.device_caches[90][4]
+            _, specialization, _ = binder(*self.args, **self.constants, **config.all_kwargs(), debug=False)
+        return (self.jitted.__name__, *specialization, config.num_warps, config.num_stages)
+
+    def compiled(self, config: triton.Config, arch: int) -> Any:
+        with gpu(arch):
+            return self.jitted.warmup(*self.args, grid=(1,), **self.constants, **config.all_kwargs())
+
+
+class _Driver:
+    """Of a GPU that is not there, and whose number is its arch."""
+
+    def __init__(self, arch: int) -> None:
+        self.arch = arch
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.arch, 32)
+
+    def get_current_device(self) -> int:
+        return self.arch
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@contextlib.contextmanager
+def gpu(arch: int) -> Iterator[None]:
+    """Triton compiles for this arch."""
+    before = driver._active
+    driver.set_active(_Driver(arch))
+    try:
+        yield
+    finally:
+        driver._active = before
+
+
+def modules() -> list[Any]:
+    """Of the kernels that are there."""
+    found = [op for op in OPS if importlib.util.find_spec(f"solo_attn.kernels.{op}")]
+    return [importlib.import_module(f"solo_attn.kernels.{op}") for op in found]
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """Nothing is launched; numbers that a launch would have written are 0."""
+    found: list[Launch] = []
+
+    def record(kernel: Any, grid: Any, *args: Any, **constants: Any) -> None:
+        found.append(Launch(kernel, args, constants))
+        for x in args:
+            if isinstance(x, torch.Tensor) and x.dtype in (torch.int32, torch.int64):
+                x.zero_()
+
+    with contextlib.ExitStack() as stack:
+        for module in (*modules(), importlib.import_module("solo_attn.kernels._chosen_cells")):
+            stack.enter_context(mock.patch.object(module, "launch", record))
+        yield found
+
+
+def run(op: str, dtype: torch.dtype, attention: bool = True, level: tuple[int, int] = LEVEL) -> None:
+    """Forward and backward through the functions of ``solo_attn.kernels``, as the op calls them."""
+    module = importlib.import_module(f"solo_attn.kernels.{op}")
+    size, out = (2 * level[0], 2 * level[1]), SIZE
+    coarse = torch.empty(COUNT, *level, dtype=dtype)
+    rows = torch.empty(COUNT, SIDE, SIDE, dtype=dtype) if attention else None
+    grid = torch.empty(1, CHANNELS, SIDE, SIDE, dtype=dtype)
+    cells = torch.zeros(COUNT, 2, dtype=torch.int64)
+    masks = torch.empty(COUNT, *size, dtype=torch.bool)
+    if op == "grid_attention":
+        for chosen in (None, cells):
+            module.grid_attention(grid, 1.0, chosen)
+            count = SIDE**2 if chosen is None else COUNT
+            module.grid_attention_bwd(torch.empty(1, count, SIDE, SIDE, dtype=dtype), grid, 1.0, chosen)
+    elif op == "attention_residual":
+        logits = torch.empty(1, SIDE**2, *size, dtype=dtype)
+        module.attention_residual(logits, grid, 1.0)
+        module.attention_residual_bwd(logits, grid, 1.0)
+    elif op == "upsample_add":
+        module.upsample_add(coarse, rows, size)
+        module.upsample_add_bwd(torch.empty(COUNT, *size, dtype=dtype), level, (SIDE, SIDE))
+    elif op == "dice_loss":
+        _, sums = module.dice_loss(coarse, rows, masks, 1e-3)
+        module.dice_loss_bwd(torch.empty(COUNT), coarse, rows, masks, sums)
+    elif op == "mask_bits":
+        module.mask_bits(coarse, rows, size, out, 0.5)
+    elif op == "mask_iou":
+        module.mask_iou(masks.flatten(1), None)
+        module.mask_iou(torch.zeros(COUNT, 882, dtype=torch.int64), None)
+    elif op == "matrix_nms":
+        labels, scores = torch.zeros(COUNT, dtype=torch.int64), torch.empty(COUNT, dtype=dtype)
+        for kernel, given in (("gaussian", masks.flatten(1)), ("linear", torch.zeros(COUNT, 882).long())):
+            module.matrix_nms(given, labels, scores, kernel, 2.0)
+    else:
+        image = (4 * out[0] - 1, 4 * out[1])
+        module.paste_masks(coarse, rows, size, out, image, IMAGE, 0.5)
+        module.paste_masks_rle(coarse, rows, size, out, image, IMAGE, 0.5)
+
+
+@functools.cache
+def forms() -> dict[str, tuple[Launch, triton.Config]]:
+    """Every form that the sizes above need compiled, once, in each configuration."""
+    found: dict[Any, tuple[Launch, triton.Config]] = {}
+    for op in (module.__name__.rpartition(".")[2] for module in modules()):
+        for dtype in (torch.float32, torch.bfloat16):
+            for attention, level in ((True, LEVEL), (False, (42, 84))):
+                with recording() as launches:
+                    run(op, dtype, attention, level)
+                for launch in launches:
+                    for config in getattr(launch.kernel, "configs", [triton.Config({})]):
+                        found.setdefault(launch.form(config), (launch, config))
+    names: dict[str, tuple[Launch, triton.Config]] = {}
+    for launch, config in found.values():
+        name = launch.jitted.__name__
+        number = sum(other.startswith(f"{name}-") for other in names)
+        names[f"{name}-{number}"] = (launch, config)
+    return names
