@@ -1,4 +1,4 @@
-"""The launches that the ops make of their Triton kernels at sizes that occur: recorded, and compiled as such."""
+"""The launches that ops make of their Triton kernels at sizes that occur: recorded, and compiled as such."""
 
 from __future__ import annotations
 
@@ -31,6 +31,10 @@ class Launch:
     @property
     def jitted(self) -> Any:
         return self.kernel.fn if hasattr(self.kernel, "configs") else self.kernel
+
+    @property
+    def configs(self) -> list[triton.Config]:
+        return getattr(self.kernel, "configs", [triton.Config({})])
 
     def form(self, config: triton.Config) -> Any:
         """What Triton compiles a kernel anew for: types, constants, and of numbers whether they are 1 or
@@ -96,43 +100,51 @@ def recording() -> Iterator[list[Launch]]:
         yield found
 
 
-def run(op: str, dtype: torch.dtype, attention: bool = True, level: tuple[int, int] = LEVEL) -> None:
+def run(
+    op: str,
+    dtype: torch.dtype,
+    attention: bool = True,
+    level: tuple[int, int] = LEVEL,
+    count: int = COUNT,
+    out: tuple[int, int] = SIZE,
+    image: tuple[int, int] = IMAGE,
+) -> None:
     """Forward and backward through the functions of ``solo_attn.kernels``, as the op calls them."""
     module = importlib.import_module(f"solo_attn.kernels.{op}")
-    size, out = (2 * level[0], 2 * level[1]), SIZE
-    coarse = torch.empty(COUNT, *level, dtype=dtype)
-    rows = torch.empty(COUNT, SIDE, SIDE, dtype=dtype) if attention else None
+    size = 2 * level[0], 2 * level[1]
+    coarse = torch.empty(count, *level, dtype=dtype)
+    rows = torch.empty(count, SIDE, SIDE, dtype=dtype) if attention else None
     grid = torch.empty(1, CHANNELS, SIDE, SIDE, dtype=dtype)
-    cells = torch.zeros(COUNT, 2, dtype=torch.int64)
-    masks = torch.empty(COUNT, *size, dtype=torch.bool)
+    cells = torch.zeros(count, 2, dtype=torch.int64)
+    masks = torch.empty(count, *size, dtype=torch.bool)
     if op == "grid_attention":
         for chosen in (None, cells):
             module.grid_attention(grid, 1.0, chosen)
-            count = SIDE**2 if chosen is None else COUNT
-            module.grid_attention_bwd(torch.empty(1, count, SIDE, SIDE, dtype=dtype), grid, 1.0, chosen)
+            shape = (1, SIDE**2, SIDE, SIDE) if chosen is None else (count, SIDE, SIDE)
+            module.grid_attention_bwd(torch.empty(shape, dtype=dtype), grid, 1.0, chosen)
     elif op == "attention_residual":
         logits = torch.empty(1, SIDE**2, *size, dtype=dtype)
         module.attention_residual(logits, grid, 1.0)
         module.attention_residual_bwd(logits, grid, 1.0)
     elif op == "upsample_add":
         module.upsample_add(coarse, rows, size)
-        module.upsample_add_bwd(torch.empty(COUNT, *size, dtype=dtype), level, (SIDE, SIDE))
+        module.upsample_add_bwd(torch.empty(count, *size, dtype=dtype), level, (SIDE, SIDE))
     elif op == "dice_loss":
         _, sums = module.dice_loss(coarse, rows, masks, 1e-3)
-        module.dice_loss_bwd(torch.empty(COUNT), coarse, rows, masks, sums)
+        module.dice_loss_bwd(torch.empty(count), coarse, rows, masks, sums)
     elif op == "mask_bits":
         module.mask_bits(coarse, rows, size, out, 0.5)
     elif op == "mask_iou":
         module.mask_iou(masks.flatten(1), None)
-        module.mask_iou(torch.zeros(COUNT, 882, dtype=torch.int64), None)
+        module.mask_iou(torch.zeros(count, 882, dtype=torch.int64), None)
     elif op == "matrix_nms":
-        labels, scores = torch.zeros(COUNT, dtype=torch.int64), torch.empty(COUNT, dtype=dtype)
-        for kernel, given in (("gaussian", masks.flatten(1)), ("linear", torch.zeros(COUNT, 882).long())):
+        labels, scores = torch.zeros(count, dtype=torch.int64), torch.empty(count, dtype=dtype)
+        for kernel, given in (("gaussian", masks.flatten(1)), ("linear", torch.zeros(count, 882).long())):
             module.matrix_nms(given, labels, scores, kernel, 2.0)
     else:
-        image = (4 * out[0] - 1, 4 * out[1])
-        module.paste_masks(coarse, rows, size, out, image, IMAGE, 0.5)
-        module.paste_masks_rle(coarse, rows, size, out, image, IMAGE, 0.5)
+        padded = (4 * out[0] - 1, 4 * out[1] - 1)
+        module.paste_masks(coarse, rows, size, out, padded, image, 0.5)
+        module.paste_masks_rle(coarse, rows, size, out, padded, image, 0.5)
 
 
 @functools.cache
@@ -145,7 +157,7 @@ def forms() -> dict[str, tuple[Launch, triton.Config]]:
                 with recording() as launches:
                     run(op, dtype, attention, level)
                 for launch in launches:
-                    for config in getattr(launch.kernel, "configs", [triton.Config({})]):
+                    for config in launch.configs:
                         found.setdefault(launch.form(config), (launch, config))
     names: dict[str, tuple[Launch, triton.Config]] = {}
     for launch, config in found.values():
