@@ -17,13 +17,13 @@ import pytest
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
-import sass  # noqa: E402
 import torch  # noqa: E402
 from launches import forms, modules, recording, run  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from solo_attn.backends import OPS, triton_runtime  # noqa: E402
+from tools import sass  # noqa: E402
 
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

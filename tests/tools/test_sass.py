@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from tools import sass
-from tools.kernel_resources import cuobjdump
 
 from solo_attn.backends import compiled
+from tools import sass
+from tools.kernel_resources import cuobjdump
 
 # Kernels that sass.py has a limit for and that the extension has not: the name goes when the kernel comes.
 AWAITED = {
