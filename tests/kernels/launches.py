@@ -17,7 +17,10 @@ from triton.runtime import driver
 
 from solo_attn.backends import OPS
 
-COUNT, SIDE, CHANNELS, LEVEL, SIZE, IMAGE = 50, 40, 256, (84, 168), (168, 336), (1024, 2048)
+# The paper's, for an image of 1024 x 2048: the finest level, and a coarser one with its own grid.
+COUNT, CHANNELS, LEVEL, SIZE, IMAGE = 50, 256, (84, 168), (168, 336), (1024, 2048)
+COARSER, SIDES = (42, 84), {(42, 84): 24}
+SIDE = 40
 
 
 @dataclass(frozen=True)
@@ -111,24 +114,24 @@ def run(
 ) -> None:
     """Forward and backward through the functions of ``solo_attn.kernels``, as the op calls them."""
     module = importlib.import_module(f"solo_attn.kernels.{op}")
-    size = 2 * level[0], 2 * level[1]
+    size, side = (2 * level[0], 2 * level[1]), SIDES.get(level, SIDE)
     coarse = torch.empty(count, *level, dtype=dtype)
-    rows = torch.empty(count, SIDE, SIDE, dtype=dtype) if attention else None
-    grid = torch.empty(1, CHANNELS, SIDE, SIDE, dtype=dtype)
+    rows = torch.empty(count, side, side, dtype=dtype) if attention else None
+    grid = torch.empty(1, CHANNELS, side, side, dtype=dtype)
     cells = torch.zeros(count, 2, dtype=torch.int64)
     masks = torch.empty(count, *size, dtype=torch.bool)
     if op == "grid_attention":
         for chosen in (None, cells):
             module.grid_attention(grid, 1.0, chosen)
-            shape = (1, SIDE**2, SIDE, SIDE) if chosen is None else (count, SIDE, SIDE)
+            shape = (1, side**2, side, side) if chosen is None else (count, side, side)
             module.grid_attention_bwd(torch.empty(shape, dtype=dtype), grid, 1.0, chosen)
     elif op == "attention_residual":
-        logits = torch.empty(1, SIDE**2, *size, dtype=dtype)
+        logits = torch.empty(1, side**2, *size, dtype=dtype)
         module.attention_residual(logits, grid, 1.0)
         module.attention_residual_bwd(logits, grid, 1.0)
     elif op == "upsample_add":
         module.upsample_add(coarse, rows, size)
-        module.upsample_add_bwd(torch.empty(count, *size, dtype=dtype), level, (SIDE, SIDE))
+        module.upsample_add_bwd(torch.empty(count, *size, dtype=dtype), level, (side, side))
     elif op == "dice_loss":
         _, sums = module.dice_loss(coarse, rows, masks, 1e-3)
         module.dice_loss_bwd(torch.empty(count), coarse, rows, masks, sums)
@@ -153,7 +156,7 @@ def forms() -> dict[str, tuple[Launch, triton.Config]]:
     found: dict[Any, tuple[Launch, triton.Config]] = {}
     for op in (module.__name__.rpartition(".")[2] for module in modules()):
         for dtype in (torch.float32, torch.bfloat16):
-            for attention, level in ((True, LEVEL), (False, (42, 84))):
+            for attention, level in ((True, LEVEL), (False, COARSER)):
                 with recording() as launches:
                     run(op, dtype, attention, level)
                 for launch in launches:
