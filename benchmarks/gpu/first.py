@@ -220,7 +220,7 @@ def sanitize(job: Job) -> None:
     if job.dry or not Path(tool).exists():
         job.keep("compute-sanitizer", lambda: {"said": "there is no compute-sanitizer"})
         return
-    script = str(ROOT / "tests" / "gpu" / "gpu_cases.py")
+    script = str(ROOT / "tests" / "helpers" / "gpu_cases.py")
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         for name in ("memcheck", "racecheck"):

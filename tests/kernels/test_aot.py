@@ -18,9 +18,9 @@ import pytest
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
 import torch  # noqa: E402
-from launches import forms, modules, recording, run  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
+from triton_launches import forms, modules, recording, run  # noqa: E402
 
 from solo_attn.backends import OPS, triton_runtime  # noqa: E402
 from tools import sass  # noqa: E402
