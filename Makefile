@@ -8,7 +8,7 @@ PEERS := .peers/.installed
 CSRC := $(shell find csrc tests/cuda_shim -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers demo docs test quick test-sanitize test-abi lint wheel bench bench-peers gpu gpu-test gpu-bench gpu-end-to-end gpu-compare-nuclei gpu-compare-scenes results format clean
+.PHONY: help setup peers demo docs test quick test-sanitize test-abi lint wheel bench bench-peers gpu gpu-first gpu-rest gpu-test gpu-bench gpu-end-to-end gpu-compare-nuclei gpu-compare-scenes results format clean
 
 help:  ## show this
 	@echo "make TARGET [VARIABLE=VALUE ...]"
@@ -111,6 +111,13 @@ gpu-test: setup  ## every op on this machine's GPU; DRY_RUN=1: what a CPU allows
 gpu-bench: setup  ## time every op on this machine's GPU and store it; DRY_RUN=1: go through it on the CPU
 	$(BIN)/python -m benchmarks.gpu.ops run $(DRY)
 
+gpu-first: setup  ## a GPU's first nine minutes, the most important first; DRY_RUN=1: through it on the CPU
+	$(FRESH)
+	$(BIN)/python -m benchmarks.gpu.first run $(DRY) $(PIECE)
+
+gpu-rest: setup  ## one piece of what gpu-first left, and all configurations and batches
+	$(BIN)/python -m benchmarks.gpu.first rest $(DRY) $(PIECE)
+
 gpu-end-to-end: setup  ## one piece of timing training and inference, ours and the dense way; DRY_RUN=1 as above
 	$(END_TO_END) $(PIECE)
 
@@ -126,8 +133,9 @@ gpu-compare-scenes: setup  ## the same on synthetic street scenes
 docs: setup  ## build the documentation as a site, build/site/index.html; a broken link is an error
 	$(BIN)/zensical build
 
-results: setup  ## write benchmarks/results and the settings into README and docs
+results: setup  ## write benchmarks/results and the settings into README and docs; propose the order of backends
 	$(BIN)/python -m benchmarks.report.pages
+	$(BIN)/python -m benchmarks.report.backend_order
 
 format: setup  ## let ruff and clang-format rewrite what they can
 	$(BIN)/ruff check --fix .

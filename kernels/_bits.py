@@ -20,26 +20,26 @@ def popcount(x):
 
 
 @triton.jit
-def pack_row(masks, words, row, pixels, width, PACK: tl.constexpr, ROW: tl.constexpr):
+def pack_row(masks_ptr, words_ptr, row, pixels, width, PACK: tl.constexpr, ROW: tl.constexpr):
     """The pixels of mask ``row``, counted; with PACK its words are made first, else they are there."""
     area = tl.zeros([ROW], tl.int32)
     for start in range(0, width, ROW):
         word = start + tl.arange(0, ROW)
         if PACK:
             pixel = 32 * word[:, None] + tl.arange(0, 32)[None, :]
-            value = tl.load(masks + row * pixels + pixel, mask=pixel < pixels, other=0)
+            value = tl.load(masks_ptr + row * pixels + pixel, mask=pixel < pixels, other=0)
             bits = tl.sum((value != 0).to(tl.int32) << tl.arange(0, 32)[None, :], 1)
-            tl.store(words + row * width + word, bits, mask=word < width)
+            tl.store(words_ptr + row * width + word, bits, mask=word < width)
         else:
-            bits = tl.load(words + row * width + word, mask=word < width, other=0)
+            bits = tl.load(words_ptr + row * width + word, mask=word < width, other=0)
         area += popcount(bits.to(tl.uint32, bitcast=True))
     return tl.sum(area)
 
 
 @triton.jit
 def shared_bits(
-    words,
-    others,
+    words_ptr,
+    others_ptr,
     left,
     right,
     width,
@@ -56,8 +56,8 @@ def shared_bits(
     counting bits is a quarter as fast as logic: 2 counts for 3 words. ``two`` is 2, as an argument: where
     LLVM knows it, it takes the doubling into the sum that is a count, and then knows that one no more.
     """
-    a_row = words + tl.maximum(left, 0).to(tl.int64)[:, None, None] * width
-    b_row = others + tl.maximum(right, 0).to(tl.int64)[None, :, None] * other_width
+    a_row = words_ptr + tl.maximum(left, 0).to(tl.int64)[:, None, None] * width
+    b_row = others_ptr + tl.maximum(right, 0).to(tl.int64)[None, :, None] * other_width
     word = tl.arange(0, BLOCK_W)[None, None, :]
     total = tl.zeros([BLOCK, BLOCK, BLOCK_W], tl.int32)
     for start in range(begin, end, 3 * BLOCK_W):
@@ -72,9 +72,9 @@ def shared_bits(
 
 
 @triton.jit
-def _both(a_row, b_row, left, right, word, end):
-    a = tl.load(a_row + word, mask=(word < end) & (left >= 0)[:, None, None], other=0)
-    b = tl.load(b_row + word, mask=(word < end) & (right >= 0)[None, :, None], other=0)
+def _both(a_row_ptr, b_row_ptr, left, right, word, end):
+    a = tl.load(a_row_ptr + word, mask=(word < end) & (left >= 0)[:, None, None], other=0)
+    b = tl.load(b_row_ptr + word, mask=(word < end) & (right >= 0)[None, :, None], other=0)
     return (a & b).to(tl.uint32, bitcast=True)
 
 

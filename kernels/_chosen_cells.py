@@ -13,8 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import config, launch, tuned
-from ._vectors import mode_of, vectors
+from ._launch import launch
+from ._tuning import config, tuned
+from ._vectors import factor, mode_of, vectors
 
 _CONFIGS = (
     config(4, BLOCK=16, BLOCK_COLUMNS=64, BLOCK_K=16),
@@ -23,19 +24,19 @@ _CONFIGS = (
 
 
 @triton.jit
-def _of_image(chosen, k, count, cells, image):
+def _of_image(chosen_ptr, k, count, cells, image):
     """Of the chosen cells k: their numbers, and whether they are this image's."""
-    at = tl.load(chosen + 2 * k + 1, mask=k < count, other=-1)
-    mine = (tl.load(chosen + 2 * k, mask=k < count, other=-1) == image) & (at >= 0) & (at < cells)
+    at = tl.load(chosen_ptr + 2 * k + 1, mask=k < count, other=-1)
+    mine = (tl.load(chosen_ptr + 2 * k, mask=k < count, other=-1) == image) & (at >= 0) & (at < cells)
     return tl.where(mine, at, 0).to(tl.int32), mine
 
 
 @tuned(_CONFIGS, key=("channels", "cells", "PRECISION"))
-@triton.jit
+@triton.jit(do_not_specialize=("count",))
 def _grid_attention_cells_fwd_kernel(
-    features,
-    chosen,
-    out,
+    features_ptr,
+    chosen_ptr,
+    out_ptr,
     scale,
     count,
     channels,
@@ -47,27 +48,29 @@ def _grid_attention_cells_fwd_kernel(
 ):
     image = tl.program_id(2).to(tl.int64)
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    at, mine = _of_image(chosen, k, count, cells, image)
+    at, mine = _of_image(chosen_ptr, k, count, cells, image)
     if tl.max(mine.to(tl.int32), 0) > 0:
-        features += image * channels * cells
+        features_ptr += image * channels * cells
         column = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
         total = tl.zeros((BLOCK, BLOCK_COLUMNS), tl.float32)
         for c in range(0, channels, BLOCK_K):
-            one = vectors(features, channels, cells, at, mine, c, BLOCK_K)
-            other = vectors(features, channels, cells, column, column < cells, c, BLOCK_K)
-            total = tl.dot(tl.trans(one), other, total, input_precision=PRECISION)
+            one = vectors(features_ptr, channels, cells, at, mine, c, BLOCK_K)
+            other = vectors(features_ptr, channels, cells, column, column < cells, c, BLOCK_K)
+            total = tl.dot(
+                tl.trans(factor(one, PRECISION)), factor(other, PRECISION), total, input_precision=PRECISION
+            )
         place = k[:, None].to(tl.int64) * cells + column[None, :]
         mask = mine[:, None] & (column < cells)[None, :]
-        tl.store(out + place, (total * scale).to(out.dtype.element_ty), mask=mask)
+        tl.store(out_ptr + place, (total * scale).to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @tuned(_CONFIGS, key=("channels", "cells", "PRECISION"))
-@triton.jit
+@triton.jit(do_not_specialize=("count",))
 def _grid_attention_products_bwd_kernel(
-    grad,
-    features,
-    chosen,
-    products,
+    grad_ptr,
+    features_ptr,
+    chosen_ptr,
+    products_ptr,
     count,
     channels,
     cells,
@@ -79,30 +82,32 @@ def _grid_attention_products_bwd_kernel(
     """products[k, c] = sum over cells m of grad[k, m] V[c, m]: what row k adds to its own cell's gradient."""
     image = tl.program_id(2).to(tl.int64)
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    _, mine = _of_image(chosen, k, count, cells, image)
+    _, mine = _of_image(chosen_ptr, k, count, cells, image)
     if tl.max(mine.to(tl.int32), 0) > 0:
-        features += image * channels * cells
+        features_ptr += image * channels * cells
         c = tl.program_id(1) * BLOCK_COLUMNS
         total = tl.zeros((BLOCK, BLOCK_COLUMNS), tl.float32)
         for m in range(0, cells, BLOCK_K):
             column = m + tl.arange(0, BLOCK_K)
             mask = mine[:, None] & (column < cells)[None, :]
-            g = tl.load(grad + k[:, None].to(tl.int64) * cells + column[None, :], mask=mask, other=0.0)
-            v = vectors(features, channels, cells, column, column < cells, c, BLOCK_COLUMNS)
-            total = tl.dot(g, tl.trans(v), total, input_precision=PRECISION)
+            g = tl.load(grad_ptr + k[:, None].to(tl.int64) * cells + column[None, :], mask=mask, other=0.0)
+            v = vectors(features_ptr, channels, cells, column, column < cells, c, BLOCK_COLUMNS)
+            total = tl.dot(
+                factor(g, PRECISION), tl.trans(factor(v, PRECISION)), total, input_precision=PRECISION
+            )
         channel = c + tl.arange(0, BLOCK_COLUMNS)
         mask = mine[:, None] & (channel < channels)[None, :]
-        tl.store(products + k[:, None].to(tl.int64) * channels + channel[None, :], total, mask=mask)
+        tl.store(products_ptr + k[:, None].to(tl.int64) * channels + channel[None, :], total, mask=mask)
 
 
 @tuned(_CONFIGS, key=("channels", "cells", "PRECISION"))
-@triton.jit
+@triton.jit(do_not_specialize=("count",))
 def _grid_attention_cells_bwd_kernel(
-    grad,
-    features,
-    chosen,
-    products,
-    out,
+    grad_ptr,
+    features_ptr,
+    chosen_ptr,
+    products_ptr,
+    out_ptr,
     scale,
     count,
     channels,
@@ -117,26 +122,26 @@ def _grid_attention_cells_bwd_kernel(
     Which those are is a matrix of zeros and ones. Rows are added in their order, a cell's twins included.
     """
     image = tl.program_id(2).to(tl.int64)
-    features += image * channels * cells
+    features_ptr += image * channels * cells
     first, column = tl.program_id(0) * BLOCK, tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     channel = first + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK, BLOCK_COLUMNS), tl.float32)
     for start in range(0, count, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        at, mine = _of_image(chosen, k, count, cells, image)
+        at, mine = _of_image(chosen_ptr, k, count, cells, image)
         if tl.max(mine.to(tl.int32), 0) > 0:
             mask = mine[:, None] & (column < cells)[None, :]
-            g = tl.load(grad + k[:, None].to(tl.int64) * cells + column[None, :], mask=mask, other=0.0)
-            v = vectors(features, channels, cells, at, mine, first, BLOCK)
-            total = tl.dot(v, g, total, input_precision=PRECISION)
+            g = tl.load(grad_ptr + k[:, None].to(tl.int64) * cells + column[None, :], mask=mask, other=0.0)
+            v = vectors(features_ptr, channels, cells, at, mine, first, BLOCK)
+            total = tl.dot(factor(v, PRECISION), factor(g, PRECISION), total, input_precision=PRECISION)
             mask = mine[:, None] & (channel < channels)[None, :]
-            own = products + k[:, None].to(tl.int64) * channels + channel[None, :]
-            own = tl.trans(tl.load(own, mask=mask, other=0.0))
+            own = products_ptr + k[:, None].to(tl.int64) * channels + channel[None, :]
+            own = factor(tl.trans(tl.load(own, mask=mask, other=0.0)), PRECISION)
             belongs = (at[:, None] == column[None, :]) & mine[:, None]
             total = tl.dot(own, belongs.to(tl.float32), total, input_precision=PRECISION)
     mask = (channel < channels)[:, None] & (column < cells)[None, :]
-    out += image * channels * cells + channel[:, None] * cells + column[None, :]
-    tl.store(out, (total * scale).to(out.dtype.element_ty), mask=mask)
+    out_ptr += image * channels * cells + channel[:, None] * cells + column[None, :]
+    tl.store(out_ptr, (total * scale).to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def rows(features: Tensor, scale: float, cells: Tensor, tf32: bool) -> Tensor:

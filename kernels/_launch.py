@@ -1,24 +1,20 @@
-"""How kernels are tuned, launched, and listed for compiling ahead of time."""
+"""How kernels are launched, and listed for compiling ahead of time."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-import triton
 import triton.language as tl
 from torch.library import wrap_triton
 
-INTERPRETED = bool(triton.knobs.runtime.interpret)
-# The number of the configuration that every kernel takes (counted round where it has fewer), instead of the
-# fastest: bitwise the same on every machine with the same GPU. The interpreter has no clock worth reading.
-_GIVEN = os.environ.get("SOLO_ATTN_TUNE") or ("0" if INTERPRETED else None)
+from ._tuning import INTERPRETED, Tuner
+
 MOST_PROGRAMS = 65_535  # that CUDA starts along the second and the third axis
 _state = threading.local()
 
@@ -58,30 +54,9 @@ def traced() -> Iterator[None]:
         _state.traced = before
 
 
-def config(num_warps: int, num_stages: int = 2, **constants: int) -> triton.Config:
-    """One choice of a kernel's block sizes."""
-    return triton.Config(constants, num_warps=num_warps, num_stages=num_stages)
-
-
-def tuned(
-    configs: Sequence[triton.Config], key: Sequence[str], written: Sequence[str] = ()
-) -> Callable[..., Any]:
-    """Time the configurations on the first call for each ``key`` and remember the best, on disk too.
-
-    ``SOLO_ATTN_TUNE`` names one instead. ``written`` are arguments that are read and written over: they are
-    restored between the runs that are timed.
-    """
-    choice = list(configs) if _GIVEN is None else [configs[int(_GIVEN) % len(configs)]]
-
-    def decorate(kernel: Any) -> Any:
-        return triton.autotune(
-            configs=choice,
-            key=list(key),
-            restore_value=list(written),
-            cache_results=True,
-        )(kernel)
-
-    return decorate
+def is_open(kernel: Tuner, *args: Any, **constants: Any) -> bool:
+    """Whether launching ``kernel`` like this would first time its configurations."""
+    return not getattr(_state, "traced", False) and kernel.is_open(*args, **constants)
 
 
 def launch(kernel: Any, grid: Any, *args: Any, **constants: Any) -> None:

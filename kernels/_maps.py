@@ -6,7 +6,7 @@ Tiles are [columns, rows]: where loads have no order of their own, Triton lays t
 import triton
 import triton.language as tl
 
-from ._bilinear import bilinear_first, bilinear_share, bilinear_tap, lerp
+from ._bilinear import bilinear_tap, lerp
 
 
 @triton.jit
@@ -17,7 +17,7 @@ def cell_and_tile(tiles):
 
 
 @triton.jit
-def enlarged(image, columns, rows, width, height, out_width, out_height):
+def enlarged(image_ptr, columns, rows, width, height, out_width, out_height):
     """Pixels ``columns`` x ``rows`` of the image, enlarged to [out_height, out_width], as float32.
 
     Pixels past the end repeat the last one: no load is out of bounds.
@@ -28,13 +28,13 @@ def enlarged(image, columns, rows, width, height, out_width, out_height):
     left, right = left[:, None], right[:, None]
     across = across[:, None]
     upper = lerp(
-        tl.load(image + (above + left)).to(tl.float32),
-        tl.load(image + (above + right)).to(tl.float32),
+        tl.load(image_ptr + (above + left)).to(tl.float32),
+        tl.load(image_ptr + (above + right)).to(tl.float32),
         across,
     )
     lower = lerp(
-        tl.load(image + (below + left)).to(tl.float32),
-        tl.load(image + (below + right)).to(tl.float32),
+        tl.load(image_ptr + (below + left)).to(tl.float32),
+        tl.load(image_ptr + (below + right)).to(tl.float32),
         across,
     )
     return lerp(upper, lower, down[None, :])
@@ -42,8 +42,8 @@ def enlarged(image, columns, rows, width, height, out_width, out_height):
 
 @triton.jit
 def logits(
-    coarse,
-    attention,
+    coarse_ptr,
+    attention_ptr,
     k,
     columns,
     rows,
@@ -55,10 +55,10 @@ def logits(
     HAS_ATTENTION: tl.constexpr,
 ):
     """up(coarse_k) + up(attention_k) at pixels ``columns`` x ``rows`` of [height, width]; ``k`` is int64."""
-    image = coarse + k * coarse_height * coarse_width
+    image = coarse_ptr + k * coarse_height * coarse_width
     out = enlarged(image, columns, rows, coarse_width, coarse_height, width, height)
     if HAS_ATTENTION:
-        out += enlarged(attention + k * side * side, columns, rows, side, side, width, height)
+        out += enlarged(attention_ptr + k * side * side, columns, rows, side, side, width, height)
     return out
 
 
@@ -72,33 +72,3 @@ def sigmoid(x):
     below = 1.0 + tl.exp(-x)
     inverse = 1.0 / below
     return tl.where(below < float("inf"), tl.fma(inverse, tl.fma(-below, inverse, 1.0), inverse), inverse)
-
-
-@triton.jit
-def add_rows(tile, g, rows, ys, height_in, height):
-    """The transpose of enlarging along y: ``tile`` [I, X] plus the shares in rows ``ys`` of ``g`` [Y, X].
-
-    What an input has no share in does not reach it, not even as 0 times NaN.
-    """
-    weight = bilinear_share(rows[:, None], ys[None, :], height_in, height)[:, :, None]
-    return tile + tl.sum(weight * tl.where(weight > 0, g[None, :, :], 0.0), 1)
-
-
-@triton.jit
-def gather_columns(tile, result, chunk, columns, width_in, width, most, BLOCK_X: tl.constexpr):
-    """The transpose of enlarging along x, added to ``result`` [I, J].
-
-    ``tile`` [I, BLOCK_X] holds outputs from ``chunk`` on, in rows of the input. Each of the inputs
-    ``columns`` [J] takes its share of the outputs that it has a part in, of which there are ``most`` at most.
-    """
-    begin = tl.maximum(bilinear_first(columns - 1, width_in, width), chunk)
-    for step in range(most):
-        x = begin + step
-        weight = tl.where(
-            x < tl.minimum(chunk + BLOCK_X, width), bilinear_share(columns, x, width_in, width), 0.0
-        )
-        index = tl.broadcast_to(tl.minimum(x - chunk, BLOCK_X - 1)[None, :], result.shape)
-        # An index before the chunk is another input's: its weight is 0.
-        part = tl.gather(tile, tl.maximum(index, 0), 1)
-        result += weight[None, :] * tl.where(weight > 0, part, 0.0)
-    return result

@@ -7,13 +7,15 @@ result has taps in, then enlarged by exchanging it between lanes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from ._bilinear import bilinear_tap, lerp
-from ._launch import config
+from ._bilinear import bilinear_tap, check_sizes, lerp
 from ._maps import cell_and_tile, logits, sigmoid
+from ._tuning import config
 
 # A tile of the result, and what it has taps in: at least 2 x 2 pixels.
 BLOCK_X, BLOCK_Y, SOURCE_X, SOURCE_Y = 128, 16, 64, 8
@@ -36,8 +38,8 @@ def owned_tile(out_width, out_height, own_x, own_y, BLOCK_X: tl.constexpr, BLOCK
 
 @triton.jit
 def probabilities(
-    coarse,
-    attention,
+    coarse_ptr,
+    attention_ptr,
     k,
     x,
     y,
@@ -63,8 +65,8 @@ def probabilities(
     if SAME:
         return sigmoid(
             logits(
-                coarse,
-                attention,
+                coarse_ptr,
+                attention_ptr,
                 k,
                 columns,
                 rows,
@@ -82,8 +84,8 @@ def probabilities(
     y0, _, _ = bilinear_tap(y, height, out_height)
     source = sigmoid(
         logits(
-            coarse,
-            attention,
+            coarse_ptr,
+            attention_ptr,
             k,
             x0 + tl.arange(0, SOURCE_X),
             y0 + tl.arange(0, SOURCE_Y),
@@ -108,6 +110,51 @@ def probabilities(
 
 
 @triton.jit
+def own_probabilities(
+    coarse_ptr,
+    attention_ptr,
+    coarse_height,
+    coarse_width,
+    side,
+    height,
+    width,
+    out_height,
+    out_width,
+    own_y,
+    own_x,
+    HAS_ATTENTION: tl.constexpr,
+    SAME: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    BLOCK_Y: tl.constexpr,
+    SOURCE_X: tl.constexpr,
+    SOURCE_Y: tl.constexpr,
+):
+    """What `owned_tile` says of a program, and its `probabilities`; the arguments are those of `inputs`."""
+    k, place, x, y, own = owned_tile(out_width, out_height, own_x, own_y, BLOCK_X, BLOCK_Y)
+    p = probabilities(
+        coarse_ptr,
+        attention_ptr,
+        k,
+        x,
+        y,
+        coarse_width,
+        coarse_height,
+        side,
+        width,
+        height,
+        out_width,
+        out_height,
+        HAS_ATTENTION,
+        SAME,
+        BLOCK_X,
+        BLOCK_Y,
+        SOURCE_X,
+        SOURCE_Y,
+    )
+    return k, place, x, y, own, p
+
+
+@triton.jit
 def spread_x(index, LENGTH: tl.constexpr, OTHER: tl.constexpr):
     """Indices along the first dim, held inside, for every place along the other."""
     return tl.broadcast_to(tl.minimum(index, LENGTH - 1)[:, None], index.shape[0], OTHER)
@@ -117,6 +164,44 @@ def spread_x(index, LENGTH: tl.constexpr, OTHER: tl.constexpr):
 def spread_y(index, OTHER: tl.constexpr, LENGTH: tl.constexpr):
     """Indices along the second dim, held inside, for every place along the other."""
     return tl.broadcast_to(tl.minimum(index, LENGTH - 1)[None, :], OTHER, index.shape[0])
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a launch of a kernel around `own_probabilities` is given.
+
+    Attributes:
+        tensors: coarse logits and attention rows, each in one run of memory. Without attention the coarse
+            logits stand in both places.
+        tiles: programs a map.
+        sizes: the integer arguments, in their order.
+        constants: HAS_ATTENTION and SAME.
+    """
+
+    tensors: tuple[Tensor, Tensor]
+    tiles: int
+    sizes: tuple[int, ...]
+    constants: dict[str, bool]
+
+
+def inputs(
+    op: str,
+    coarse_logits: Tensor,
+    attention: Tensor | None,
+    size: Sequence[int],
+    out_size: Sequence[int],
+) -> Inputs:
+    """For the probabilities of [K, h, w] and [K, S, S] at ``out_size``, made at ``size``."""
+    coarse = coarse_logits.contiguous()
+    rows = coarse if attention is None else attention.contiguous()
+    check_sizes(op, (coarse.shape[1:], size), (rows.shape[1:], size), (size, out_size))
+    own = owned(size, out_size)
+    return Inputs(
+        (coarse, rows),
+        triton.cdiv(out_size[0], own[0]) * triton.cdiv(out_size[1], own[1]),
+        (*coarse.shape[1:], rows.shape[1], *size, *out_size, *own),
+        {"HAS_ATTENTION": attention is not None, "SAME": tuple(size) == tuple(out_size)},
+    )
 
 
 def owned(size: Sequence[int], out_size: Sequence[int]) -> tuple[int, int]:

@@ -11,6 +11,7 @@ as grid_attention's: B N^2 numbers in float32 are written and read between.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,11 +20,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ._bilinear import bilinear_first, bilinear_part, bilinear_tap, check_sizes, window
-from ._launch import Aot, config, launch, tuned
-from ._vectors import check_features
+from ._launch import Aot, is_open, launch
+from ._tuning import config, tuned
+from ._vectors import check_features, factor, mode_of
 from .grid_attention import grid_attention_bwd
 
 _WIDTH = 64  # output columns of a program
+_TIMED = 256  # cells that configurations are timed with in place: blocks of any configuration, and a full GPU
 _COLUMNS = 8  # grid columns of a program that gathers
 
 # More rows at a time compute fewer of them twice, but the more there are to pick from, the longer it takes.
@@ -47,11 +50,12 @@ def _enlarged(products, row, low, high, weight, SPAN: tl.constexpr):
     return left + weight * (right - left)
 
 
-@triton.jit
+@tuned(_FWD_CONFIGS, key=("channels", "side", "height", "width", "PRECISION"))
+@triton.jit(do_not_specialize=("side", "height"))
 def _attention_residual_fwd_kernel(
-    logits,
-    features,
-    out,
+    logits_ptr,
+    features_ptr,
+    out_ptr,
     scale,
     channels,
     side,
@@ -64,7 +68,7 @@ def _attention_residual_fwd_kernel(
     ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """``out`` may be ``logits``: each number is read and written by one thread."""
+    """``out_ptr`` may be ``logits_ptr``: each number is read and written by one thread."""
     cells = side * side
     image = tl.program_id(2).to(tl.int64)
     strips = tl.cdiv(width, WIDTH)
@@ -77,15 +81,17 @@ def _attention_residual_fwd_kernel(
     cell = tl.program_id(1) * CELLS + tl.arange(0, CELLS)
     j = tl.arange(0, ROWS * SPAN)
     at = tl.minimum(top + j // SPAN, side - 1) * side + tl.minimum(first + j % SPAN, side - 1)
-    features += image * channels * cells
+    features_ptr += image * channels * cells
     products = tl.zeros((CELLS, ROWS * SPAN), tl.float32)
     for c in range(0, channels, BLOCK_K):
         channel = c + tl.arange(0, BLOCK_K)
-        mine = features + channel[None, :] * cells + cell[:, None]
+        mine = features_ptr + channel[None, :] * cells + cell[:, None]
         mine = tl.load(mine, mask=(channel < channels)[None, :] & (cell < cells)[:, None], other=0.0)
-        others = features + channel[:, None] * cells + at[None, :]
+        others = features_ptr + channel[:, None] * cells + at[None, :]
         others = tl.load(others, mask=(channel < channels)[:, None], other=0.0)
-        products = tl.dot(mine, others, products, input_precision=PRECISION)
+        products = tl.dot(
+            factor(mine, PRECISION), factor(others, PRECISION), products, input_precision=PRECISION
+        )
     products *= scale
 
     index = tl.zeros((CELLS, WIDTH), tl.int32)
@@ -97,31 +103,28 @@ def _attention_residual_fwd_kernel(
     last = bilinear_first(top + ROWS - 1, side, height)
     begin = bilinear_first(top, side, height)
     line = mask & (begin < last)
-    following = tl.load(logits + place + begin * width, mask=line, eviction_policy="evict_first")
+    following = tl.load(logits_ptr + place + begin * width, mask=line, eviction_policy="evict_first")
     for row in range(ROWS - 1):
         below = _enlarged(products, row + 1, low, high, weight, SPAN)
         end = bilinear_first(top + row + 1, side, height)
         for y in range(begin, end):
             value = following.to(tl.float32)
             line = mask & (y + 1 < last)
-            following = tl.load(logits + place + (y + 1) * width, mask=line, eviction_policy="evict_first")
+            following = tl.load(
+                logits_ptr + place + (y + 1) * width, mask=line, eviction_policy="evict_first"
+            )
             v = bilinear_tap(y, side, height)[2]
             value += above + v * (below - above)
-            tl.store(out + place + y * width, value.to(out.dtype.element_ty), mask=mask)
+            tl.store(out_ptr + place + y * width, value.to(out_ptr.dtype.element_ty), mask=mask)
         begin = end
         above = below
 
 
-_KEY = ("channels", "side", "height", "width", "PRECISION")
-_forward = tuned(_FWD_CONFIGS, key=_KEY)(_attention_residual_fwd_kernel)
-_in_place = tuned(_FWD_CONFIGS, key=_KEY, written=("out",))(_attention_residual_fwd_kernel)
-
-
 @tuned(_BWD_CONFIGS, key=("side", "height", "width"))
-@triton.jit
+@triton.jit(do_not_specialize=("side", "height"))
 def _attention_residual_bwd_kernel(
-    grad,
-    maps,
+    grad_ptr,
+    maps_ptr,
     side,
     height,
     width,
@@ -146,18 +149,18 @@ def _attention_residual_bwd_kernel(
     mask = (cell < cells)[:, None, None] & inside[None, :, :]
     place = (image * cells + cell[:, None, None]) * height * width + x[None, :, :]
     written = (cell < cells)[:, None] & (j < side)[None, :]
-    maps += (image * cells + cell[:, None]) * cells + j[None, :]
+    maps_ptr += (image * cells + cell[:, None]) * cells + j[None, :]
 
     this = tl.zeros((CELLS, COLUMNS, TAPS), tl.float32)
     for i in range(top - 1, tl.minimum(top + ROWS, side)):
         following = tl.zeros((CELLS, COLUMNS, TAPS), tl.float32)
         for y in range(bilinear_first(i, side, height), bilinear_first(i + 1, side, height)):
             v = bilinear_tap(y, side, height)[2]
-            value = tl.load(grad + place + y * width, mask=mask, other=0.0).to(tl.float32)
+            value = tl.load(grad_ptr + place + y * width, mask=mask, other=0.0).to(tl.float32)
             this += (1 - v) * value
             following += v * value
         if i >= top:
-            tl.store(maps + i * side, tl.sum(this * parts, 2), mask=written)
+            tl.store(maps_ptr + i * side, tl.sum(this * parts, 2), mask=written)
         this = following
 
 
@@ -167,14 +170,14 @@ def attention_residual(
     """Mask logits [B, N, H, W] + the S x S maps of grid attention, enlarged bilinearly to H x W."""
     logits = mask_logits.contiguous()
     out = torch.empty_like(logits)
-    _add(_forward, logits, grid_features, scale, tf32, out)
+    _add(logits, grid_features, scale, tf32, out)
     return out
 
 
 def attention_residual_(mask_logits: Tensor, grid_features: Tensor, scale: float, tf32: bool = False) -> None:
     """The same, written over the mask logits."""
     logits = mask_logits.contiguous()
-    _add(_in_place, logits, grid_features, scale, tf32, logits)
+    _add(logits, grid_features, scale, tf32, logits)
     if logits is mask_logits:
         # Autograd counts writes to a tensor and its views; what a kernel writes it would miss.
         mask_logits.narrow(0, 0, 0).zero_()
@@ -182,7 +185,7 @@ def attention_residual_(mask_logits: Tensor, grid_features: Tensor, scale: float
         mask_logits.copy_(logits)
 
 
-def _add(kernel: Any, logits: Tensor, grid_features: Tensor, scale: float, tf32: bool, out: Tensor) -> None:
+def _add(logits: Tensor, grid_features: Tensor, scale: float, tf32: bool, out: Tensor) -> None:
     features = grid_features.contiguous()
     batch, channels, side, _ = features.shape
     height, width = logits.shape[2:]
@@ -194,14 +197,23 @@ def _add(kernel: Any, logits: Tensor, grid_features: Tensor, scale: float, tf32:
     # product has 16 columns.
     span = max(4, triton.next_power_of_2(min(side, triton.cdiv((_WIDTH - 1) * side, width) + 2)))
 
-    def grid(meta: dict[str, Any]) -> tuple[int, int, int]:
-        bands = triton.cdiv(side, meta["ROWS"] - 1)
-        return triton.cdiv(width, _WIDTH) * bands, triton.cdiv(side * side, meta["CELLS"]), batch
+    def grid_of(cells: int, images: int) -> Callable[[dict[str, Any]], tuple[int, int, int]]:
+        def grid(meta: dict[str, Any]) -> tuple[int, int, int]:
+            bands = triton.cdiv(side, meta["ROWS"] - 1)
+            return triton.cdiv(width, _WIDTH) * bands, triton.cdiv(cells, meta["CELLS"]), images
 
-    mode = "tf32" if features.dtype == torch.float32 and tf32 else "ieee"
-    sizes = channels, side, height, width
-    constants = {"WIDTH": _WIDTH, "SPAN": span, "PRECISION": mode}
-    launch(kernel, grid, logits, features, out, scale, *sizes, **constants)
+        return grid
+
+    given = scale, channels, side, height, width
+    constants = {"WIDTH": _WIDTH, "SPAN": span, **mode_of(features, tf32)}
+    kernel, cells = _attention_residual_fwd_kernel, side * side
+    if out is logits and is_open(kernel, logits, features, out, *given, **constants):
+        # Timed on a part of one image, into memory of its own: restoring all logits after each run would take
+        # their size again, and most of the time.
+        part = min(_TIMED, cells)
+        scratch = logits.new_empty(part, height, width)
+        launch(kernel, grid_of(part, 1), logits, features, scratch, *given, **constants)
+    launch(kernel, grid_of(cells, batch), logits, features, out, *given, **constants)
 
 
 def attention_residual_bwd(grad: Tensor, grid_features: Tensor, scale: float, tf32: bool = False) -> Tensor:
@@ -226,10 +238,17 @@ def attention_residual_bwd(grad: Tensor, grid_features: Tensor, scale: float, tf
 
 
 # At the sizes of the paper: 40 x 40 cells and 336 columns.
-_TYPES = {"logits": "*T", "features": "*T", "out": "*T", "grad": "*T", "maps": "*fp32", "scale": "fp32"}
+_TYPES = {
+    "logits_ptr": "*T",
+    "features_ptr": "*T",
+    "out_ptr": "*T",
+    "grad_ptr": "*T",
+    "maps_ptr": "*fp32",
+    "scale": "fp32",
+}
 _PAPER = {"WIDTH": _WIDTH, "SPAN": 16}
 AOT = (
-    Aot(_forward, _TYPES, {**_PAPER, "PRECISION": "ieee"}),
-    Aot(_forward, _TYPES, {**_PAPER, "PRECISION": "tf32"}, ("fp32",)),
+    Aot(_attention_residual_fwd_kernel, _TYPES, {**_PAPER, "PRECISION": "ieee"}, ("fp32",)),
+    Aot(_attention_residual_fwd_kernel, _TYPES, {**_PAPER, "PRECISION": "tf32"}),
     Aot(_attention_residual_bwd_kernel, _TYPES, {"COLUMNS": _COLUMNS, "TAPS": 32}),
 )

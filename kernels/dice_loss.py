@@ -14,21 +14,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._bilinear import ADJOINT_CONFIGS, bilinear_first, check_sizes, most_outputs, owned_columns
-from ._launch import Aot, launch, tuned
-from ._maps import add_rows, cell_and_tile, gather_columns, logits
+from ._adjoint import CONFIGS as ADJOINT
+from ._adjoint import add_rows, division, gather_columns, outputs_of, owned_block, store_block
+from ._bilinear import check_sizes
+from ._launch import Aot, launch
+from ._maps import cell_and_tile, logits
+from ._tuning import tuned
 
 _X, _MOST_PARTS = 128, 64
 _ROWS = {True: 4, False: 8}  # of a tile, with attention and without: as many as registers hold
 _PROGRAMS = 2048  # that fill a GPU: few cells are divided into parts
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("coarse_height", "coarse_width", "side", "height", "parts"))
 def _dice_loss_fwd_kernel(
-    coarse,
-    attention,
-    targets,
-    partial,
+    coarse_ptr,
+    attention_ptr,
+    targets_ptr,
+    partial_ptr,
     coarse_height,
     coarse_width,
     side,
@@ -41,18 +44,20 @@ def _dice_loss_fwd_kernel(
 ):
     k, part = cell_and_tile(parts)
     tiles_x, tiles_y = tl.cdiv(width, BLOCK_X), tl.cdiv(height, BLOCK_Y)
-    overlap = tl.zeros([BLOCK_X], tl.float32)
-    squares = tl.zeros([BLOCK_X], tl.float32)
-    pixels = tl.zeros([BLOCK_X], tl.float32)
+    # A sum for each pixel of a tile: how Triton lays a tile on threads depends on the width, and adding up
+    # within the loop would exchange numbers between them, with barriers.
+    overlap = tl.zeros([BLOCK_X, BLOCK_Y], tl.float32)
+    squares = tl.zeros([BLOCK_X, BLOCK_Y], tl.float32)
+    pixels = tl.zeros([BLOCK_X, BLOCK_Y], tl.float32)
     for tile in range(part, tiles_x * tiles_y, parts):
         columns = tile % tiles_x * BLOCK_X + tl.arange(0, BLOCK_X)
         rows = tile // tiles_x * BLOCK_Y + tl.arange(0, BLOCK_Y)
         inside = (columns < width)[:, None] & (rows < height)[None, :]
         place = columns[:, None] + (k * height + rows)[None, :] * width
-        t = tl.load(targets + place, mask=inside, other=0) != 0
+        t = tl.load(targets_ptr + place, mask=inside, other=0) != 0
         z = logits(
-            coarse,
-            attention,
+            coarse_ptr,
+            attention_ptr,
             k,
             columns,
             rows,
@@ -64,39 +69,49 @@ def _dice_loss_fwd_kernel(
             HAS_ATTENTION,
         )
         p = tl.where(inside, tl.sigmoid(z), 0.0)
-        # A thread holds a column of the tile: these sums are its own.
-        overlap += tl.sum(tl.where(t, p, 0.0), 1)
-        squares += tl.sum(p * p, 1)
-        pixels += tl.sum(t.to(tl.float32), 1)
-    out = partial + (k * parts + part) * 3
+        overlap += tl.where(t, p, 0.0)
+        squares += p * p
+        pixels += t.to(tl.float32)
+    out = partial_ptr + (k * parts + part) * 3
     tl.store(out, tl.sum(overlap))
     tl.store(out + 1, tl.sum(squares))
     tl.store(out + 2, tl.sum(pixels))
 
 
-@triton.jit
-def _dice_loss_sum_kernel(partial, loss, sums, parts, eps, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=("parts",))
+def _dice_loss_sum_kernel(partial_ptr, loss_ptr, sums_ptr, parts, eps, BLOCK: tl.constexpr):
     k = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, BLOCK)
-    place = partial + (k * parts + part) * 3
+    place = partial_ptr + (k * parts + part) * 3
     overlap = tl.sum(tl.load(place, mask=part < parts, other=0.0))
     squares = tl.sum(tl.load(place + 1, mask=part < parts, other=0.0))
     pixels = tl.sum(tl.load(place + 2, mask=part < parts, other=0.0))
     total = (squares + eps) + (pixels + eps)
-    tl.store(sums + 2 * k, overlap)
-    tl.store(sums + 2 * k + 1, total)
-    tl.store(loss + k, 1.0 - 2.0 * overlap / total)
+    tl.store(sums_ptr + 2 * k, overlap)
+    tl.store(sums_ptr + 2 * k + 1, total)
+    tl.store(loss_ptr + k, 1.0 - 2.0 * overlap / total)
 
 
-@tuned(ADJOINT_CONFIGS, key=("height", "width", "height_in", "width_in", "HAS_ATTENTION"))
-@triton.jit
+@tuned(ADJOINT, key=("height", "width", "height_in", "width_in", "HAS_ATTENTION"))
+@triton.jit(
+    do_not_specialize=(
+        "coarse_height",
+        "coarse_width",
+        "side",
+        "height_in",
+        "width_in",
+        "height",
+        "own",
+        "most",
+    )
+)
 def _dice_loss_bwd_kernel(
-    grad,
-    coarse,
-    attention,
-    targets,
-    sums,
-    out,
+    grad_ptr,
+    coarse_ptr,
+    attention_ptr,
+    targets_ptr,
+    sums_ptr,
+    out_ptr,
     coarse_height,
     coarse_width,
     side,
@@ -112,35 +127,40 @@ def _dice_loss_bwd_kernel(
     BLOCK_J: tl.constexpr,
     BLOCK_X: tl.constexpr,
 ):
-    blocks_x = tl.cdiv(width_in, own)
-    k, block = cell_and_tile(blocks_x * tl.cdiv(height_in, BLOCK_I))
-    i, j = block // blocks_x * BLOCK_I, block % blocks_x * own
-    rows, columns = i + tl.arange(0, BLOCK_I), j + tl.arange(0, BLOCK_J)
-    end = tl.minimum(j + own, width_in)
-    last_x, last_y = bilinear_first(end, width_in, width), bilinear_first(i + BLOCK_I, height_in, height)
-    overlap, total = tl.load(sums + 2 * k), tl.load(sums + 2 * k + 1)
-    outer = tl.load(grad + k)
+    k, i, j, end_i, end_j = owned_block(height_in, width_in, own, BLOCK_I)
+    first_x, last_x = outputs_of(j, end_j, width_in, width)
+    first_y, last_y = outputs_of(i, end_i, height_in, height)
+    overlap, total = tl.load(sums_ptr + 2 * k), tl.load(sums_ptr + 2 * k + 1)
+    outer = tl.load(grad_ptr + k)
     a, b = outer * (4.0 * overlap / (total * total)), outer * (2.0 / total)
     result = tl.zeros([BLOCK_I, BLOCK_J], tl.float32)
-    for chunk in range(bilinear_first(j - 1, width_in, width), last_x, BLOCK_X):
+    for chunk in range(first_x, last_x, BLOCK_X):
         xs = chunk + tl.arange(0, BLOCK_X)
         tile = tl.zeros([BLOCK_I, BLOCK_X], tl.float32)
-        for y in range(bilinear_first(i - 1, height_in, height), last_y, BLOCK_Y):
+        for y in range(first_y, last_y, BLOCK_Y):
             ys = y + tl.arange(0, BLOCK_Y)
             inside = (xs < last_x)[:, None] & (ys < last_y)[None, :]
             place = xs[:, None] + (k * height + ys)[None, :] * width
-            t = tl.load(targets + place, mask=inside, other=0) != 0
+            t = tl.load(targets_ptr + place, mask=inside, other=0) != 0
             z = logits(
-                coarse, attention, k, xs, ys, coarse_width, coarse_height, side, width, height, HAS_ATTENTION
+                coarse_ptr,
+                attention_ptr,
+                k,
+                xs,
+                ys,
+                coarse_width,
+                coarse_height,
+                side,
+                width,
+                height,
+                HAS_ATTENTION,
             )
             p = tl.sigmoid(z)
             g = (a * p - tl.where(t, b, 0.0)) * p * (1.0 - p)
             g = tl.trans(tl.where(inside, g, 0.0))
-            tile = add_rows(tile, g, rows, ys, height_in, height)
-        result = gather_columns(tile, result, chunk, columns, width_in, width, most, BLOCK_X)
-    place = (k * height_in + rows)[:, None] * width_in + columns[None, :]
-    inside = (rows < height_in)[:, None] & (columns < end)[None, :]
-    tl.store(out + place, result.to(out.dtype.element_ty), mask=inside)
+            tile = add_rows(tile, g, i, ys, height_in, height, BLOCK_I)
+        result = gather_columns(tile, result, chunk, j, width_in, width, most, BLOCK_X)
+    store_block(out_ptr, result, k, i, j, end_j, height_in, width_in)
 
 
 def dice_loss(
@@ -199,11 +219,7 @@ def _adjoint(given: tuple[Tensor, ...], out: Tensor, has_attention: bool) -> Non
     _, coarse, rows, targets, _ = given
     _, height_in, width_in = out.shape
     height, width = targets.shape[1:]
-    own = owned_columns(width_in, width)
-
-    def grid(meta):
-        return (len(out) * triton.cdiv(height_in, meta["BLOCK_I"]) * triton.cdiv(width_in, own),)
-
+    grid, own, most = division(len(out), (height_in, width_in), width)
     launch(
         _dice_loss_bwd_kernel,
         grid,
@@ -217,7 +233,7 @@ def _adjoint(given: tuple[Tensor, ...], out: Tensor, has_attention: bool) -> Non
         height,
         width,
         own,
-        most_outputs(width_in, width),
+        most,
         HAS_ATTENTION=has_attention,
     )
 
@@ -232,14 +248,14 @@ def _inputs(coarse_logits: Tensor, attention: Tensor | None, targets: Tensor) ->
 
 
 _TYPES = {
-    "coarse": "*T",
-    "attention": "*T",
-    "out": "*T",
-    "targets": "*u8",
-    "grad": "*fp32",
-    "partial": "*fp32",
-    "loss": "*fp32",
-    "sums": "*fp32",
+    "coarse_ptr": "*T",
+    "attention_ptr": "*T",
+    "out_ptr": "*T",
+    "targets_ptr": "*u8",
+    "grad_ptr": "*fp32",
+    "partial_ptr": "*fp32",
+    "loss_ptr": "*fp32",
+    "sums_ptr": "*fp32",
     "eps": "fp32",
 }
 AOT = (

@@ -21,8 +21,9 @@ from ._chosen_cells import (
     rows,
     rows_bwd,
 )
-from ._launch import Aot, config, launch, tuned
-from ._vectors import check_features, mode_of, vectors
+from ._launch import Aot, launch
+from ._tuning import config, tuned
+from ._vectors import check_features, factor, mode_of, vectors
 
 # Multiplied exactly, float32 takes its operands through registers: blocks of 16 along the sum, small tiles.
 _CONFIGS = (
@@ -40,7 +41,14 @@ _BWD_CONFIGS = (
 @tuned(_CONFIGS, key=("channels", "cells", "PRECISION"))
 @triton.jit
 def _grid_attention_fwd_kernel(
-    features, out, scale, channels, cells, PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr
+    features_ptr,
+    out_ptr,
+    scale,
+    channels,
+    cells,
+    PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
     # Row p of the triangle of T x T tiles has T - p of them. Rows p and T - 1 - p have T + 1 together.
     tiles = tl.cdiv(cells, BLOCK)
@@ -48,28 +56,30 @@ def _grid_attention_fwd_kernel(
     upper = q < tiles - p
     top, left = tl.where(upper, p, tiles - 1 - p) * BLOCK, tl.where(upper, p + q, q - 1) * BLOCK
     image = tl.program_id(1).to(tl.int64)
-    features += image * channels * cells
+    features_ptr += image * channels * cells
     r = tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK, BLOCK), tl.float32)
     for c in range(0, channels, BLOCK_K):
-        one = vectors(features, channels, cells, top + r, top + r < cells, c, BLOCK_K)
-        other = vectors(features, channels, cells, left + r, left + r < cells, c, BLOCK_K)
-        total = tl.dot(tl.trans(one), other, total, input_precision=PRECISION)
-    total = (total * scale).to(out.dtype.element_ty)
+        one = vectors(features_ptr, channels, cells, top + r, top + r < cells, c, BLOCK_K)
+        other = vectors(features_ptr, channels, cells, left + r, left + r < cells, c, BLOCK_K)
+        total = tl.dot(
+            tl.trans(factor(one, PRECISION)), factor(other, PRECISION), total, input_precision=PRECISION
+        )
+    total = (total * scale).to(out_ptr.dtype.element_ty)
     # Of a tile on the diagonal the upper half stands for both, so that the map is symmetric to the bit.
     mask = (top + r < cells)[:, None] & (left + r < cells)[None, :] & (top + r[:, None] <= left + r[None, :])
     place = r[:, None] * cells + r[None, :]
-    out += image * cells * cells
-    tl.store(out + (top.to(tl.int64) * cells + left) + place, total, mask=mask)
-    tl.store(out + (left.to(tl.int64) * cells + top) + place, tl.trans(total), mask=tl.trans(mask))
+    out_ptr += image * cells * cells
+    tl.store(out_ptr + (top.to(tl.int64) * cells + left) + place, total, mask=mask)
+    tl.store(out_ptr + (left.to(tl.int64) * cells + top) + place, tl.trans(total), mask=tl.trans(mask))
 
 
 @tuned(_BWD_CONFIGS, key=("channels", "cells", "PRECISION"))
 @triton.jit
 def _grid_attention_bwd_kernel(
-    grad,
-    features,
-    out,
+    grad_ptr,
+    features_ptr,
+    out_ptr,
     scale,
     channels,
     cells,
@@ -79,26 +89,30 @@ def _grid_attention_bwd_kernel(
 ):
     """A block of channels and cells of dV; the sum runs over the cells."""
     image = tl.program_id(2).to(tl.int64)
-    features += image * channels * cells
-    grad += image * cells * cells
+    features_ptr += image * channels * cells
+    grad_ptr += image * cells * cells
     first, column = tl.program_id(0) * BLOCK, tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK, BLOCK), tl.float32)
     for n in range(0, cells, BLOCK_K):
         row = n + tl.arange(0, BLOCK_K)
-        v = vectors(features, channels, cells, row, row < cells, first, BLOCK).to(grad.dtype.element_ty)
+        v = vectors(features_ptr, channels, cells, row, row < cells, first, BLOCK).to(
+            grad_ptr.dtype.element_ty
+        )
         mask = (row < cells)[:, None] & (column < cells)[None, :]
-        down = tl.load(grad + (row[:, None].to(tl.int64) * cells + column[None, :]), mask=mask, other=0.0)
-        across = grad + (column[:, None].to(tl.int64) * cells + row[None, :])
+        down = tl.load(grad_ptr + (row[:, None].to(tl.int64) * cells + column[None, :]), mask=mask, other=0.0)
+        across = grad_ptr + (column[:, None].to(tl.int64) * cells + row[None, :])
         across = tl.trans(tl.load(across, mask=tl.trans(mask), other=0.0))
-        if grad.dtype.element_ty == tl.float32:
-            total = tl.dot(v, down + across, total, input_precision=PRECISION)
+        if grad_ptr.dtype.element_ty == tl.float32:
+            total = tl.dot(
+                factor(v, PRECISION), factor(down + across, PRECISION), total, input_precision=PRECISION
+            )
         else:  # a sum in half precision would be rounded once more
             total = tl.dot(v, down, total)
             total = tl.dot(v, across, total)
     channel = first + tl.arange(0, BLOCK)
     mask = (channel < channels)[:, None] & (column < cells)[None, :]
-    out += image * channels * cells + channel[:, None] * cells + column[None, :]
-    tl.store(out, (total * scale).to(out.dtype.element_ty), mask=mask)
+    out_ptr += image * channels * cells + channel[:, None] * cells + column[None, :]
+    tl.store(out_ptr, (total * scale).to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def grid_attention(grid_features: Tensor, scale: float, cells: Tensor | None, tf32: bool = False) -> Tensor:
@@ -153,11 +167,11 @@ def grid_attention_bwd(
 
 
 _TYPES = {
-    "grad": "*T",
-    "features": "*T",
-    "chosen": "*i64",
-    "products": "*fp32",
-    "out": "*T",
+    "grad_ptr": "*T",
+    "features_ptr": "*T",
+    "chosen_ptr": "*i64",
+    "products_ptr": "*fp32",
+    "out_ptr": "*T",
     "scale": "fp32",
 }
 AOT = (
@@ -175,7 +189,7 @@ AOT = (
     # What attention_residual's backward pass calls.
     Aot(
         _grid_attention_bwd_kernel,
-        {**_TYPES, "grad": "*fp32"},
+        {**_TYPES, "grad_ptr": "*fp32"},
         {"PRECISION": "tf32"},
         ("bf16", "fp16"),
         "float32 gradient",

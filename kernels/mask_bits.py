@@ -17,21 +17,33 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._bilinear import check_sizes
-from ._launch import Aot, launch, tuned
-from ._probability import CONFIGS, owned, owned_tile, probabilities
+from ._launch import Aot, launch
+from ._probability import CONFIGS, inputs, own_probabilities
+from ._tuning import tuned
 
 _SUMS = 256  # tiles that are added at a time
 
 
 @tuned(CONFIGS, key=("out_height", "out_width"))
-@triton.jit
+@triton.jit(
+    do_not_specialize=(
+        "coarse_height",
+        "coarse_width",
+        "side",
+        "height",
+        "width",
+        "out_height",
+        "out_width",
+        "own_y",
+        "own_x",
+    )
+)
 def _mask_bits_fwd_kernel(
-    coarse,
-    attention,
-    words,
-    tile_areas,
-    tile_sums,
+    coarse_ptr,
+    attention_ptr,
+    words_ptr,
+    tile_areas_ptr,
+    tile_sums_ptr,
     coarse_height,
     coarse_width,
     side,
@@ -49,20 +61,18 @@ def _mask_bits_fwd_kernel(
     SOURCE_X: tl.constexpr,
     SOURCE_Y: tl.constexpr,
 ):
-    k, place, x, y, own = owned_tile(out_width, out_height, own_x, own_y, BLOCK_X, BLOCK_Y)
-    p = probabilities(
-        coarse,
-        attention,
-        k,
-        x,
-        y,
-        coarse_width,
+    k, place, x, y, own, p = own_probabilities(
+        coarse_ptr,
+        attention_ptr,
         coarse_height,
+        coarse_width,
         side,
-        width,
         height,
-        out_width,
+        width,
         out_height,
+        out_width,
+        own_y,
+        own_x,
         HAS_ATTENTION,
         SAME,
         BLOCK_X,
@@ -71,8 +81,8 @@ def _mask_bits_fwd_kernel(
         SOURCE_Y,
     )
     inside = own & (p > threshold)
-    tl.store(tile_areas + place, tl.sum(inside.to(tl.int32)))
-    tl.store(tile_sums + place, tl.sum(tl.where(inside, p, 0.0)))
+    tl.store(tile_areas_ptr + place, tl.sum(inside.to(tl.int32)))
+    tl.store(tile_sums_ptr + place, tl.sum(tl.where(inside, p, 0.0)))
     # 32 pixels of a row, from any bit of one word to the next.
     groups: tl.constexpr = BLOCK_X // 32
     bits = tl.reshape(inside.to(tl.int32), [groups, 32, BLOCK_Y]) << tl.arange(0, 32)[None, :, None]
@@ -82,24 +92,24 @@ def _mask_bits_fwd_kernel(
     shift = (first & 31).to(tl.uint32)
     low = bits << shift
     high = tl.where(shift > 0, bits >> ((32 - shift) & 31), 0)
-    out = words + k * ((tl.cast(out_height, tl.int64) * out_width + 63) // 64 * 2) + (first >> 5)
+    out = words_ptr + k * ((tl.cast(out_height, tl.int64) * out_width + 63) // 64 * 2) + (first >> 5)
     tl.atomic_or(out, low.to(tl.int32, bitcast=True), mask=low != 0, sem="relaxed")
     tl.atomic_or(out + 1, high.to(tl.int32, bitcast=True), mask=high != 0, sem="relaxed")
 
 
-@triton.jit
-def _mask_bits_sum_kernel(tile_areas, tile_sums, areas, maskness, tiles, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=("tiles",))
+def _mask_bits_sum_kernel(tile_areas_ptr, tile_sums_ptr, areas_ptr, maskness_ptr, tiles, BLOCK: tl.constexpr):
     k = tl.program_id(0).to(tl.int64)
     area = tl.zeros([BLOCK], tl.int64)
     total = tl.zeros([BLOCK], tl.float32)
     for start in range(0, tiles, BLOCK):
         tile = start + tl.arange(0, BLOCK)
-        area += tl.load(tile_areas + k * tiles + tile, mask=tile < tiles, other=0)
-        total += tl.load(tile_sums + k * tiles + tile, mask=tile < tiles, other=0.0)
+        area += tl.load(tile_areas_ptr + k * tiles + tile, mask=tile < tiles, other=0)
+        total += tl.load(tile_sums_ptr + k * tiles + tile, mask=tile < tiles, other=0.0)
     area, total = tl.sum(area), tl.sum(total)
-    tl.store(areas + k, area)
+    tl.store(areas_ptr + k, area)
     # An empty mask has a maskness of 0, not 0 / 0.
-    tl.store(maskness + k, total / tl.maximum(area, 1).to(tl.float32))
+    tl.store(maskness_ptr + k, total / tl.maximum(area, 1).to(tl.float32))
 
 
 def mask_bits(
@@ -116,44 +126,32 @@ def mask_bits(
     maskness = coarse_logits.new_empty(count, dtype=torch.float32)
     if count == 0:
         return words.view(torch.int64), areas, maskness
-    coarse = coarse_logits.contiguous()
-    rows = coarse if attention is None else attention.contiguous()
-    check_sizes("mask_bits", (coarse.shape[1:], size), (rows.shape[1:], size), (size, out_size))
-    own_y, own_x = owned(size, out_size)
-    tiles = triton.cdiv(out_size[0], own_y) * triton.cdiv(out_size[1], own_x)
-    tile_areas = areas.new_empty(count, tiles, dtype=torch.int32)
-    tile_sums = maskness.new_empty(count, tiles)
+    given = inputs("mask_bits", coarse_logits, attention, size, out_size)
+    tile_areas = areas.new_empty(count, given.tiles, dtype=torch.int32)
+    tile_sums = maskness.new_empty(count, given.tiles)
     launch(
         _mask_bits_fwd_kernel,
-        (count * tiles,),
-        coarse,
-        rows,
+        (count * given.tiles,),
+        *given.tensors,
         words,
         tile_areas,
         tile_sums,
-        coarse.shape[1],
-        coarse.shape[2],
-        rows.shape[1],
-        *size,
-        *out_size,
-        own_y,
-        own_x,
+        *given.sizes,
         threshold,
-        HAS_ATTENTION=attention is not None,
-        SAME=tuple(size) == tuple(out_size),
+        **given.constants,
     )
-    launch(_mask_bits_sum_kernel, (count,), tile_areas, tile_sums, areas, maskness, tiles, BLOCK=_SUMS)
+    launch(_mask_bits_sum_kernel, (count,), tile_areas, tile_sums, areas, maskness, given.tiles, BLOCK=_SUMS)
     return words.view(torch.int64), areas, maskness
 
 
 _TYPES = {
-    "coarse": "*T",
-    "attention": "*T",
-    "words": "*i32",
-    "tile_areas": "*i32",
-    "tile_sums": "*fp32",
-    "areas": "*i64",
-    "maskness": "*fp32",
+    "coarse_ptr": "*T",
+    "attention_ptr": "*T",
+    "words_ptr": "*i32",
+    "tile_areas_ptr": "*i32",
+    "tile_sums_ptr": "*fp32",
+    "areas_ptr": "*i64",
+    "maskness_ptr": "*fp32",
     "threshold": "fp32",
 }
 AOT = (

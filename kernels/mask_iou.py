@@ -13,16 +13,19 @@ import triton.language as tl
 from torch import Tensor
 
 from ._bits import ROW, pack_row, rows_of_words, shared_bits
-from ._launch import Aot, config, launch, tuned
+from ._launch import Aot, launch
+from ._tuning import config, tuned
 
 _BLOCK = 16
 _PAIRS = (config(8, 1, BLOCK=_BLOCK, BLOCK_W=32),)
 
 
 @triton.jit
-def _mask_iou_pack_kernel(masks, words, areas, pixels, width, PACK: tl.constexpr, ROW: tl.constexpr):
+def _mask_iou_pack_kernel(
+    masks_ptr, words_ptr, areas_ptr, pixels, width, PACK: tl.constexpr, ROW: tl.constexpr
+):
     i = tl.program_id(0).to(tl.int64)
-    tl.store(areas + i, pack_row(masks, words, i, pixels, width, PACK, ROW))
+    tl.store(areas_ptr + i, pack_row(masks_ptr, words_ptr, i, pixels, width, PACK, ROW))
 
 
 @triton.jit
@@ -39,13 +42,13 @@ def _quotient(a, b):
 
 
 @tuned(_PAIRS, key=("width",))
-@triton.jit
+@triton.jit(do_not_specialize=("count", "other_count"))
 def _mask_iou_fwd_kernel(
-    words,
-    others,
-    areas,
-    other_areas,
-    out,
+    words_ptr,
+    others_ptr,
+    areas_ptr,
+    other_areas_ptr,
+    out_ptr,
     count,
     other_count,
     width,
@@ -62,17 +65,19 @@ def _mask_iou_fwd_kernel(
         i, j = tile_i * BLOCK + tl.arange(0, BLOCK), tile_j * BLOCK + tl.arange(0, BLOCK)
         left, right = tl.where(i < count, i, -1), tl.where(j < other_count, j, -1)
         end = tl.minimum(width, other_width)
-        both = shared_bits(words, others, left, right, width, other_width, 0, end, two, BLOCK, BLOCK_W)
-        area = tl.load(areas + i, mask=i < count, other=0).to(tl.int64)
-        other = tl.load(other_areas + j, mask=j < other_count, other=0).to(tl.int64)
+        both = shared_bits(
+            words_ptr, others_ptr, left, right, width, other_width, 0, end, two, BLOCK, BLOCK_W
+        )
+        area = tl.load(areas_ptr + i, mask=i < count, other=0).to(tl.int64)
+        other = tl.load(other_areas_ptr + j, mask=j < other_count, other=0).to(tl.int64)
         # Two empty masks have a union of 0: their IoU is 0, not 0 / 0.
         union = tl.maximum(area[:, None] + other[None, :] - both, 1)
         iou = _quotient(both, union)
         inside = (i < count)[:, None] & (j < other_count)[None, :]
         i, j = i.to(tl.int64)[:, None], j.to(tl.int64)[None, :]
-        tl.store(out + i * other_count + j, iou, mask=inside)
+        tl.store(out_ptr + i * other_count + j, iou, mask=inside)
         if SAME:
-            tl.store(out + j * other_count + i, iou, mask=inside)
+            tl.store(out_ptr + j * other_count + i, iou, mask=inside)
 
 
 def mask_iou(masks: Tensor, others: Tensor | None) -> Tensor:
@@ -114,12 +119,12 @@ def _packed(masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 _TYPES = {
-    "masks": "*u8",
-    "words": "*i32",
-    "others": "*i32",
-    "areas": "*i32",
-    "other_areas": "*i32",
-    "out": "*fp32",
+    "masks_ptr": "*u8",
+    "words_ptr": "*i32",
+    "others_ptr": "*i32",
+    "areas_ptr": "*i32",
+    "other_areas_ptr": "*i32",
+    "out_ptr": "*fp32",
 }
 AOT = (
     *(Aot(_mask_iou_pack_kernel, _TYPES, {"PACK": pack, "ROW": ROW}, ("fp32",)) for pack in (True, False)),

@@ -22,7 +22,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ._bits import ROW, pack_row, rows_of_words, shared_bits
-from ._launch import Aot, config, launch, tuned
+from ._launch import Aot, launch
+from ._tuning import config, tuned
 
 _BLOCK, _BLOCK_W = 16, 32  # masks and words of a tile of pairs
 _PAIRS = (config(8, 1, BLOCK=_BLOCK, BLOCK_W=_BLOCK_W),)
@@ -39,15 +40,15 @@ def _better(other, j, score, i):
     return tl.where(score != score, before_nan, (other > score) | ((other == score) & (j < i)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("count",))
 def _matrix_nms_sort_kernel(
-    masks,
-    words,
-    labels,
-    scores,
-    order,
-    areas,
-    sorted_labels,
+    masks_ptr,
+    words_ptr,
+    labels_ptr,
+    scores_ptr,
+    order_ptr,
+    areas_ptr,
+    sorted_labels_ptr,
     count,
     pixels,
     width,
@@ -56,28 +57,28 @@ def _matrix_nms_sort_kernel(
     SCORES: tl.constexpr,
 ):
     i = tl.program_id(0)
-    area = pack_row(masks, words, i.to(tl.int64), pixels, width, PACK, ROW)
-    label, score = tl.load(labels + i), tl.load(scores + i).to(tl.float32)
+    area = pack_row(masks_ptr, words_ptr, i.to(tl.int64), pixels, width, PACK, ROW)
+    label, score = tl.load(labels_ptr + i), tl.load(scores_ptr + i).to(tl.float32)
     before = tl.zeros([SCORES], tl.int32)
     for start in range(0, count, SCORES):
         j = start + tl.arange(0, SCORES)
-        other_label = tl.load(labels + j, mask=j < count, other=0)
-        other = tl.load(scores + j, mask=j < count, other=0.0).to(tl.float32)
+        other_label = tl.load(labels_ptr + j, mask=j < count, other=0)
+        other = tl.load(scores_ptr + j, mask=j < count, other=0.0).to(tl.float32)
         first = (other_label < label) | ((other_label == label) & _better(other, j, score, i))
         before += (first & (j < count)).to(tl.int32)
     place = tl.sum(before)
-    tl.store(order + place, i)
-    tl.store(areas + place, area)
-    tl.store(sorted_labels + place, label)
+    tl.store(order_ptr + place, i)
+    tl.store(areas_ptr + place, area)
+    tl.store(sorted_labels_ptr + place, label)
 
 
 @tuned(_PAIRS, key=("width",))
-@triton.jit
+@triton.jit(do_not_specialize=("count", "strip", "columns"))
 def _matrix_nms_pairs_kernel(
-    words,
-    order,
-    labels,
-    pairs,
+    words_ptr,
+    order_ptr,
+    labels_ptr,
+    pairs_ptr,
     count,
     width,
     strip,
@@ -91,61 +92,72 @@ def _matrix_nms_pairs_kernel(
     tiles_x = tl.cdiv(columns, BLOCK)
     first_i, first_j = tile // tiles_x * BLOCK, strip + tile % tiles_x * BLOCK
     # Labels are sorted: two tiles have one in common if the last of the first is the first of the last.
-    last = tl.load(labels + tl.minimum(first_i + BLOCK, count) - 1)
-    if (first_i <= first_j) & (last >= tl.load(labels + first_j)):
+    last = tl.load(labels_ptr + tl.minimum(first_i + BLOCK, count) - 1)
+    if (first_i <= first_j) & (last >= tl.load(labels_ptr + first_j)):
         i, j = first_i + tl.arange(0, BLOCK), first_j + tl.arange(0, BLOCK)
-        left = tl.load(order + i, mask=i < count, other=-1)
-        right = tl.load(order + j, mask=j < count, other=-1)
+        left = tl.load(order_ptr + i, mask=i < count, other=-1)
+        right = tl.load(order_ptr + j, mask=j < count, other=-1)
         begin = part * words_of_part
         end = tl.minimum(begin + words_of_part, width)
-        both = shared_bits(words, words, left, right, width, width, begin, end, two, BLOCK, BLOCK_W)
-        row = pairs + (part * count + i.to(tl.int64))[:, None] * columns
+        both = shared_bits(words_ptr, words_ptr, left, right, width, width, begin, end, two, BLOCK, BLOCK_W)
+        row = pairs_ptr + (part * count + i.to(tl.int64))[:, None] * columns
         tl.store(row + (j - strip)[None, :], both, mask=(i < count)[:, None] & (j < strip + columns)[None, :])
 
 
 @triton.jit
-def _overlaps(pairs, labels, areas, i, j, label_j, area_j, count, strip, columns, parts):
+def _overlaps(pairs_ptr, labels_ptr, areas_ptr, i, j, label_j, area_j, count, strip, columns, parts):
     """d_ij [I, J]: the IoU of masks of one label, the better one first; else 0."""
     binds = (i[:, None] < j[None, :]) & (j < strip + columns)[None, :]
-    binds = binds & (tl.load(labels + i, mask=i < count, other=0)[:, None] == label_j[None, :])
+    binds = binds & (tl.load(labels_ptr + i, mask=i < count, other=0)[:, None] == label_j[None, :])
     both = tl.zeros([i.shape[0], j.shape[0]], tl.int64)
     for part in range(parts):
-        row = pairs + (part * count + i.to(tl.int64))[:, None] * columns
+        row = pairs_ptr + (part * count + i.to(tl.int64))[:, None] * columns
         both += tl.load(row + (j - strip)[None, :], mask=binds, other=0)
-    union = tl.load(areas + i, mask=i < count, other=0)[:, None].to(tl.int64) + area_j[None, :] - both
+    union = tl.load(areas_ptr + i, mask=i < count, other=0)[:, None].to(tl.int64) + area_j[None, :] - both
     # Rounded once, so that twins overlap by exactly 1; of two empty masks the union is 0, and the IoU.
     return tl.div_rn(both.to(tl.float32), tl.maximum(union, 1).to(tl.float32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("count", "strip", "columns", "parts"))
 def _matrix_nms_worst_kernel(
-    pairs, labels, areas, worst, count, strip, columns, parts, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr
+    pairs_ptr,
+    labels_ptr,
+    areas_ptr,
+    worst_ptr,
+    count,
+    strip,
+    columns,
+    parts,
+    BLOCK_I: tl.constexpr,
+    BLOCK_J: tl.constexpr,
 ):
     """c_j: the largest overlap with a better mask."""
     first = strip + tl.program_id(0) * BLOCK_J
     j = first + tl.arange(0, BLOCK_J)
     inside = j < strip + columns
-    label, area = tl.load(labels + j, mask=inside, other=0), tl.load(areas + j, mask=inside, other=0)
-    lowest = tl.load(labels + first)
+    label, area = tl.load(labels_ptr + j, mask=inside, other=0), tl.load(areas_ptr + j, mask=inside, other=0)
+    lowest = tl.load(labels_ptr + first)
     most = tl.zeros([BLOCK_J], tl.float32)
     for start in range(0, tl.minimum(first + BLOCK_J, count), BLOCK_I):
-        if tl.load(labels + tl.minimum(start + BLOCK_I, count) - 1) >= lowest:
+        if tl.load(labels_ptr + tl.minimum(start + BLOCK_I, count) - 1) >= lowest:
             i = start + tl.arange(0, BLOCK_I)
-            overlap = _overlaps(pairs, labels, areas, i, j, label, area, count, strip, columns, parts)
+            overlap = _overlaps(
+                pairs_ptr, labels_ptr, areas_ptr, i, j, label, area, count, strip, columns, parts
+            )
             most = tl.maximum(most, tl.max(overlap, 0))
-    tl.store(worst + j, most, mask=inside)
+    tl.store(worst_ptr + j, most, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("count", "strip", "columns", "parts"))
 def _matrix_nms_decay_kernel(
-    pairs,
-    labels,
-    areas,
-    worst,
-    order,
-    scores,
-    decayed,
-    decay,
+    pairs_ptr,
+    labels_ptr,
+    areas_ptr,
+    worst_ptr,
+    order_ptr,
+    scores_ptr,
+    decayed_ptr,
+    decay_ptr,
     sigma,
     count,
     strip,
@@ -158,16 +170,16 @@ def _matrix_nms_decay_kernel(
     first = strip + tl.program_id(0) * BLOCK_J
     j = first + tl.arange(0, BLOCK_J)
     inside = j < strip + columns
-    label, area = tl.load(labels + j, mask=inside, other=0), tl.load(areas + j, mask=inside, other=0)
-    lowest = tl.load(labels + first)
+    label, area = tl.load(labels_ptr + j, mask=inside, other=0), tl.load(areas_ptr + j, mask=inside, other=0)
+    lowest = tl.load(labels_ptr + first)
     # An overlap of 0 binds nobody, in neither kernel: pairs that do not count need no mask.
     least = tl.full([BLOCK_J], 0.0 if GAUSSIAN else 1.0, tl.float32)
     for start in range(0, tl.minimum(first + BLOCK_J, count), BLOCK_I):
-        if tl.load(labels + tl.minimum(start + BLOCK_I, count) - 1) >= lowest:
+        if tl.load(labels_ptr + tl.minimum(start + BLOCK_I, count) - 1) >= lowest:
             i = start + tl.arange(0, BLOCK_I)
-            d = _overlaps(pairs, labels, areas, i, j, label, area, count, strip, columns, parts)
+            d = _overlaps(pairs_ptr, labels_ptr, areas_ptr, i, j, label, area, count, strip, columns, parts)
             # Of masks that this strip has no use for, nothing may have been written.
-            c = tl.load(worst + i, mask=i < strip + columns, other=0.0)[:, None]
+            c = tl.load(worst_ptr + i, mask=i < strip + columns, other=0.0)[:, None]
             if GAUSSIAN:
                 bound = c * c - d * d
             else:
@@ -176,12 +188,12 @@ def _matrix_nms_decay_kernel(
             least = tl.minimum(least, tl.min(bound, 0))
     if GAUSSIAN:  # one exponential for each mask; a sigma that is infinite in float32 meets no 0
         least = tl.where(least < 0, tl.exp(sigma * tl.where(least < 0, least, -1.0)), 1.0)
-    place = tl.load(order + j, mask=inside, other=0)
-    score = tl.load(scores + place, mask=inside, other=0.0).to(tl.float32)
-    tl.store(decay + place, least, mask=inside)
+    place = tl.load(order_ptr + j, mask=inside, other=0)
+    score = tl.load(scores_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(decay_ptr + place, least, mask=inside)
     # A score that is decayed to nothing is 0, also where it was infinite.
     value = tl.where((least == 0.0) & (tl.abs(score) == float("inf")), 0.0, score * least)
-    tl.store(decayed + place, value.to(decayed.dtype.element_ty), mask=inside)
+    tl.store(decayed_ptr + place, value.to(decayed_ptr.dtype.element_ty), mask=inside)
 
 
 def matrix_nms(
@@ -270,17 +282,17 @@ def _pairs(words: Tensor, order: Tensor, labels: Tensor, strip: int, columns: in
 
 
 _TYPES = {
-    "masks": "*u8",
-    "words": "*i32",
-    "labels": "*i64",
-    "sorted_labels": "*i64",
-    "scores": "*T",
-    "decayed": "*T",
-    "decay": "*fp32",
-    "worst": "*fp32",
-    "order": "*i32",
-    "areas": "*i32",
-    "pairs": "*i32",
+    "masks_ptr": "*u8",
+    "words_ptr": "*i32",
+    "labels_ptr": "*i64",
+    "sorted_labels_ptr": "*i64",
+    "scores_ptr": "*T",
+    "decayed_ptr": "*T",
+    "decay_ptr": "*fp32",
+    "worst_ptr": "*fp32",
+    "order_ptr": "*i32",
+    "areas_ptr": "*i32",
+    "pairs_ptr": "*i32",
     "sigma": "fp32",
 }
 _TILE = {"BLOCK_I": _I, "BLOCK_J": _J}

@@ -21,9 +21,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ._bilinear import bilinear_tap, check_sizes, lerp
-from ._launch import Aot, launch, tuned
+from ._launch import Aot, launch
 from ._maps import cell_and_tile
-from ._probability import CONFIGS, owned, owned_tile, probabilities, spread_x
+from ._probability import CONFIGS, inputs, own_probabilities, owned_tile, spread_x
+from ._tuning import tuned
 
 _MAPS = 1 << 23  # pixels of stride-4 maps that are stored at a time
 _PIXELS = 1 << 28  # pixels of the image that are stored at a time to find run lengths in
@@ -32,11 +33,22 @@ _RUN = 2048  # pixels of a block in which changes are counted
 
 
 @tuned(CONFIGS, key=("out_height", "out_width"))
-@triton.jit
+@triton.jit(
+    do_not_specialize=(
+        "coarse_height",
+        "coarse_width",
+        "side",
+        "height",
+        "width",
+        "out_height",
+        "own_y",
+        "own_x",
+    )
+)
 def _paste_masks_maps_kernel(
-    coarse,
-    attention,
-    maps,
+    coarse_ptr,
+    attention_ptr,
+    maps_ptr,
     coarse_height,
     coarse_width,
     side,
@@ -53,20 +65,18 @@ def _paste_masks_maps_kernel(
     SOURCE_X: tl.constexpr,
     SOURCE_Y: tl.constexpr,
 ):
-    k, _, x, y, own = owned_tile(out_width, out_height, own_x, own_y, BLOCK_X, BLOCK_Y)
-    p = probabilities(
-        coarse,
-        attention,
-        k,
-        x,
-        y,
-        coarse_width,
+    k, _, x, y, own, p = own_probabilities(
+        coarse_ptr,
+        attention_ptr,
         coarse_height,
+        coarse_width,
         side,
-        width,
         height,
-        out_width,
+        width,
         out_height,
+        out_width,
+        own_y,
+        own_x,
         HAS_ATTENTION,
         SAME,
         BLOCK_X,
@@ -75,15 +85,15 @@ def _paste_masks_maps_kernel(
         SOURCE_Y,
     )
     columns, rows = x + tl.arange(0, BLOCK_X), y + tl.arange(0, BLOCK_Y)
-    tl.store(maps + columns[:, None] + (k * out_height + rows)[None, :] * out_width, p, mask=own)
+    tl.store(maps_ptr + columns[:, None] + (k * out_height + rows)[None, :] * out_width, p, mask=own)
 
 
 @triton.jit
-def _padded_rows(image, columns, rows, width, height):
+def _padded_rows(image_ptr, columns, rows, width, height):
     """``rows`` of the padded input, 4 times as high as the map, at ``columns`` of the map."""
     top, bottom, down = bilinear_tap(rows, height, 4 * height)
-    above = tl.load(image + ((top * width)[None, :] + columns[:, None]))
-    return lerp(above, tl.load(image + ((bottom * width)[None, :] + columns[:, None])), down[None, :])
+    above = tl.load(image_ptr + ((top * width)[None, :] + columns[:, None]))
+    return lerp(above, tl.load(image_ptr + ((bottom * width)[None, :] + columns[:, None])), down[None, :])
 
 
 @triton.jit
@@ -94,10 +104,10 @@ def _padded_columns(tile, first, columns, width, MAP_X: tl.constexpr, BLOCK_Y: t
     return lerp(near, tl.gather(tile, spread_x(right - first, MAP_X, BLOCK_Y), 0), across[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("height", "width", "image_height", "image_width", "own_x"))
 def _paste_masks_fwd_kernel(
-    maps,
-    masks,
+    maps_ptr,
+    masks_ptr,
     height,
     width,
     image_height,
@@ -117,7 +127,7 @@ def _paste_masks_fwd_kernel(
     first, _, _ = bilinear_tap(left, width, 4 * width)
     from_map = tl.minimum(first + tl.arange(0, MAP_X), width - 1)
     top, bottom, down = bilinear_tap(rows, image_height, original_height)
-    image = maps + k * height * width
+    image = maps_ptr + k * height * width
     tall = lerp(
         _padded_rows(image, from_map, top, width, height),
         _padded_rows(image, from_map, bottom, width, height),
@@ -133,12 +143,12 @@ def _paste_masks_fwd_kernel(
         place = (k * original_width + columns)[:, None] * original_height + rows[None, :]
     else:
         place = columns[:, None] + (k * original_height + rows)[None, :] * original_width
-    tl.store(masks + place, (p > threshold).to(tl.uint8), mask=own)
+    tl.store(masks_ptr + place, (p > threshold).to(tl.uint8), mask=own)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("blocks",))
 def _paste_masks_changes_kernel(
-    masks, begins, places, counts, pixels, blocks, WRITE: tl.constexpr, BLOCK: tl.constexpr
+    masks_ptr, begins_ptr, places_ptr, counts_ptr, pixels, blocks, WRITE: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Counts the pixels of a block that differ from the one before, or writes where they are.
 
@@ -146,19 +156,19 @@ def _paste_masks_changes_kernel(
     """
     k, block = cell_and_tile(blocks)
     place = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = masks + k * pixels + place
+    mask = masks_ptr + k * pixels + place
     now = tl.load(mask, mask=place < pixels, other=0)
     before = tl.load(mask - 1, mask=(place < pixels) & (place > 0), other=0)
     change = (now != before) & (place < pixels)
     last = block == blocks - 1
     if WRITE:
-        begin = tl.load(begins + k * blocks + block)
+        begin = tl.load(begins_ptr + k * blocks + block)
         number = tl.cumsum(change.to(tl.int32), 0)
-        tl.store(places + begin + number - 1, place, mask=change)
-        end = places + begin + tl.sum(change.to(tl.int32))
+        tl.store(places_ptr + begin + number - 1, place, mask=change)
+        end = places_ptr + begin + tl.sum(change.to(tl.int32))
         tl.store(end, tl.cast(pixels, tl.int64), mask=last)
     else:
-        tl.store(counts + k * blocks + block, tl.sum(change.to(tl.int32)) + last.to(tl.int32))
+        tl.store(counts_ptr + k * blocks + block, tl.sum(change.to(tl.int32)) + last.to(tl.int32))
 
 
 def paste_masks(
@@ -210,27 +220,10 @@ def _maps(
     coarse_logits: Tensor, attention: Tensor | None, size: Sequence[int], out_size: Sequence[int]
 ) -> Tensor:
     """Probabilities at ``out_size``."""
-    coarse = coarse_logits.contiguous()
-    rows = coarse if attention is None else attention.contiguous()
-    check_sizes("paste_masks", (coarse.shape[1:], size), (rows.shape[1:], size), (size, out_size))
-    own_y, own_x = owned(size, out_size)
-    maps = coarse.new_empty(len(coarse), *out_size, dtype=torch.float32)
-    launch(
-        _paste_masks_maps_kernel,
-        (len(coarse) * triton.cdiv(out_size[0], own_y) * triton.cdiv(out_size[1], own_x),),
-        coarse,
-        rows,
-        maps,
-        coarse.shape[1],
-        coarse.shape[2],
-        rows.shape[1],
-        *size,
-        *out_size,
-        own_y,
-        own_x,
-        HAS_ATTENTION=attention is not None,
-        SAME=tuple(size) == tuple(out_size),
-    )
+    given = inputs("paste_masks", coarse_logits, attention, size, out_size)
+    maps = coarse_logits.new_empty(len(coarse_logits), *out_size, dtype=torch.float32)
+    grid = (len(coarse_logits) * given.tiles,)
+    launch(_paste_masks_maps_kernel, grid, *given.tensors, maps, *given.sizes, **given.constants)
     return maps
 
 
@@ -310,13 +303,13 @@ def _text(places: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 _TYPES = {
-    "coarse": "*T",
-    "attention": "*T",
-    "maps": "*fp32",
-    "masks": "*u8",
-    "begins": "*i64",
-    "places": "*i64",
-    "counts": "*i32",
+    "coarse_ptr": "*T",
+    "attention_ptr": "*T",
+    "maps_ptr": "*fp32",
+    "masks_ptr": "*u8",
+    "begins_ptr": "*i64",
+    "places_ptr": "*i64",
+    "counts_ptr": "*i32",
     "threshold": "fp32",
 }
 _TILES = {"BLOCK_X": _X, "BLOCK_Y": _Y, "MAP_X": _MAP_X}

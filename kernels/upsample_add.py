@@ -3,7 +3,7 @@
 Forward: K H W logits are written once, which is the floor of memory; the inputs are small, and their taps, 8
 loads a pixel, come from the first cache. 13 flops a pixel. Nothing else is stored.
 Backward, for each input: K H W gradients are read and K h w written; some 40 flops a pixel, most of them for
-shares of 0 (see `_bilinear.py`). Nothing else is stored.
+shares of 0 (see `_adjoint.py`). Nothing else is stored.
 """
 
 from __future__ import annotations
@@ -14,19 +14,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._bilinear import ADJOINT_CONFIGS, bilinear_first, check_sizes, most_outputs, owned_columns
-from ._launch import Aot, config, launch, tuned
-from ._maps import add_rows, cell_and_tile, gather_columns, logits
+from ._adjoint import CONFIGS as ADJOINT
+from ._adjoint import add_rows, division, gather_columns, outputs_of, owned_block, store_block
+from ._bilinear import check_sizes
+from ._launch import Aot, launch
+from ._maps import cell_and_tile, logits
+from ._tuning import config, tuned
 
 _CONFIGS = (config(4, BLOCK_X=128, BLOCK_Y=8), config(4, BLOCK_X=64, BLOCK_Y=32))
 
 
 @tuned(_CONFIGS, key=("height", "width", "HAS_ATTENTION"))
-@triton.jit
+@triton.jit(do_not_specialize=("coarse_height", "coarse_width", "side", "height"))
 def _upsample_add_fwd_kernel(
-    coarse,
-    attention,
-    out,
+    coarse_ptr,
+    attention_ptr,
+    out_ptr,
     coarse_height,
     coarse_width,
     side,
@@ -41,18 +44,28 @@ def _upsample_add_fwd_kernel(
     columns = tile % tiles_x * BLOCK_X + tl.arange(0, BLOCK_X)
     rows = tile // tiles_x * BLOCK_Y + tl.arange(0, BLOCK_Y)
     value = logits(
-        coarse, attention, k, columns, rows, coarse_width, coarse_height, side, width, height, HAS_ATTENTION
+        coarse_ptr,
+        attention_ptr,
+        k,
+        columns,
+        rows,
+        coarse_width,
+        coarse_height,
+        side,
+        width,
+        height,
+        HAS_ATTENTION,
     )
     place = columns[:, None] + (k * height + rows)[None, :] * width
     inside = (columns < width)[:, None] & (rows < height)[None, :]
-    tl.store(out + place, value.to(out.dtype.element_ty), mask=inside)
+    tl.store(out_ptr + place, value.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@tuned(ADJOINT_CONFIGS, key=("height", "width", "height_in", "width_in"))
-@triton.jit
+@tuned(ADJOINT, key=("height", "width", "height_in", "width_in"))
+@triton.jit(do_not_specialize=("height_in", "width_in", "height", "own", "most"))
 def _upsample_add_bwd_kernel(
-    grad,
-    out,
+    grad_ptr,
+    out_ptr,
     height_in,
     width_in,
     height,
@@ -64,26 +77,21 @@ def _upsample_add_bwd_kernel(
     BLOCK_J: tl.constexpr,
     BLOCK_X: tl.constexpr,
 ):
-    blocks_x = tl.cdiv(width_in, own)
-    k, block = cell_and_tile(blocks_x * tl.cdiv(height_in, BLOCK_I))
-    i, j = block // blocks_x * BLOCK_I, block % blocks_x * own
-    rows, columns = i + tl.arange(0, BLOCK_I), j + tl.arange(0, BLOCK_J)
-    end = tl.minimum(j + own, width_in)
-    last_x, last_y = bilinear_first(end, width_in, width), bilinear_first(i + BLOCK_I, height_in, height)
+    k, i, j, end_i, end_j = owned_block(height_in, width_in, own, BLOCK_I)
+    first_x, last_x = outputs_of(j, end_j, width_in, width)
+    first_y, last_y = outputs_of(i, end_i, height_in, height)
     result = tl.zeros([BLOCK_I, BLOCK_J], tl.float32)
-    for chunk in range(bilinear_first(j - 1, width_in, width), last_x, BLOCK_X):
+    for chunk in range(first_x, last_x, BLOCK_X):
         xs = chunk + tl.arange(0, BLOCK_X)
         tile = tl.zeros([BLOCK_I, BLOCK_X], tl.float32)
-        for y in range(bilinear_first(i - 1, height_in, height), last_y, BLOCK_Y):
+        for y in range(first_y, last_y, BLOCK_Y):
             ys = y + tl.arange(0, BLOCK_Y)
             inside = (ys < last_y)[:, None] & (xs < last_x)[None, :]
             place = (k * height + ys)[:, None] * width + xs[None, :]
-            g = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
-            tile = add_rows(tile, g, rows, ys, height_in, height)
-        result = gather_columns(tile, result, chunk, columns, width_in, width, most, BLOCK_X)
-    place = (k * height_in + rows)[:, None] * width_in + columns[None, :]
-    inside = (rows < height_in)[:, None] & (columns < end)[None, :]
-    tl.store(out + place, result.to(out.dtype.element_ty), mask=inside)
+            g = tl.load(grad_ptr + place, mask=inside, other=0.0).to(tl.float32)
+            tile = add_rows(tile, g, i, ys, height_in, height, BLOCK_I)
+        result = gather_columns(tile, result, chunk, j, width_in, width, most, BLOCK_X)
+    store_block(out_ptr, result, k, i, j, end_j, height_in, width_in)
 
 
 def upsample_add(coarse_logits: Tensor, attention: Tensor | None, size: Sequence[int]) -> Tensor:
@@ -130,11 +138,7 @@ def _adjoint(grad: Tensor, size: Sequence[int]) -> Tensor:
     out = grad.new_empty(count, height_in, width_in)
     if count == 0 or height_in == 0:
         return out
-    own = owned_columns(width_in, width)
-
-    def grid(meta):
-        return (count * triton.cdiv(height_in, meta["BLOCK_I"]) * triton.cdiv(width_in, own),)
-
+    grid, own, most = division(count, (height_in, width_in), width)
     launch(
         _upsample_add_bwd_kernel,
         grid,
@@ -145,12 +149,12 @@ def _adjoint(grad: Tensor, size: Sequence[int]) -> Tensor:
         height,
         width,
         own,
-        most_outputs(width_in, width),
+        most,
     )
     return out
 
 
-_TYPES = {"coarse": "*T", "attention": "*T", "grad": "*T", "out": "*T"}
+_TYPES = {"coarse_ptr": "*T", "attention_ptr": "*T", "grad_ptr": "*T", "out_ptr": "*T"}
 AOT = (
     Aot(_upsample_add_fwd_kernel, _TYPES, {"HAS_ATTENTION": True}),
     Aot(_upsample_add_fwd_kernel, _TYPES, {"HAS_ATTENTION": False}),

@@ -125,6 +125,14 @@ def flops_of(case: Case) -> int:
     return int(batch * channels * side**4)
 
 
+def size_of(case: Case) -> int:
+    """What solo_attn/backends/order.py counts by: elements of the op's first tensor, or of its result."""
+    if case.op == "grid_attention":
+        batch, _, side, _ = case.inputs[0].shape
+        return int(batch * side**4)
+    return int(case.inputs[case.op == "attention_residual"].numel())
+
+
 def prove(run: Callable[..., Any], case: Case) -> None:
     """Refuse a result that is not PyTorch's in float32 of the same inputs.
 
@@ -174,19 +182,32 @@ def forward(
     return {**result, "floor": machine.floor(moved, flops_of(case), dtype), "bytes": moved}
 
 
-def backward(case: Case, runs: dict[str, Callable[..., Any]], machine: Machine, dry: bool) -> dict[str, Any]:
-    """The gradients alone, compared among the contenders first."""
+def prove_gradients(runs: dict[str, Callable[..., Any]], case: Case) -> dict[str, Callable[[], Any]]:
+    """Each contender's backward pass, ready to be timed.
+
+    Raises:
+        AssertionError: its gradients are not plain PyTorch's.
+    """
     ready: dict[str, Callable[[], Any]] = {}
     for name, run in runs.items():
         leaves = [x.detach().requires_grad_() for x in case.inputs[: case.differentiable]]
         out = run(*leaves, *case.inputs[case.differentiable :])
-        upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(0)).to(out)
+        upstream = torch.randn(
+            out.shape, generator=torch.Generator(out.device).manual_seed(0), device=out.device
+        )
+        upstream = upstream.to(out.dtype)
         ready[name] = functools.partial(torch.autograd.grad, out, leaves, upstream, retain_graph=True)
     expected = ready[PLAIN]()
     for f in ready.values():
         for grad, other in zip(f(), expected, strict=True):
             room = (1e-3 if grad.dtype == torch.float32 else 2.0**-5) * max(1e-3, float(other.abs().max()))
             torch.testing.assert_close(grad, other, rtol=0, atol=room)
+    return ready
+
+
+def backward(case: Case, runs: dict[str, Callable[..., Any]], machine: Machine, dry: bool) -> dict[str, Any]:
+    """The gradients alone, compared among the contenders first."""
+    ready = prove_gradients(runs, case)
     return race(ready, machine.device, dry)
 
 
@@ -222,10 +243,11 @@ def run(
     for batch in BATCHES:
         for name, dtype in DTYPES.items():
             for case in cases(device, dry_run, batch, dtype):
-                about = {"op": case.op, "what": case.what, "batch": batch, "dtype": name}
+                about: dict[str, Any] = {"op": case.op, "what": case.what, "batch": batch, "dtype": name}
                 if time.monotonic() > end:
                     left_out.append(" ".join(map(str, about.values())))
                     continue
+                about["size"] = size_of(case)
                 runs = contenders(case, device, dry_run, compiled=batch == 1)
                 found.append({**about, "direction": "forward", **forward(case, runs, machine, name, dry_run)})
                 if case.differentiable:

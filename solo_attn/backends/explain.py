@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from . import compiled
+from .order import Row, row_of
 from .registry import BACKENDS, OPS, Backend, select
 
 
@@ -29,11 +30,19 @@ class Choice:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` found; ``str()`` of it is the table."""
+    """What `explain` found; ``str()`` of it is the table.
+
+    Attributes:
+        device: the device type.
+        dtype: of the ops' floating-point input.
+        choices: one for each op and backend.
+        orders: of each op, the row that orders its backends, and that for small inputs where it is another.
+    """
 
     device: str
     dtype: torch.dtype
     choices: tuple[Choice, ...]
+    orders: tuple[tuple[str, Row], ...]
 
     def __str__(self) -> str:
         head = f"backends for {self.dtype} on {self.device}"
@@ -44,7 +53,8 @@ class Explanation:
             + ("  <- default" if choice.chosen else "")
             for choice in self.choices
         ]
-        return "\n".join([head, *lines])
+        orders = [f"  {op:<{width}}  {row}" for op, row in self.orders]
+        return "\n".join([head, *lines, "their order, where several run", *orders])
 
 
 def explain(
@@ -63,8 +73,10 @@ def explain(
     if op is not None and op not in OPS:
         raise ValueError(f"explain: expected op to be one of {', '.join(OPS)}, got {op!r}")
     device_type = torch.device(device).type
-    choices = []
+    choices, orders = [], []
     for name in OPS if op is None else (op,):
+        rows = (row_of(name, device_type, dtype), row_of(name, device_type, dtype, 0))
+        orders += [(name, row) for row in dict.fromkeys(rows)]
         try:
             default = select(name, device_type, dtype)
         except RuntimeError:  # SOLO_ATTN_BACKEND names one that cannot run: its reason is in the table
@@ -73,7 +85,7 @@ def explain(
             Choice(name, backend.name, backend is default, _reason(backend, name, device_type, dtype))
             for backend in BACKENDS
         ]
-    return Explanation(device_type, dtype, tuple(choices))
+    return Explanation(device_type, dtype, tuple(choices), tuple(orders))
 
 
 def _reason(backend: Backend, op: str, device_type: str, dtype: torch.dtype) -> str | None:

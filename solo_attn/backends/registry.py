@@ -25,6 +25,7 @@ import torch
 
 from .._utils.checks import FLOAT_DTYPES
 from . import compiled, triton_runtime
+from .order import row_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Backend:
         name: what users pass as ``backend=``.
         namespace: the torch.library namespace that holds its ops.
         refuses: ``(op, device_type, dtype) -> reason``, or None where it runs. It sees nothing but these
-            three, so that the choice is a constant under ``torch.compile``.
+            three, so that what it says is a constant under ``torch.compile``.
         when_named: the device type that it runs on for those who name it only.
     """
 
@@ -65,7 +66,7 @@ def _reference_refuses(op: str, device_type: str, dtype: torch.dtype) -> str | N
     return None
 
 
-# Fastest first: `select` takes the first that does not refuse.
+# The order where `order.py` says nothing else. `select` takes the first that does not refuse.
 BACKENDS: tuple[Backend, ...] = (
     Backend("cuda", compiled.NAMESPACE, _cuda_refuses),
     Backend("cpu", compiled.NAMESPACE, _cpu_refuses),
@@ -103,7 +104,19 @@ def _default_from_environment() -> Backend | None:
 _DEFAULT = _default_from_environment()
 
 
-def select(op: str, device_type: str, dtype: torch.dtype, backend: str | None = None) -> Backend:
+def in_order(names: tuple[str, ...]) -> list[Backend]:
+    """The backends, with those of these names in this order in the places that they have together."""
+    named = iter(sorted((b for b in BACKENDS if b.name in names), key=lambda b: names.index(b.name)))
+    return [next(named) if backend.name in names else backend for backend in BACKENDS]
+
+
+def select(
+    op: str,
+    device_type: str,
+    dtype: torch.dtype,
+    backend: str | None = None,
+    size: int | torch.SymInt | None = None,
+) -> Backend:
     """The backend that runs ``op`` on tensors of this device and dtype.
 
     Args:
@@ -111,6 +124,7 @@ def select(op: str, device_type: str, dtype: torch.dtype, backend: str | None = 
         device_type: "cpu", "cuda", ...
         dtype: dtype of the op's floating-point input, or of its result where it has none.
         backend: None for the fastest that can run (or the one named by ``SOLO_ATTN_BACKEND``).
+        size: what `order.py` counts by; None for large inputs.
 
     Raises:
         ValueError: ``backend`` is not the name of a backend.
@@ -122,7 +136,7 @@ def select(op: str, device_type: str, dtype: torch.dtype, backend: str | None = 
         if reason is not None:
             raise RuntimeError(f"{op}: backend {chosen.name!r} cannot run: {reason}")
         return chosen
-    for candidate in BACKENDS:
+    for candidate in in_order(row_of(op, device_type, dtype, size).backends):
         if candidate.when_named != device_type and candidate.refuses(op, device_type, dtype) is None:
             return candidate
     raise AssertionError("unreachable: the reference refuses nothing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from pathlib import Path
@@ -54,7 +55,8 @@ def refuses(op: str, device_type: str, dtype: torch.dtype) -> str | None:
     return _device_refuses()
 
 
-# Triton raises "0 active drivers" where there is none, so it is asked first.
+# Triton raises "0 active drivers" where there is none, so it is asked first. Once: drivers take their time.
+@functools.cache
 def _device_refuses() -> str | None:
     if torch.version.hip is not None:
         return "it has been compiled for NVIDIA's GPUs only"
@@ -64,9 +66,11 @@ def _device_refuses() -> str | None:
 
     if "nvidia" not in backends or not backends["nvidia"].driver.is_active():
         return "Triton has no active driver for NVIDIA's GPUs"
-    major, minor = torch.cuda.get_device_capability()
-    if (major, minor) < LEAST_CAPABILITY:
-        return f"it needs compute capability {'.'.join(map(str, LEAST_CAPABILITY))}, got {major}.{minor}"
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        if (major, minor) < LEAST_CAPABILITY:
+            least = ".".join(map(str, LEAST_CAPABILITY))
+            return f"it needs compute capability {least}, cuda:{index} has {major}.{minor}"
     return None
 
 

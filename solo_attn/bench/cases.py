@@ -121,7 +121,7 @@ def attention_residual(
     """The dense mask logits of the finest level."""
     features = inputs.grid_features(1, channels, side).to(device)
     cells = side * side
-    logits = torch.randn(1, cells, *size, generator=torch.Generator().manual_seed(0)).to(device)
+    logits = torch.randn(1, cells, *size, generator=torch.Generator(device).manual_seed(0), device=device)
     vectors, dots = features.flatten(2)[0], torch.empty(cells, cells, device=device)
     back = torch.empty(channels, cells, device=device)
 
@@ -153,7 +153,7 @@ def attention_residual_inplace(device: str, **sizes: Any) -> Case:
 
 def upsample_add(device: str, count: int = 100, level: tuple[int, int] = LEVEL, side: int = SIDE) -> Case:
     """Mask logits of chosen cells."""
-    coarse, attention = (x.to(device) for x in inputs.cell_logits(count, level, side))
+    coarse, attention = inputs.cell_logits(count, level, side, device=device)
     size = (2 * level[0], 2 * level[1])
     out = torch.empty(count, *size, device=device)
     backs = torch.empty_like(coarse), torch.empty_like(attention)
@@ -182,8 +182,8 @@ def upsample_add(device: str, count: int = 100, level: tuple[int, int] = LEVEL, 
 
 def dice_loss(device: str, count: int = 100, level: tuple[int, int] = LEVEL, side: int = SIDE) -> Case:
     """Losses of the positive cells of the finest level."""
-    coarse, attention = (x.to(device) for x in inputs.cell_logits(count, level, side))
-    targets = (inputs.mask_logits(count, (2 * level[0], 2 * level[1]), seed=1) > 0).to(device)
+    coarse, attention = inputs.cell_logits(count, level, side, device=device)
+    targets = inputs.mask_logits(count, (2 * level[0], 2 * level[1]), seed=1, device=device) > 0
     backs = torch.empty_like(coarse), torch.empty_like(attention)
 
     def floor_backward() -> None:
@@ -206,7 +206,7 @@ def dice_loss(device: str, count: int = 100, level: tuple[int, int] = LEVEL, sid
 
 def mask_bits(device: str, count: int = 200, level: tuple[int, int] = LEVEL, side: int = SIDE) -> Case:
     """Candidates of the finest level."""
-    coarse, attention = (x.to(device) for x in inputs.cell_logits(count, level, side))
+    coarse, attention = inputs.cell_logits(count, level, side, device=device)
     size = (2 * level[0], 2 * level[1])
     words = torch.empty(count, -(-size[0] * size[1] // 64), dtype=torch.int64, device=device)
 
@@ -227,7 +227,7 @@ def mask_bits(device: str, count: int = 200, level: tuple[int, int] = LEVEL, sid
 
 def mask_iou(device: str, count: int = MASKS, size: tuple[int, int] = MASK_SIZE) -> Case:
     """All pairs, whatever their labels."""
-    masks = inputs.masks(count, size)[0].to(device)
+    masks = inputs.masks(count, size, device=device)[0]
     out = torch.empty(count, count, device=device)
 
     def floor() -> None:
@@ -247,7 +247,7 @@ def mask_iou(device: str, count: int = MASKS, size: tuple[int, int] = MASK_SIZE)
 
 def matrix_nms(device: str, count: int = MASKS, size: tuple[int, int] = MASK_SIZE) -> Case:
     """Masks as bool tensors."""
-    masks, labels, scores = (x.to(device) for x in inputs.masks(count, size))
+    masks, labels, scores = inputs.masks(count, size, device=device)
     return nms_case(masks, labels, scores, f"{count} masks {size[0]} x {size[1]}")
 
 
@@ -273,7 +273,7 @@ def paste_masks(
     rle: bool = False,
 ) -> Case:
     """Kept masks at the size of a Cityscapes image, which was resized to 667 x 1333."""
-    coarse, attention = (x.to(device) for x in inputs.cell_logits(count, level, side))
+    coarse, attention = inputs.cell_logits(count, level, side, device=device)
     size = (2 * level[0], 2 * level[1])
     scale = min(8 * level[0] / original[0], 8 * level[1] / original[1])
     image = (int(original[0] * scale), int(original[1] * scale))

@@ -17,8 +17,8 @@ def objects_of(count: int, objects: int = OBJECTS) -> Tensor:
     return torch.arange(count) * min(objects, max(count, 1)) // max(count, 1)
 
 
-def mask_logits(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
-    """Logits of ``count`` cells [count, *size], float32 on the CPU: wobbly ellipses, near-duplicates.
+def mask_logits(count: int, size: tuple[int, int], seed: int = 0, device: str = "cpu") -> Tensor:
+    """Logits of ``count`` cells [count, *size], float32, drawn on ``device``: wobbly ellipses, near-twins.
 
     Places and shapes are relative to the image, so that the same seed draws the same objects at any size.
     """
@@ -39,32 +39,35 @@ def mask_logits(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
     # What each cell makes of it.
     centre = centre[:, kind] + 0.05 * radius[:, kind] * torch.randn(2, count, generator=generator)
     radius = radius[:, kind] * (1 + 0.05 * torch.randn(2, count, generator=generator))
-    noise = torch.Generator().manual_seed(seed + 1)
-    out = torch.empty(count, *size)
-    y = (torch.arange(size[0]) + 0.5) / size[0]
-    x = (torch.arange(size[1]) + 0.5) / size[1]
+    noise = torch.Generator(device).manual_seed(seed + 1)
+    out = torch.empty(count, *size, device=device)
+    y = (torch.arange(size[0], device=device) + 0.5) / size[0]
+    x = (torch.arange(size[1], device=device) + 0.5) / size[1]
+    centre, radius, phase = centre.to(device), radius.to(device), phase[kind].to(device)
     for k in range(count):
         down, right = (y - centre[0, k]) / radius[0, k], (x - centre[1, k]) / radius[1, k]
         distance = (down[:, None].square() + right[None, :].square()).sqrt()
-        wobble = 1 + 0.15 * torch.sin(3 * torch.atan2(down[:, None], right[None, :]) + phase[kind[k]])
+        wobble = 1 + 0.15 * torch.sin(3 * torch.atan2(down[:, None], right[None, :]) + phase[k])
         logits = (12 * (wobble - distance)).clamp(-6, 5)
-        out[k] = logits + 0.2 * torch.randn(size, generator=noise)
+        out[k] = logits + 0.2 * torch.randn(size, generator=noise, device=device)
     return out
 
 
-def masks(count: int, size: tuple[int, int], seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def masks(
+    count: int, size: tuple[int, int], seed: int = 0, device: str = "cpu"
+) -> tuple[Tensor, Tensor, Tensor]:
     """Bool [count, *size], labels int64 [count] below `NUM_CLASSES` and scores [count], in no order.
 
     Cells that draw one object mostly agree on its label.
     """
-    drawn = mask_logits(count, size, seed) > 0
+    drawn = mask_logits(count, size, seed, device) > 0
     generator = torch.Generator().manual_seed(seed)
     of_object = torch.randint(NUM_CLASSES, (OBJECTS,), generator=generator)[objects_of(count)]
     other = torch.randint(NUM_CLASSES, (count,), generator=generator)
     labels = torch.where(torch.rand(count, generator=generator) < 0.8, of_object, other)
     order = torch.randperm(count, generator=generator)
     scores = 0.1 + 0.9 * torch.rand(count, generator=generator)
-    return drawn[order], labels[order], scores
+    return drawn[order.to(device)], labels[order].to(device), scores.to(device)
 
 
 def grid_features(batch: int, channels: int, side: int, seed: int = 0) -> Tensor:
@@ -74,6 +77,9 @@ def grid_features(batch: int, channels: int, side: int, seed: int = 0) -> Tensor
     return torch.nn.functional.normalize(features, dim=1)
 
 
-def cell_logits(count: int, size: tuple[int, int], side: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+def cell_logits(
+    count: int, size: tuple[int, int], side: int, seed: int = 0, device: str = "cpu"
+) -> tuple[Tensor, Tensor]:
     """Coarse logits [count, *size] of chosen cells, and their attention rows [count, side, side] in -1..1."""
-    return mask_logits(count, size, seed), torch.tanh(mask_logits(count, (side, side), seed) / 4)
+    attention = torch.tanh(mask_logits(count, (side, side), seed, device) / 4)
+    return mask_logits(count, size, seed, device), attention

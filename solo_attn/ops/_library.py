@@ -119,13 +119,20 @@ def overload(namespace: str, name: str) -> OpOverload:
 
 
 def pick(
-    op: str, x: torch.Tensor, backend: str | None, variant: str = "", dtype: torch.dtype | None = None
+    op: str,
+    x: torch.Tensor,
+    backend: str | None,
+    variant: str = "",
+    dtype: torch.dtype | None = None,
+    size: int | torch.SymInt | None = None,
 ) -> OpOverload:
     """The op that runs ``op`` on ``x``: the chosen backend's, in its form ``variant`` ("_", "_rle").
 
-    ``dtype`` is that of the floating-point result where no input has one.
+    ``dtype`` is that of the floating-point result where no input has one; ``size`` what the table of order
+    counts by, where that is not the elements of ``x``.
     """
-    namespace = select(op, x.device.type, dtype or x.dtype, backend).namespace
+    size = x.numel() if size is None else size
+    namespace = select(op, x.device.type, dtype or x.dtype, backend, size).namespace
     # Here, and not in the op alone, so that no other thread runs the op while its kernels are registered.
     if namespace == compiled.NAMESPACE and not torch.compiler.is_compiling():
         compiled.load()

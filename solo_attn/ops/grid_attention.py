@@ -56,7 +56,8 @@ def grid_attention(
         if cells.is_cuda:
             inside = (cells >= 0).all() & (cells[:, 0] < batch).all() & (cells[:, 1] < side * side).all()
             torch._assert_async(inside, "grid_attention: expected cells of (image < B, cell < S*S)")
-    return pick(op, grid_features, backend)(grid_features, float(scale), cells, tf32())
+    size = (batch * side**2 if cells is None else cells.shape[0]) * side**2
+    return pick(op, grid_features, backend, size=size)(grid_features, float(scale), cells, tf32())
 
 
 def _fake(grid_features: Tensor, scale: float, cells: Tensor | None, tf32: bool = False) -> Tensor:

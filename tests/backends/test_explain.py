@@ -49,8 +49,10 @@ def test_reasons(slow):
 def test_table(slow):
     lines = str(solo_attn.explain()).splitlines()
     assert lines[0] == "backends for torch.float32 on cpu"
-    assert len(lines) == 1 + len(OPS) * (len(BACKENDS) + 1)
+    assert len(lines) == 1 + len(OPS) * (len(BACKENDS) + 1) + 1 + len(OPS)
     rows = [" ".join(line.split()) for line in lines[1:]]
+    assert rows[-1].startswith(f"{OPS[-1]} cpu before reference (measured): ")
+    lines = lines[: -1 - len(OPS)]
     assert "mask_bits slow cannot run: no mask_bits on cpu for torch.float32" in rows
     assert "dice_loss slow runs <- default" in rows
     assert "dice_loss reference runs" in rows

@@ -46,8 +46,12 @@ def gpu(monkeypatch):
     from triton.backends import backends
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     monkeypatch.setattr(backends["nvidia"].driver, "is_active", lambda: True)
+    triton_runtime._device_refuses.cache_clear()
+    yield
+    triton_runtime._device_refuses.cache_clear()
 
 
 @needs_triton
@@ -57,8 +61,20 @@ def test_on_a_gpu(gpu, monkeypatch):
             assert select(op, "cuda", dtype, "triton").name == "triton"
         assert select(op, "cuda", torch.float64).name != "triton"
         assert select(op, "cpu", torch.float32).name != "triton"
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    assert refuses("grid_attention", "cuda", torch.float32) == "it needs compute capability 8.0, got 7.5"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9 - 2 * index, 5))
+    triton_runtime._device_refuses.cache_clear()
+    wanted = "it needs compute capability 8.0, cuda:1 has 7.5"
+    assert refuses("grid_attention", "cuda", torch.float32) == wanted
+
+
+@needs_triton
+def test_drivers_are_asked_once(gpu, monkeypatch):
+    """Every call of an op asks whether Triton can run."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: not asked.append(1))
+    for _ in range(3):
+        assert select("grid_attention", "cuda", torch.float32, "triton").name == "triton"
+    assert len(asked) == 1
 
 
 @needs_triton
@@ -66,6 +82,7 @@ def test_without_a_driver(gpu, monkeypatch):
     from triton.backends import backends
 
     monkeypatch.setattr(backends["nvidia"].driver, "is_active", lambda: False)
+    triton_runtime._device_refuses.cache_clear()
     assert refuses("grid_attention", "cuda", torch.float32) == "Triton has no active driver for NVIDIA's GPUs"
 
 

@@ -1,4 +1,4 @@
-"""The documentation site builds with no warning, shows every public name, and asks nobody else for anything."""
+"""The documentation site builds with no warning, shows every public name, and asks nobody for anything."""
 
 from __future__ import annotations
 

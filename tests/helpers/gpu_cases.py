@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -146,13 +147,14 @@ def gradients(case: Case, backend: str, inputs: list[Tensor]) -> list[Tensor]:
 
 
 def main() -> None:
-    """Run everything once, on the GPU: for compute-sanitizer."""
+    """Run everything once, on the GPU, by all backends or those that are named: for compute-sanitizer."""
     for name, case in CASES.items():
-        for backend in backends(case.op, "cuda"):
+        able = backends(case.op, "cuda")
+        for backend in [one for one in able if one in (sys.argv[1:] or able)]:
             inputs = [x.cuda() for x in case.inputs(SMALL, torch.float32)]
             gradients(case, backend, inputs)
             torch.cuda.synchronize()
-            print(name, backend)
+            print(name, backend, flush=True)
 
 
 if __name__ == "__main__":

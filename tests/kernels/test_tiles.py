@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from solo_attn.kernels import _bilinear, _probability
+from solo_attn.kernels import _adjoint, _probability
 
 LENGTHS = st.integers(1, 700)
 
@@ -37,8 +37,8 @@ def test_maps(n_in, n_out):
 @given(LENGTHS, LENGTHS)
 def test_transpose(n_in, n_out):
     """A block's outputs are walked in steps only where it owns a single column."""
-    own = _bilinear.owned_columns(n_in, n_out)
-    assert 1 <= own <= _bilinear.BLOCK_J
+    own = _adjoint.owned_columns(n_in, n_out)
+    assert 1 <= own <= _adjoint.BLOCK_J
     for first in range(0, n_in, own) if own > 1 else ():
         mine = [d for d in range(n_out) if {*taps(d, n_in, n_out)} & {*range(first, first + own)}]
-        assert not mine or mine[-1] - mine[0] < _bilinear.BLOCK_X
+        assert not mine or mine[-1] - mine[0] < _adjoint.BLOCK_X
