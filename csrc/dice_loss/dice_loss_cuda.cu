@@ -37,7 +37,7 @@ class TargetRows {
     from_ += width_;
     --count_;
     ask();
-    return ((word & 0x7f7f7f7fu) + 0x7f7f7f7fu | word) & 0x80808080u;
+    return (((word & 0x7f7f7f7fu) + 0x7f7f7f7fu) | word) & 0x80808080u;
   }
 
  private:

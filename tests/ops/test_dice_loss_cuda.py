@@ -1,7 +1,7 @@
 """What the CUDA kernels promise beyond the tests of all backends: bands, turns, what is wanted, orders."""
 
-import cuda_shim
 import pytest
+import shim
 import torch
 from op_cases import check_rule, gradients, same_bits
 from test_dice_loss import inputs, plain, with_targets
@@ -57,7 +57,7 @@ def test_the_order_of_lanes_and_blocks_changes_nothing(runner, dtype):
     args, targets = inputs(runner, 2, (20, 17), 7, dtype), runner.rand_bool(2, 40, 36)
     results = []
     for seed in (1, 2, 3):
-        cuda_shim.seed(seed)
+        shim.seed(seed)
         results.append(gradients(with_targets(runner, targets), args))
     for out, grads in results[1:]:
         assert same_bits(out, results[0][0])

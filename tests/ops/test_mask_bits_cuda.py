@@ -1,7 +1,7 @@
 """What the CUDA kernels promise beyond the tests that all backends share: bands, tiles, bytes, orders."""
 
-import cuda_shim
 import pytest
+import shim
 import torch
 from op_cases import same_bits
 from test_mask_bits import check, inputs
@@ -62,7 +62,7 @@ def test_the_order_of_lanes_and_blocks_changes_nothing(runner, out_size):
     coarse, rows = inputs(runner, 2, (12, 17), 5, torch.float32)
     results = []
     for seed in (1, 2, 3):
-        cuda_shim.seed(seed)
+        shim.seed(seed)
         results.append(runner(coarse, rows, (24, 35), out_size)[:3])
     for other in results[1:]:
         assert all(map(same_bits, other, results[0]))

@@ -1,7 +1,7 @@
 """What the CUDA kernels promise beyond the tests that all backends share: bands, stores, words of columns."""
 
-import cuda_shim
 import pytest
+import shim
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,7 +56,7 @@ def test_the_order_of_lanes_and_blocks_changes_nothing(runner):
     sizes = ((12, 14), (24, 28), (90, 100), (70, 48))
     results = []
     for seed in (1, 2, 3):
-        cuda_shim.seed(seed)
+        shim.seed(seed)
         results.append((runner(coarse, rows, *sizes), runner(coarse, rows, *sizes, rle=True)))
     for masks, rle in results[1:]:
         assert torch.equal(masks, results[0][0])

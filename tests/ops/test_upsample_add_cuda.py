@@ -1,7 +1,7 @@
 """What the CUDA kernels promise beyond the tests that all backends share: bands, turns, widths, orders."""
 
-import cuda_shim
 import pytest
+import shim
 import torch
 from op_cases import as_good_as_pytorch, gradients, numpy64, same_bits
 from test_upsample_add import at, inputs, plain
@@ -91,7 +91,7 @@ def test_the_order_of_lanes_and_blocks_changes_nothing(runner, dtype):
     args = inputs(runner, 2, (20, 17), 7, dtype=dtype)
     results = []
     for seed in (1, 2, 3):
-        cuda_shim.seed(seed)
+        shim.seed(seed)
         results.append(gradients(at(runner, (40, 40)), args))
     for out, grads in results[1:]:
         assert same_bits(out, results[0][0])
