@@ -201,13 +201,20 @@ def dice_loss(
 
 
 def dice_loss_bwd(
-    grad: Tensor, coarse_logits: Tensor, attention: Tensor | None, targets: Tensor, sums: Tensor
+    grad: Tensor,
+    coarse_logits: Tensor,
+    attention: Tensor | None,
+    targets: Tensor,
+    sums: Tensor,
+    coarse_wanted: bool = True,
+    attention_wanted: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """DL/dp = -2 t / total + 4 overlap p / total^2, through the sigmoid and both enlargements."""
     coarse, rows = _inputs(coarse_logits, attention, targets)
     given = (grad.contiguous(), coarse, rows, targets.contiguous().view(torch.uint8), sums.contiguous())
-    for_coarse = coarse.new_empty(coarse.shape)
-    for_rows = coarse.new_empty((len(coarse), 0, 0) if attention is None else attention.shape)
+    nothing = (len(coarse), 0, 0)
+    for_coarse = coarse.new_empty(coarse.shape if coarse_wanted else nothing)
+    for_rows = coarse.new_empty(nothing if attention is None or not attention_wanted else attention.shape)
     for out in (for_coarse, for_rows):
         _adjoint(given, out, attention is not None)
     return for_coarse, for_rows

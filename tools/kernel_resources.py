@@ -65,6 +65,11 @@ V, MAPS, LOGITS = 4 * CHANNELS * CELLS, 4 * CELLS * CELLS, 4 * CELLS * PIXELS
 PRODUCT = 2 * CHANNELS * CELLS * CELLS
 PICKED = 8 * 4 * CHOSEN * CHANNELS  # in eight parts
 BITS, PAIRS = MASKS * MASK_PIXELS / 8, MASKS * (MASKS - 1) / 2
+# Of the chosen cells: coarse logits (a quarter of the pixels), attention rows, mask logits; and the image.
+COARSE, ROWS, LARGE = CHOSEN * PIXELS, 4 * CHOSEN * CELLS, 4 * CHOSEN * PIXELS
+IMAGE = CHOSEN * 1024 * 2048
+BLEND = 8 * CHOSEN * PIXELS  # flops of two enlargements along y
+WALK_BACK = 16_736  # bytes: rows of both inputs, weights, and where inputs begin
 
 PLANS = {
     # The smaller half of the symmetric map is computed and written twice.
@@ -79,6 +84,23 @@ PLANS = {
     "prepare_kernel": Plan(256, 5, MASKS * MASK_PIXELS, BITS),
     "overlaps_kernel": Plan(256, 2, BITS, 4 * PAIRS),
     "decay_kernel": Plan(256, 6, 4 * PAIRS, 8 * MASKS),
+    # The walk down: 96 threads of four columns of 336; half precision has eight, which take more registers.
+    "upsample_add_fwd_kernel": Plan(96, 5, COARSE + ROWS, LARGE, BLEND),
+    "upsample_add_bwd_kernel": Plan(96, 5, LARGE, COARSE + ROWS, BLEND, WALK_BACK),
+    "dice_loss_fwd_kernel": Plan(96, 8, COARSE + ROWS + LARGE / 4, 0, 3 * BLEND),
+    "dice_loss_sum_kernel": Plan(128, 8, 0, 0),
+    "dice_loss_bwd_kernel": Plan(96, 5, COARSE + ROWS + LARGE / 4, COARSE + ROWS, 4 * BLEND, WALK_BACK),
+    "mask_bits_fwd_kernel": Plan(96, 8, COARSE + ROWS, LARGE / 32, 3 * BLEND),
+    "mask_bits_sum_kernel": Plan(128, 8, 0, 0),
+    "mask_bits_pack_kernel": Plan(128, 8, LARGE / 32, LARGE / 32),  # where rows are not whole bytes
+    "paste_masks_maps_kernel": Plan(96, 8, COARSE + ROWS, LARGE, 3 * BLEND),
+    "paste_masks_fwd_kernel": Plan(128, 3, LARGE, IMAGE, 4 * IMAGE, 32_768),
+    "paste_masks_columns_kernel": Plan(
+        128, 2, LARGE, IMAGE / 8, 4 * IMAGE, 32_768
+    ),  # for run lengths, as these:
+    "paste_masks_count_kernel": Plan(256, 4, IMAGE / 8, 8 * CHOSEN * 2048),
+    "paste_masks_begin_kernel": Plan(32, 1, 8 * CHOSEN, 8 * CHOSEN),
+    "paste_masks_write_kernel": Plan(256, 4, IMAGE / 8 + 8 * CHOSEN * 2048, 0),
 }
 
 

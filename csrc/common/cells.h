@@ -12,6 +12,10 @@
 
 namespace solo_attn {
 
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cpu() == b.is_cpu() && a.get_device_index() == b.get_device_index();
+}
+
 inline void check_cells(const char* op, const Tensor& coarse, const std::optional<Tensor>& attention) {
   check(coarse.dim() == 3 && coarse.size(1) > 0 && coarse.size(2) > 0, op,
         ": expected coarse_logits of shape [K, h, w] with h, w >= 1, got ", shape_of(coarse));
@@ -21,7 +25,7 @@ inline void check_cells(const char* op, const Tensor& coarse, const std::optiona
             attention->size(1) == attention->size(2),
         op, ": expected attention of shape [K, S, S] with S >= 1, K = ", count, " as coarse_logits has, got ",
         shape_of(*attention));
-  check(attention->scalar_type() == coarse.scalar_type() && attention->is_cpu(), op,
+  check(attention->scalar_type() == coarse.scalar_type() && same_device(*attention, coarse), op,
         ": expected attention of coarse_logits's dtype and device, ", described(coarse), ", got ",
         described(*attention));
 }

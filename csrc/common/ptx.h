@@ -1,10 +1,11 @@
-// Instructions that C++ has no name for: tensor cores, and copies to shared memory that run on their own.
-// nvcc gets the instruction, the tests' shim a plain twin of it.
+// Instructions that C++ has no name for: tensor cores, copies to shared memory that run on their own, and
+// fast approximations. nvcc gets the instruction, the tests' shim a plain twin of it.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <cmath>
 #include <cstdint>
 
 #include "host_device.h"
@@ -70,6 +71,18 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
   return word;
 }
 
+// 2^x and 1 / x, off by one or two units in the last place, denormals as 0.
+__device__ __forceinline__ float fast_exp2(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+__device__ __forceinline__ float fast_reciprocal(float x) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 // 16 bytes, both addresses aligned to 16, on their way when this returns. Of a lane's copies, `bytes` < 16
 // are read and the rest is filled with 0.
 __device__ __forceinline__ void copy_async(void* shared, const void* global, int bytes = 16) {
@@ -122,6 +135,9 @@ inline uint32_t to_tf32(float x) {
   const uint32_t word = __float_as_uint(x);
   return (word & 0x7f800000u) == 0x7f800000u ? word : (word + 0x1000u) & ~0x1fffu;
 }
+
+inline float fast_exp2(float x) { return std::exp2(x); }
+inline float fast_reciprocal(float x) { return 1 / x; }
 
 inline void copy_async(void* shared, const void* global, int bytes = 16) {
   ::shim::copy_async(shared, global, bytes);

@@ -24,6 +24,7 @@
 #include "../common/parallel.h"
 #include "../common/rows.h"
 #include "dice_loss.h"
+#include "dice_loss_arguments.h"
 
 namespace solo_attn::dice_loss {
 namespace {
@@ -174,31 +175,19 @@ struct Backward {
   static SOLO_ATTN_INLINE void run(Maps<S, T> maps, Slope<T> slope, Gradient<S, T> coarse,
                                    Gradient<S, T> attention, T* __restrict p) {
     const int64_t width = maps.coarse.columns.out, height = maps.coarse.rows.out;
-    coarse.start();
+    if (coarse.grad != nullptr) coarse.start();
     if (attention.grad != nullptr) attention.start();
     for (int64_t y = 0; y < height; ++y) {
       probability_row<isa>(maps.coarse, maps.attention, y, p);
       const uint8_t* __restrict truth = maps.targets + y * width;
       for (int64_t x = 0; x < width; ++x) p[x] = slope(p[x], truth[x] != 0);
-      coarse.template add<isa>(y, p);
+      if (coarse.grad != nullptr) coarse.template add<isa>(y, p);
       if (attention.grad != nullptr) attention.template add<isa>(y, p);
     }
-    coarse.template finish<isa>(coarse.rows.in);
+    if (coarse.grad != nullptr) coarse.template finish<isa>(coarse.rows.in);
     if (attention.grad != nullptr) attention.template finish<isa>(attention.rows.in);
   }
 };
-
-void check_arguments(const Tensor& coarse, const std::optional<Tensor>& attention, const Tensor& targets) {
-  check_cells("dice_loss", coarse, attention);
-  const int64_t count = coarse.size(0);
-  check(targets.dim() == 3 && targets.size(0) == count && targets.size(1) > 0 && targets.size(2) > 0,
-        "dice_loss: expected targets of shape [K, H, W] with H, W >= 1, K = ", count,
-        " as coarse_logits has, got ", shape_of(targets));
-  check(targets.scalar_type() == ScalarType::Bool || targets.scalar_type() == ScalarType::Byte,
-        "dice_loss: expected targets of dtype bool or uint8, got ", dtype_name(targets));
-  check(targets.is_cpu(), "dice_loss: expected targets on the CPU, as coarse_logits, got ",
-        device_name(targets));
-}
 
 // The inputs in one run of memory each, the tap tables, and room for one thread's rows.
 template <class S, class T>
@@ -278,20 +267,15 @@ std::tuple<Tensor, Tensor> dice_loss_cpu(const Tensor& coarse, const std::option
 
 std::tuple<Tensor, Tensor> dice_loss_bwd_cpu(const Tensor& grad, const Tensor& coarse,
                                              const std::optional<Tensor>& attention, const Tensor& targets,
-                                             const Tensor& sums) {
-  check_arguments(coarse, attention, targets);
+                                             const Tensor& sums, bool coarse_wanted, bool attention_wanted) {
+  check_backward(grad, coarse, attention, targets, sums);
   const int64_t count = coarse.size(0), side = attention ? attention->size(1) : 0;
-  const ScalarType wide = accumulator_dtype(coarse.scalar_type());
-  check(grad.dim() == 1 && grad.size(0) == count && grad.scalar_type() == wide && grad.is_cpu(),
-        "dice_loss_bwd: expected grad of shape [K], K = ", count, ", and of the losses' dtype and device, ",
-        dtype_name(wide), " on cpu, got ", described(grad));
-  check(sums.dim() == 2 && sums.size(0) == count && sums.size(1) == 2 && sums.scalar_type() == wide &&
-            sums.is_cpu(),
-        "dice_loss_bwd: expected sums of shape [K, 2], K = ", count,
-        ", and of the losses' dtype and device, ", dtype_name(wide), " on cpu, got ", described(sums));
   const Tensor grads = torch::stable::contiguous(grad), kept = torch::stable::contiguous(sums);
-  Tensor coarse_grad = torch::stable::new_empty(coarse, coarse.sizes());
-  Tensor attention_grad = torch::stable::new_empty(coarse, {count, side, side});
+  const int64_t ch = coarse_wanted ? coarse.size(1) : 0, cw = coarse_wanted ? coarse.size(2) : 0;
+  const int64_t edge = attention_wanted ? side : 0;
+  Tensor coarse_grad = torch::stable::new_empty(coarse, {count, ch, cw});
+  Tensor attention_grad = torch::stable::new_empty(coarse, {count, edge, edge});
+  if (ch + edge == 0) return {coarse_grad, attention_grad};
   dispatch_float("dice_loss", coarse.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = accumulator_t<S>;
@@ -308,9 +292,14 @@ std::tuple<Tensor, Tensor> dice_loss_bwd_cpu(const Tensor& grad, const Tensor& c
       T* sums_of_attention = sums_of_coarse + room;
       for (int64_t k = from; k < to; ++k) {
         const auto slope = Slope<T>::of(upstream[k], sum[2 * k], sum[2 * k + 1]);
-        const Gradient<S, T> to_coarse{
-            first + k * in.h * in.w, in.rows.view(), columns.view(), in.w, in.width, sums_of_coarse, 0};
-        const Gradient<S, T> to_attention{in.plain ? nullptr : second + k * side * side,
+        const Gradient<S, T> to_coarse{ch == 0 ? nullptr : first + k * ch * cw,
+                                       in.rows.view(),
+                                       columns.view(),
+                                       in.w,
+                                       in.width,
+                                       sums_of_coarse,
+                                       0};
+        const Gradient<S, T> to_attention{edge == 0 ? nullptr : second + k * side * side,
                                           in.attention_rows.view(),
                                           attention_columns.view(),
                                           side,

@@ -26,13 +26,12 @@
 #include "../common/parallel.h"
 #include "../common/probability.h"
 #include "paste_masks.h"
+#include "paste_masks_arguments.h"
 
 namespace solo_attn::paste_masks {
 namespace {
 
 constexpr int64_t kWord = 64;
-
-using Size = std::vector<int64_t>;
 
 // The map at stride 4, transposed: column x is `map + x * stride`, and has room for slack after it.
 template <class S, class T>
@@ -183,21 +182,6 @@ struct ToPixels {
   }
 };
 
-struct Sizes {
-  Size size, out_size, image_size, original_size;
-};
-
-void check_arguments(const Tensor& coarse, const std::optional<Tensor>& attention, const Sizes& s) {
-  check_cells("paste_masks", coarse, attention);
-  check_size("paste_masks", "size", s.size);
-  check_size("paste_masks", "out_size", s.out_size);
-  check_size("paste_masks", "image_size", s.image_size);
-  check_size("paste_masks", "original_size", s.original_size);
-  check(s.image_size[0] <= 4 * s.out_size[0] && s.image_size[1] <= 4 * s.out_size[1],
-        "paste_masks: expected image_size within 4 x out_size ", described(s.out_size), ", got ",
-        described(s.image_size));
-}
-
 // Calls each(k, paste, bytes, words) for every cell; `paste` has an empty box where no pixel can be set.
 template <class S, class T, class F>
 void for_each_cell(const Tensor& coarse, const std::optional<Tensor>& attention, const Sizes& s,
@@ -297,14 +281,7 @@ std::tuple<Tensor, Tensor> paste_masks_rle_cpu(const Tensor& coarse, const std::
                           texts[k] = runs.finish(s.original_size[0] * s.original_size[1]);
                         });
   });
-  Tensor offsets = torch::stable::new_empty(coarse, {count + 1}, ScalarType::Long);
-  int64_t* offset = offsets.mutable_data_ptr<int64_t>();
-  offset[0] = 0;
-  for (int64_t k = 0; k < count; ++k) offset[k + 1] = offset[k] + static_cast<int64_t>(texts[k].size());
-  Tensor counts = torch::stable::new_empty(coarse, {offset[count]}, ScalarType::Byte);
-  auto* text = static_cast<char*>(counts.mutable_data_ptr());
-  for (int64_t k = 0; k < count; ++k) std::copy(texts[k].begin(), texts[k].end(), text + offset[k]);
-  return {counts, offsets};
+  return joined(texts);
 }
 
 }  // namespace

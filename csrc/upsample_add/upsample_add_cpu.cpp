@@ -19,6 +19,7 @@
 #include "../common/dtypes.h"
 #include "../common/parallel.h"
 #include "upsample_add.h"
+#include "upsample_add_arguments.h"
 
 namespace solo_attn::upsample_add {
 namespace {
@@ -128,12 +129,7 @@ Tensor upsample_add_cpu(const Tensor& coarse_logits, const std::optional<Tensor>
 
 std::tuple<Tensor, Tensor> upsample_add_bwd_cpu(const Tensor& grad, const std::vector<int64_t>& coarse_size,
                                                 const std::vector<int64_t>& attention_size) {
-  check(grad.dim() == 3 && grad.size(1) > 0 && grad.size(2) > 0,
-        "upsample_add_bwd: expected grad of shape [K, H, W] with H, W >= 1, got ", shape_of(grad));
-  check_size("upsample_add_bwd", "coarse_size", coarse_size);
-  check(attention_size.size() == 2 && attention_size[0] >= 0 && attention_size[1] >= 0,
-        "upsample_add_bwd: expected attention_size (height, width), 0 without attention, got ",
-        described(attention_size));
+  check_backward(grad, coarse_size, attention_size);
   const int64_t count = grad.size(0), height = grad.size(1), width = grad.size(2);
   const int64_t ch = coarse_size[0], cw = coarse_size[1];
   const int64_t ah = attention_size[0], aw = ah == 0 ? 0 : attention_size[1];

@@ -73,10 +73,19 @@ def _fake(
 
 
 def _fake_bwd(
-    grad: Tensor, coarse_logits: Tensor, attention: Tensor | None, targets: Tensor, sums: Tensor
+    grad: Tensor,
+    coarse_logits: Tensor,
+    attention: Tensor | None,
+    targets: Tensor,
+    sums: Tensor,
+    coarse_wanted: bool = True,
+    attention_wanted: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    rows = (coarse_logits.shape[0], 0, 0) if attention is None else attention.shape
-    return coarse_logits.new_empty(coarse_logits.shape), coarse_logits.new_empty(rows)
+    nothing = (coarse_logits.shape[0], 0, 0)
+    return (
+        coarse_logits.new_empty(coarse_logits.shape if coarse_wanted else nothing),
+        coarse_logits.new_empty(attention.shape if attention is not None and attention_wanted else nothing),
+    )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -88,13 +97,17 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(namespace: str, ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     coarse_logits, attention, targets, sums = ctx.saved_tensors
-    coarse, rows = overload(namespace, "dice_loss_bwd")(grad, coarse_logits, attention, targets, sums)
-    return coarse, None if attention is None else rows, None, None
+    wanted = (ctx.needs_input_grad[0], attention is not None and ctx.needs_input_grad[1])
+    coarse, rows = overload(namespace, "dice_loss_bwd")(
+        grad, coarse_logits, attention, targets, sums, *wanted
+    )
+    return coarse if wanted[0] else None, rows if wanted[1] else None, None, None
 
 
 declare(
     "dice_loss_bwd",
-    "(Tensor grad, Tensor coarse_logits, Tensor? attention, Tensor targets, Tensor sums) -> (Tensor, Tensor)",
+    "(Tensor grad, Tensor coarse_logits, Tensor? attention, Tensor targets, Tensor sums,"
+    " bool coarse_wanted=True, bool attention_wanted=True) -> (Tensor, Tensor)",
     reference=reference.dice_loss_bwd,
     fake=_fake_bwd,
 )

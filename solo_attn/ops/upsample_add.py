@@ -60,8 +60,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(namespace: str, ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
-    coarse, rows = overload(namespace, "upsample_add_bwd")(grad, ctx.coarse_size, ctx.attention_size)
-    return coarse, rows if ctx.attention_size[0] else None, None
+    # (0, 0) where nobody asks for the attention's gradient.
+    attention_size = ctx.attention_size if ctx.needs_input_grad[1] else (0, 0)
+    coarse, rows = overload(namespace, "upsample_add_bwd")(grad, ctx.coarse_size, attention_size)
+    return coarse, rows if attention_size[0] else None, None
 
 
 declare(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._common import widen
-from .upsample_add import upsample_add, upsample_add_bwd
+from ._common import resize_adjoint, widen
+from .upsample_add import upsample_add
 
 
 def dice_loss(
@@ -23,16 +23,28 @@ def dice_loss(
 
 
 def dice_loss_bwd(
-    grad: Tensor, coarse_logits: Tensor, attention: Tensor | None, targets: Tensor, sums: Tensor
+    grad: Tensor,
+    coarse_logits: Tensor,
+    attention: Tensor | None,
+    targets: Tensor,
+    sums: Tensor,
+    coarse_wanted: bool = True,
+    attention_wanted: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """DL/dp = -2 t / total + 4 overlap p / total^2, through the sigmoid and both enlargements."""
+    """DL/dp = -2 t / total + 4 overlap p / total^2, through the sigmoid and both enlargements.
+
+    A gradient that is not wanted is [K, 0, 0].
+    """
     probability, truth = _probability_and_truth(coarse_logits, attention, targets)
     overlap, total = sums.unbind(1)
     slope = (4 * overlap / total.square())[:, None, None] * probability - (2 / total)[:, None, None] * truth
     logits = grad[:, None, None] * slope * probability * (1 - probability)
-    size = (0, 0) if attention is None else attention.shape[1:]
-    coarse, rows = upsample_add_bwd(logits, coarse_logits.shape[1:], size)
-    return coarse.to(coarse_logits.dtype), rows.to(coarse_logits.dtype)
+    wanted = [coarse_logits if coarse_wanted else None, attention if attention_wanted else None]
+    grads = [
+        logits.new_empty(len(grad), 0, 0) if x is None else resize_adjoint(logits, x.shape[1:])
+        for x in wanted
+    ]
+    return grads[0].to(coarse_logits.dtype), grads[1].to(coarse_logits.dtype)
 
 
 def _probability_and_truth(

@@ -20,6 +20,7 @@ from op_cases import (
     few,
     gradients,
     numpy64,
+    same_bits,
 )
 
 from solo_attn.bench import plain
@@ -131,6 +132,24 @@ def test_nan_stays_in_its_row(runner):
         for grad in torch.autograd.grad(runner(*leaves, targets), leaves, grads):
             assert grad[1].isnan().all()
             assert grad[[0, 2]].isfinite().all()
+
+
+def test_only_what_is_wanted_is_made(runner):
+    """A gradient that nobody asks for is empty, the other one as it is beside it."""
+    (coarse, rows), targets = inputs(runner, dtype=torch.float32), runner.rand_bool(3, 8, 10)
+    _, sums = runner.overload()(coarse, rows, targets, 1e-3)
+    given = (runner.randn(3, dtype=torch.float32), coarse, rows, targets, sums)
+    back = runner.overload("_bwd")
+    both = back(*given)
+    for wanted in ((True, True), (True, False), (False, True), (False, False)):
+        for grad, whole, made in zip(back(*given, *wanted), both, wanted, strict=True):
+            assert grad.shape == (whole.shape if made else (3, 0, 0))
+            assert not made or same_bits(grad, whole)
+    for alone in (0, 1):
+        leaves = [x.detach().requires_grad_(k == alone) for k, x in enumerate((coarse, rows))]
+        runner(*leaves, targets).sum().backward()
+        assert leaves[alone].grad is not None
+        assert leaves[1 - alone].grad is None
 
 
 @pytest.mark.parametrize("side", [2, 0], ids=["attention", "plain"])
