@@ -42,6 +42,7 @@ class Plan:
         threads: of a block.
         blocks: that an SM of compute capability 9.0 or 10.0 is meant to hold, in any dtype but float64, on
             aligned input.
+        half: the same in half precision, where that differs; 0 where it does not.
         read, written: bytes that it has to move, each once.
         flops: products and sums.
         dynamic: bytes of shared memory that the launch asks for.
@@ -53,6 +54,7 @@ class Plan:
     written: float
     flops: float = 0
     dynamic: int = 0
+    half: int = 0
 
     @property
     def floor(self) -> float:
@@ -63,6 +65,7 @@ class Plan:
 
 V, MAPS, LOGITS = 4 * CHANNELS * CELLS, 4 * CELLS * CELLS, 4 * CELLS * PIXELS
 PRODUCT = 2 * CHANNELS * CELLS * CELLS
+PARTS = 5  # of the sums over the cells of a gradient
 PICKED = 8 * 4 * CHOSEN * CHANNELS  # in eight parts
 BITS, PAIRS = MASKS * MASK_PIXELS / 8, MASKS * (MASKS - 1) / 2
 # Of the chosen cells: coarse logits (a quarter of the pixels), attention rows, mask logits; and the image.
@@ -72,18 +75,26 @@ BLEND = 8 * CHOSEN * PIXELS  # flops of two enlargements along y
 WALK_BACK = 16_736  # bytes: rows of both inputs, weights, and where inputs begin
 
 PLANS = {
-    # The smaller half of the symmetric map is computed and written twice.
-    "grid_attention_fwd_kernel": Plan(128, 4, V, MAPS, PRODUCT / 2),
-    "chosen_fwd_kernel": Plan(128, 4, V, 4 * CHOSEN * CELLS, 2 * CHANNELS * CHOSEN * CELLS),
-    "symmetric_gradient_kernel": Plan(128, 4, MAPS + V, V, PRODUCT),
-    "picked_kernel": Plan(128, 2, V + 4 * CHOSEN * CELLS, PICKED, 2 * CHANNELS * CHOSEN * CELLS),
-    "chosen_gradient_kernel": Plan(128, 4, V + 4 * CHOSEN * CELLS + PICKED, V, 2 * CHANNELS * CHOSEN * CELLS),
-    "turn_kernel": Plan(128, 8, V, V),  # with tf32
-    "attention_residual_fwd_kernel": Plan(128, 4, LOGITS + V, LOGITS, PRODUCT + 3 * CELLS * PIXELS, 46_976),
-    "gather_kernel": Plan(128, 5, LOGITS, MAPS, 4 * CELLS * PIXELS, 22_376),
-    "prepare_kernel": Plan(256, 5, MASKS * MASK_PIXELS, BITS),
-    "overlaps_kernel": Plan(256, 2, BITS, 4 * PAIRS),
-    "decay_kernel": Plan(256, 6, 4 * PAIRS, 8 * MASKS),
+    # The smaller half of the symmetric map is computed and written twice. Exact float32 takes three products
+    # of tf32 for one, here and in the gradient.
+    "grid_attention_map_kernel": Plan(128, 3, V, MAPS, PRODUCT / 2),
+    "grid_attention_gradient_kernel": Plan(256, 2, MAPS + V, PARTS * V, PRODUCT, 73_728),
+    "grid_attention_gradient_sum_kernel": Plan(256, 8, PARTS * V, V),
+    "grid_attention_chosen_kernel": Plan(128, 4, V, 4 * CHOSEN * CELLS, 2 * CHANNELS * CHOSEN * CELLS),
+    "grid_attention_picked_kernel": Plan(
+        128, 2, V + 4 * CHOSEN * CELLS, PICKED, 2 * CHANNELS * CHOSEN * CELLS
+    ),
+    "grid_attention_chosen_gradient_kernel": Plan(
+        128, 4, V + 4 * CHOSEN * CELLS + PICKED, V, 2 * CHANNELS * CHOSEN * CELLS
+    ),
+    "grid_attention_turn_kernel": Plan(128, 8, V, V),  # with tf32
+    "attention_residual_stream_kernel": Plan(
+        256, 4, LOGITS + MAPS, LOGITS, 4 * CELLS * PIXELS, 3_520, half=3
+    ),
+    "attention_residual_gather_kernel": Plan(256, 5, LOGITS, MAPS, 4 * CELLS * PIXELS, 18_380, half=3),
+    "matrix_nms_prepare_kernel": Plan(256, 5, MASKS * MASK_PIXELS, BITS),
+    "matrix_nms_overlaps_kernel": Plan(256, 2, BITS, 4 * PAIRS),
+    "matrix_nms_decay_kernel": Plan(256, 6, 4 * PAIRS, 8 * MASKS),
     # The walk down: 96 threads of four columns of 336; half precision has eight, which take more registers.
     "upsample_add_fwd_kernel": Plan(96, 5, COARSE + ROWS, LARGE, BLEND),
     "upsample_add_bwd_kernel": Plan(96, 5, LARGE, COARSE + ROWS, BLEND, WALK_BACK),
@@ -109,7 +120,7 @@ class Usage:
     """One instantiation of a kernel on one arch, as cuobjdump says.
 
     `usual`: it is not of float64, nor for input that is not aligned, of which there is little. `tf32`: it is
-    of float32 on the tensor cores.
+    of float32 as tf32. `half`: it is of half precision.
     """
 
     kernel: str
@@ -120,6 +131,13 @@ class Usage:
     local: int
     shared: int
     tf32: bool = False
+    half: bool = False
+
+    @property
+    def planned(self) -> int:
+        """Blocks that an SM is meant to hold."""
+        plan = PLANS[self.kernel]
+        return plan.half if self.half and plan.half else plan.blocks
 
     @property
     def blocks(self) -> int:
@@ -166,7 +184,8 @@ def usages(library: Path = LIBRARY) -> list[Usage]:
             registers, stack, shared, local = (int(match[k]) for k in (2, 3, 4, 5))
             asked = max(0, shared - (RESERVED if arch >= 90 else 0))
             tf32 = "4Tf32" in match[1]
-            found.append(Usage(name[1], usual, arch, registers, stack, local, asked, tf32))
+            half = re.search("Half|BFloat16", match[1]) is not None
+            found.append(Usage(name[1], usual, arch, registers, stack, local, asked, tf32, half))
     return found
 
 
@@ -198,7 +217,7 @@ def table(found: list[Usage]) -> str:
             str(plan.threads),
             f"{min(registers)} to {max(registers)}",
             f"{shared / 1024:.1f} KiB",
-            str(plan.blocks),
+            f"{plan.blocks}, {plan.half} in half precision" if plan.half else str(plan.blocks),
             *map(str, held),
         ]
         rows.append(f"| {' | '.join(cells)} |")

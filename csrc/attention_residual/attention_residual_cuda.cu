@@ -1,23 +1,21 @@
-// The mask logits, and the attention maps of their cells enlarged, in one pass over the logits.
+// The mask logits, and the attention maps of their cells enlarged.
 //
-// S = 40, C = 256, 168 x 336, one image: 361 MB (float32; half of it in half precision) are read and written,
-// 168 us at an H200's 4.3 TB/s, or 84. The dot products, 2 C N^2 = 1.31 GFLOP and a fifth more where bands
-// meet, take 24 us of its 67 TFLOP/s of float32 and hide behind the logits of the other blocks, as long as
-// one of an SM's four streams while another multiplies; on the tensor cores 3 us, 5 with tf32. V comes from
-// the second cache: 82 MB of float32 for 50 groups of 32 cells. Four blocks of 128 threads with eight reads
-// of 16 bytes each are 64 KB on their way per SM, of which the bandwidth at 1 us of latency needs 33.
-// Enlarging costs three flops a pixel, and a quarter as many reads of shared memory. The S x S maps never
-// reach memory.
+// Forward: the maps, by grid_attention's kernel (grid_attention/map.cuh), in float32 where the logits are of
+// half precision: 10 MB an image of 40 x 40 cells, which stay in the second cache for stream.cuh, which adds
+// them to the logits. It begins while the maps are still computed.
 //
-// Backward: 361 MB are read, 84 us. The gradient of the maps is stored, [B, N, N] in float32: 10 MB an image,
-// which stay in the second cache for the product (grid_attention/gradient.cuh).
+// Backward: gather.cuh, the adjoint of the enlarging, and grid_attention's gradient (gradient.cuh) of what it
+// leaves, 10 MB again.
+#include <algorithm>
+
 #include "../common/check.h"
 #include "../common/dtypes.h"
 #include "../grid_attention/gradient.cuh"
-#include "add.cuh"
+#include "../grid_attention/map.cuh"
 #include "attention_residual.h"
 #include "attention_residual_arguments.h"
 #include "gather.cuh"
+#include "stream.cuh"
 
 namespace solo_attn::attention_residual {
 namespace {
@@ -25,16 +23,20 @@ namespace {
 using grid_attention::data;
 using grid_attention::dispatch_product;
 using grid_attention::grid;
-using grid_attention::prepare;
-using grid_attention::Prepared;
+using grid_attention::kMapBlock;
+using grid_attention::map_rows;
+using grid_attention::MapRows;
+using grid_attention::stored_t;
 using grid_attention::symmetric_gradient;
 
 void check_arguments(const char* what, const Tensor& logits, const Tensor& features) {
   attention_residual::check_arguments(what, logits, features,
                                       Device::holds(features) && Device::holds(logits) &&
                                           logits.get_device_index() == features.get_device_index());
-  check(logits.size(3) < 1 << 27, "attention_residual: expected ", what,
-        " with rows of fewer than 2^27 pixels, got ", shape_of(logits));
+  check(logits.size(2) < 1 << 27 && logits.size(3) < 1 << 27, "attention_residual: expected ", what,
+        " of fewer than 2^27 rows and columns, got ", shape_of(logits));
+  check(features.size(2) <= 32768,
+        "attention_residual: expected grid_features of at most 32768 cells a side, got ", features.size(2));
 }
 
 // What a block reads begins at multiples of `step` pixels. If those are of 16 bytes: f(the pixels of 16
@@ -48,31 +50,60 @@ void with_width(int64_t step, const S* a, const S* b, const F& f) {
   }
 }
 
-// Both contiguous, both [B, N, H, W]; they may be one tensor.
+// Bytes of maps at a time, unless a single row takes more; few for the shim, whose grids are small.
+constexpr int64_t kMapBytes = kPlayed ? 40 << 10 : 256 << 20;
+
+// Adds to `cells` cells the maps, which have just been computed.
+template <class S>
+void stream(const Device& device, const char* op, const S* logits, S* out, const accumulator_t<S>* maps,
+            int64_t cells, const Sizes& size) {
+  with_width(size.width, logits, static_cast<const S*>(out), [&](auto width) {
+    constexpr int kWidth = decltype(width)::value;
+    const StreamPlan<accumulator_t<S>> plan(size, kWidth);
+    const auto run = [&](auto kernel, int64_t kept) {
+      launch_as(Start::early, device, op, kernel, grid(op, cells * plan.tiles * plan.parts),
+                dim3(kStreamThreads), kept * sizeof(accumulator_t<S>), logits, out, maps, size, plan);
+    };
+    if (plan.lines > 0) {
+      run(attention_residual_stream_kernel<S, kWidth, true>, plan.lines * size.side);
+    } else {
+      run(attention_residual_stream_kernel<S, kWidth, false>, 0);
+    }
+  });
+}
+
+// Both contiguous, both [B, N, H, W]; they may be one tensor. As many images at a time as kMapBytes have room
+// for; of one that they have none for, as many rows of its map.
 void add(const Tensor& logits, const Tensor& grid_features, double scale, bool tf32, Tensor& out) {
   constexpr const char* op = "attention_residual";
   const Device device(logits);
   const Tensor features = torch::stable::contiguous(grid_features);
   const Sizes size = sizes(logits, features);
-  if (size.batch * size.cells() == 0) return;
+  const int64_t cells = size.cells();
+  if (size.batch * cells == 0) return;
   dispatch_product(op, logits.scalar_type(), tf32, [&](auto tag) {
     using S = typename decltype(tag)::type;
-    const Prepared<S> prepared = prepare<S>(device, op, features);
-    const AddPlan plan(size, Dots<S, kGroup, false>::kColumns, kMostColumns<S>);
-    const S* from = data<S>(logits);
-    S* to = data<S>(out);
-    with_width(plan.span == size.side ? size.width : 1, from, static_cast<const S*>(to), [&](auto width) {
-      constexpr int kWidth = decltype(width)::value;
-      const auto run = [&](auto kernel) {
-        launch(device, op, kernel, grid(op, plan.blocks(size)), dim3(kThreads),
-               add_shared_bytes<S, kWidth>(plan), from, to, prepared.vectors, size, plan, scale);
-      };
-      if (prepared.aligned || grid_attention::kTensorCores<S>) {
-        run(attention_residual_fwd_kernel<S, kWidth, true>);
-      } else {
-        run(attention_residual_fwd_kernel<S, kWidth, grid_attention::kTensorCores<S>>);
+    using P = stored_t<S>;
+    using T = accumulator_t<S>;
+    const int64_t room = kMapBytes / static_cast<int64_t>(cells * sizeof(T));  // rows of maps
+    const int64_t images = std::max<int64_t>(1, std::min(size.batch, room / cells));
+    const int64_t whole = room >= kMapBlock ? room / kMapBlock * kMapBlock : std::max<int64_t>(1, room);
+    const int64_t rows = room >= cells ? cells : whole;
+    Tensor maps =
+        torch::stable::new_empty(features, {images * rows, cells}, accumulator_dtype(features.scalar_type()));
+    T* between = maps.mutable_data_ptr<T>();
+    const P *from = data<P>(logits), *vectors = data<P>(features);
+    P* to = data<P>(out);
+    for (int64_t b = 0; b < size.batch; b += images) {
+      const int64_t some = std::min(images, size.batch - b);
+      for (int64_t n = 0; n < cells; n += rows) {
+        const MapRows plan = map_rows(cells, n, std::min(rows, cells - n));
+        grid_attention::map<S>(device, op, vectors + size.features(b), some, size.channels, cells, plan,
+                               scale, between);
+        stream<P>(device, op, from + size.logits(b, n), to + size.logits(b, n), between, some * plan.rows,
+                  size);
       }
-    });
+    }
   });
 }
 
@@ -101,17 +132,17 @@ Tensor attention_residual_bwd_cuda(const Tensor& grad, const Tensor& grid_featur
   if (out.numel() == 0) return out;
   dispatch_product(op, features.scalar_type(), tf32, [&](auto tag) {
     using S = typename decltype(tag)::type;
-    using P = grid_attention::stored_t<S>;  // pixels are added, never multiplied with each other
+    using P = stored_t<S>;  // pixels are added, never multiplied with each other
     using T = accumulator_t<S>;
     Tensor maps = torch::stable::new_empty(features, {size.batch, size.cells(), size.cells()},
                                            accumulator_dtype(features.scalar_type()));
     const P* from = data<P>(upstream);
     with_width(size.width, from, from, [&](auto width) {
       constexpr int kWidth = decltype(width)::value;
-      const GatherPlan plan = gather_plan<T>(size, kWidth);
+      const GatherPlan<T> plan(size, kWidth);
       const int64_t blocks = ceil_div<int64_t>(size.batch * size.cells(), plan.cells);
-      launch(device, op, gather_kernel<P, kWidth>, grid(op, blocks), dim3(kThreads),
-             gather_shared_bytes<T>(plan, size), from, size, plan, maps.mutable_data_ptr<T>());
+      launch(device, op, attention_residual_gather_kernel<P, kWidth>, grid(op, blocks), dim3(kGatherThreads),
+             plan.shared_bytes(size), from, size, plan, maps.mutable_data_ptr<T>());
     });
     symmetric_gradient<S>(device, op, maps.const_data_ptr<T>(), features, scale, out);
   });

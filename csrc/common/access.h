@@ -64,42 +64,40 @@ __device__ __forceinline__ void store_once(S* to, const Run<S, kCount>& run) {
   }
 }
 
-// The next kAhead rows of one thread, on their way while it works on those before. 16 bytes wide they go to
-// places of its own in shared memory, by copies that need no registers; narrower ones go to registers.
+// The next kAhead rows of one thread, on their way to places of its own in shared memory while it works on
+// those before, by copies that need no registers. Of half precision one by one there is no such copy: a row
+// is then there when it was asked for.
+//
+// A place is read, and then given to the next copy, by the same thread with no barrier between: the order of
+// the program holds for it, as in a cuda::pipeline of one thread, and nobody else touches it.
 template <class S, int kWidth, int kAhead, int kThreads>
 class Ahead {
  public:
-  static constexpr bool kAsync = kWidth * sizeof(S) == 16;
-  // Rows in the body of a loop over them: registers have no index.
-  static constexpr int kUnroll = kAsync ? 1 : kAhead;
+  static constexpr int kBytes = kWidth * static_cast<int>(sizeof(S));
+  static constexpr bool kAsync = kBytes == 4 || kBytes == 8 || kBytes == 16;
   struct alignas(16) Places {
-    Run<S, kWidth> at[kAsync ? kAhead : 1][kAsync ? kThreads : 1];
+    Run<S, kWidth> at[kAhead][kThreads];
   };
 
-  __device__ __forceinline__ explicit Ahead(Places& places) : own_(&places.at[0][kAsync ? threadIdx.x : 0]) {}
+  __device__ __forceinline__ explicit Ahead(Places& places) : own_(&places.at[0][threadIdx.x]) {}
 
-  // Asks for row k, where there is one; its place is that of row k - kAhead.
-  __device__ __forceinline__ void ask(int k, const S* from, bool wanted) {
+  // Asks for a row, where there is one; `slot` is that of the row kAhead before.
+  __device__ __forceinline__ void ask(int slot, const S* from, bool wanted) {
     if constexpr (kAsync) {
-      if (wanted) copy_async(own_ + k % kAhead * kThreads, from);
+      if (wanted) copy_async<kBytes>(own_ + slot * kThreads, from);
       copy_async_commit();
     } else if (wanted) {
-      registers_[k % kAhead] = load_once<S, kWidth>(from);
+      own_[slot * kThreads] = load<S, kWidth>(from);
     }
   }
-  // Row k, which was asked for, as were all up to row k + kAhead - 1 and no others.
-  __device__ __forceinline__ Run<S, kWidth> take(int k) {
-    if constexpr (kAsync) {
-      copy_async_wait<kAhead - 1>();
-      return load<S, kWidth>(own_[k % kAhead * kThreads].at);
-    } else {
-      return registers_[k % kAhead];
-    }
+  // The row of `slot`, the first of the kAhead that were asked for last.
+  __device__ __forceinline__ Run<S, kWidth> take(int slot) {
+    if constexpr (kAsync) copy_async_wait<kAhead - 1>();
+    return load<S, kWidth>(own_[slot * kThreads].at);
   }
 
  private:
   Run<S, kWidth>* own_;
-  Run<S, kWidth> registers_[kAsync ? 1 : kAhead];
 };
 
 }  // namespace solo_attn

@@ -11,6 +11,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
+#include <mutex>
 #include <tuple>
 #include <utility>
 
@@ -74,7 +76,7 @@ class Device {
   explicit Device(const Tensor&) {}
   static bool holds(const Tensor& x) { return x.is_cpu(); }
 #else
-  explicit Device(const Tensor& x) : guard_(x.get_device_index()) {
+  explicit Device(const Tensor& x) : guard_(x.get_device_index()), index_(x.get_device_index()) {
     check(aoti_torch_get_current_cuda_stream != nullptr, "solo_attn: this torch is built without CUDA");
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
@@ -82,46 +84,113 @@ class Device {
   }
   static bool holds(const Tensor& x) { return x.is_cuda(); }
   cudaStream_t stream() const { return stream_; }
+  int index() const { return index_; }
 
  private:
   torch::stable::accelerator::DeviceGuard guard_;
+  int index_;
   cudaStream_t stream_;
 #endif
 };
 
+// What is known of one kernel on one device.
+struct KernelState {
+  size_t allowed = 0;  // bytes of dynamic shared memory that it may ask for
+  int version = 0;     // of the architecture whose code runs, as 90; 0: not looked up yet
+};
+
+// Of all kernels, by their address and the device's index. Two threads may launch one kernel with different
+// sizes at a time, so what is allowed is only ever raised: the larger launch would fail otherwise.
+class KernelStates {
+ public:
+  // Calls allow(bytes) if more is wanted than is allowed; what it returns is an error unless it is 0.
+  template <class Allow>
+  int allow(const void* kernel, int device, size_t wanted, const Allow& allow) {
+    const std::lock_guard<std::mutex> one_at_a_time(mutex_);
+    KernelState& state = states_[{kernel, device}];
+    if (wanted <= state.allowed) return 0;
+    const int error = allow(wanted);
+    if (error == 0) state.allowed = wanted;
+    return error;
+  }
+  template <class Look>
+  int version(const void* kernel, int device, const Look& look) {
+    const std::lock_guard<std::mutex> one_at_a_time(mutex_);
+    KernelState& state = states_[{kernel, device}];
+    if (state.version == 0) state.version = look();
+    return state.version;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<std::pair<const void*, int>, KernelState> states_;
+};
+
+inline KernelStates& kernel_states() {
+  static KernelStates states;
+  return states;
+}
+
+// When a kernel begins: after all that the one before it in the stream does, or (`early`) once that one's
+// blocks have all called let_next_start() or ended, where the GPU can do so. An early one calls
+// wait_for_previous() before it touches what the one before writes, or writes what that one touches.
+enum class Start { in_order, early };
+
 // Runs kernel<<<grid, block, shared>>>(args...) on the device's current stream. An empty grid runs nothing.
 // Blocks are of whole warps.
 template <class... Parameters, class... Args>
-void launch(const Device& device, const char* op, void (*kernel)(Parameters...), dim3 grid, dim3 block,
-            size_t shared, Args&&... args) {
+void launch_as(Start start, const Device& device, const char* op, void (*kernel)(Parameters...), dim3 grid,
+               dim3 block, size_t shared, Args&&... args) {
   static_assert(sizeof...(Parameters) == sizeof...(Args));
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   check(grid.x <= 0x7fffffffu && grid.y <= 65535 && grid.z <= 65535, op,
         ": expected sizes that need at most [2147483647, 65535, 65535] blocks, got [", grid.x, ", ", grid.y,
         ", ", grid.z, "]");
   std::tuple<Parameters...> values(static_cast<Parameters>(std::forward<Args>(args))...);
-#if defined(SOLO_ATTN_SHIM)
-  ::shim::run(op, grid, block, shared, [&] { std::apply(kernel, values); });
-#else
   const auto* function = reinterpret_cast<const void*>(kernel);
-  cudaError_t error = cudaSuccess;
+#if defined(SOLO_ATTN_SHIM)
+  kernel_states().allow(function, 0, shared, [&](size_t bytes) { return ::shim::allow(function, bytes); });
+  ::shim::run(op, function, grid, block, shared, start == Start::early, [&] { std::apply(kernel, values); });
+#else
   // Beyond 48 KB, those of a fixed size among them, a GPU gives only what it is asked for. Those of a fixed
   // size alone are never more: nvcc sees to it.
-  if (shared > 0) {
-    error =
-        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-  }
+  auto error = static_cast<cudaError_t>(
+      kernel_states().allow(function, device.index(), shared, [&](size_t bytes) -> int {
+        return cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(bytes));
+      }));
+  // Code for an older architecture knows no wait_for_previous().
+  const bool early = start == Start::early && kernel_states().version(function, device.index(), [&]() -> int {
+    cudaFuncAttributes attributes{};
+    return cudaFuncGetAttributes(&attributes, function) == cudaSuccess ? attributes.binaryVersion : 1;
+  }) >= 90;
   if (error == cudaSuccess) {
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared;
+    config.stream = device.stream();
+    config.attrs = &attribute;
+    config.numAttrs = early ? 1 : 0;
     error = std::apply(
         [&](auto&... value) {
           void* pointers[] = {const_cast<void*>(static_cast<const void*>(&value))...};
-          return cudaLaunchKernel(function, grid, block, pointers, shared, device.stream());
+          return cudaLaunchKernelExC(&config, function, pointers);
         },
         values);
   }
   if (error != cudaSuccess) cudaGetLastError();  // it is told here; the next call starts clean
   check(error == cudaSuccess, op, ": a CUDA kernel could not be launched: ", cudaGetErrorString(error));
 #endif
+}
+
+template <class... Parameters, class... Args>
+void launch(const Device& device, const char* op, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+            size_t shared, Args&&... args) {
+  launch_as(Start::in_order, device, op, kernel, grid, block, shared, std::forward<Args>(args)...);
 }
 
 // `x` must be where `like` is.

@@ -1,5 +1,6 @@
 // Instructions that C++ has no name for: tensor cores, copies to shared memory that run on their own, and
-// fast approximations. nvcc gets the instruction, the tests' shim a plain twin of it.
+// kernels that begin before the one before them has ended, fast approximations. nvcc gets the instruction,
+// the tests' shim a plain twin of it.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -83,13 +84,19 @@ __device__ __forceinline__ float fast_reciprocal(float x) {
   return result;
 }
 
-// 16 bytes, both addresses aligned to 16, on their way when this returns. Of a lane's copies, `bytes` < 16
-// are read and the rest is filled with 0.
-__device__ __forceinline__ void copy_async(void* shared, const void* global, int bytes = 16) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
-                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-               "l"(global), "r"(bytes)
-               : "memory");
+// 16 bytes (or 4, or 8), both addresses aligned to as many, on their way when this returns. Of them `bytes`
+// are read, and the rest is filled with 0.
+template <int kBytes = 16>
+__device__ __forceinline__ void copy_async(void* shared, const void* global, int bytes = kBytes) {
+  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global), "n"(kBytes),
+                 "r"(bytes)
+                 : "memory");
+  }
 }
 __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;"); }
 // Until all but the `left` last committed groups of this lane are there; other lanes need a barrier besides.
@@ -98,36 +105,66 @@ __device__ __forceinline__ void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(left) : "memory");
 }
 
+// Four 8 x 8 matrices of half precision, turned: lane l gives the address of row l % 8 of matrix l / 8, 16
+// bytes aligned to 16, and gets of each matrix the words (row 2t.., column g), with g = l / 4, t = l % 4.
+__device__ __forceinline__ void load_turned(uint32_t (&words)[4], const void* shared) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared)))
+               : "memory");
+}
+
+// The compiler moves no access to memory across this.
+__device__ __forceinline__ void keep_order() { asm volatile("" ::: "memory"); }
+
+// See Start in launch.h. Code for architectures before 9.0 is never launched early.
+__device__ __forceinline__ void let_next_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+__device__ __forceinline__ void wait_for_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Ends the kernel with cudaErrorAssert and this text, as PyTorch's own indexing does.
+#define SOLO_ATTN_DEVICE_ASSERT(good, text) \
+  if (!(good)) __assert_fail(text, "csrc", __LINE__, "")
+
 #else
 
 template <class S, class C>
-void mma(Type<S>, C (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+SHIM_UNINSTRUMENTED void mma(Type<S>, C (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   constexpr bool half = std::is_same_v<S, Half> || std::is_same_v<S, BFloat16>;
   constexpr uint32_t kRead = ~0x1fffu;  // what tensor cores read of a tf32
-  uint32_t left[16][8], right[8][8];    // by row of A, by column of B; words in the order of the depth
-  for (int k = 0; k < 6; ++k) {
-    const uint64_t* all = ::shim::sync_warp(kAllLanes, k < 4 ? a[k] : b[k - 4], __LINE__);
-    for (int lane = 0; lane < kWarp; ++lane) {
-      const auto word = static_cast<uint32_t>(all[lane]);
-      (k < 4 ? left[lane / 4 + k % 2 * 8][lane % 4 + k / 2 * 4] : right[lane / 4][lane % 4 + k % 2 * 4]) =
-          word;
-    }
-  }
+  const auto pair = [](uint32_t low, uint32_t high) { return low | static_cast<uint64_t>(high) << 32; };
+  const uint64_t mine[3] = {pair(a[0], a[1]), pair(a[2], a[3]), pair(b[0], b[1])};
+  const uint64_t* all = ::shim::sync_warp(kAllLanes, mine, 3, __LINE__);
+  const auto word = [&](int lane, int k) {
+    return static_cast<uint32_t>(all[3 * lane + k / 2] >> k % 2 * 32);
+  };
   const int g = static_cast<int>(::shim::lane()) / 4, t = static_cast<int>(::shim::lane()) % 4;
   for (int k = 0; k < 4; ++k) {
-    for (int w = 0; w < 8; ++w) {
-      const uint32_t x = left[g + k / 2 * 8][w], y = right[2 * t + k % 2][w];
+    // The sum is exact here until it is cut off, as tensor cores do instead of rounding it; how many more
+    // bits theirs keep is not documented.
+    auto sum = static_cast<double>(c[k]);
+    for (int w = 0; w < 8; ++w) {  // of the depth
+      const uint32_t x = word(4 * g + w % 4, k / 2 + w / 4 * 2),
+                     y = word(8 * t + k % 2 * 4 + w % 4, 4 + w / 4);
       if constexpr (std::is_same_v<S, Bits>) {
         c[k] += __popc(x & y);
       } else if constexpr (half) {
         for (int high = 0; high < 32; high += 16) {
-          c[k] += static_cast<float>(::shim::from_word<S>(x >> high & 0xffff)) *
-                  static_cast<float>(::shim::from_word<S>(y >> high & 0xffff));
+          sum += static_cast<double>(static_cast<float>(::shim::from_word<S>(x >> high & 0xffff))) *
+                 static_cast<double>(static_cast<float>(::shim::from_word<S>(y >> high & 0xffff)));
         }
       } else {
-        c[k] += __uint_as_float(x & kRead) * __uint_as_float(y & kRead);
+        sum += static_cast<double>(__uint_as_float(x & kRead)) * __uint_as_float(y & kRead);
       }
     }
+    if constexpr (!std::is_same_v<S, Bits>) c[k] = ::shim::cut_off(sum);
   }
 }
 
@@ -139,8 +176,28 @@ inline uint32_t to_tf32(float x) {
 inline float fast_exp2(float x) { return std::exp2(x); }
 inline float fast_reciprocal(float x) { return 1 / x; }
 
-inline void copy_async(void* shared, const void* global, int bytes = 16) {
-  ::shim::copy_async(shared, global, bytes);
+inline void load_turned(uint32_t (&words)[4], const void* shared) {
+  const uint64_t* all = ::shim::sync_warp(kAllLanes, reinterpret_cast<uintptr_t>(shared), __LINE__);
+  const void* rows[kWarp];
+  for (int lane = 0; lane < kWarp; ++lane) rows[lane] = reinterpret_cast<const void*>(all[lane]);
+  const int g = static_cast<int>(::shim::lane()) / 4, t = static_cast<int>(::shim::lane()) % 4;
+  for (int k = 0; k < 4; ++k) {
+    const auto* low = static_cast<const uint16_t*>(rows[8 * k + 2 * t]);
+    const auto* high = static_cast<const uint16_t*>(rows[8 * k + 2 * t + 1]);
+    words[k] = static_cast<uint32_t>(low[g]) | static_cast<uint32_t>(high[g]) << 16;
+  }
+}
+
+inline void keep_order() {}
+inline void let_next_start() {}
+inline void wait_for_previous() { ::shim::wait_for_previous(); }
+
+// The shim goes on: what a kernel does where a GPU would have stopped it is looked at by a test.
+#define SOLO_ATTN_DEVICE_ASSERT(good, text) ::shim::device_assert(good, text)
+
+template <int kBytes = 16>
+void copy_async(void* shared, const void* global, int bytes = kBytes) {
+  ::shim::copy_async(shared, global, kBytes, bytes);
 }
 inline void copy_async_commit() { ::shim::copy_async_commit(); }
 template <int left>

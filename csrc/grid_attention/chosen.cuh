@@ -1,13 +1,13 @@
 // The rows of chosen cells of the attention map, and their gradient.
 //
-// The list of (image, cell) is on the GPU and stays there: to look at it from here would mean to wait. The
-// public function has the device refuse what points outside of the batch or the grid; here it is never
-// followed: its row is NaN, and it has no part in a gradient.
+// The list of (image, cell) is on the GPU and stays there: to look at it from the host would mean to wait.
+// The device refuses what points outside of the batch or the grid, by an assertion, and never follows it: its
+// row is NaN, and it has no part in a gradient.
 #pragma once
 
 #include "../common/reduce.h"
 #include "dots.cuh"
-#include "gradient.cuh"
+#include "product.cuh"
 
 namespace solo_attn::grid_attention {
 
@@ -47,8 +47,9 @@ __device__ __forceinline__ void each_image(const int64_t* images, const F& f) {
 // written.
 template <class S, bool kAligned>
 __global__ void __launch_bounds__(kThreads, kBlocksAnSm<S>)
-    chosen_fwd_kernel(Vectors<S> vectors, Chosen chosen, accumulator_t<S> scale, S* out) {
-  using Tile = Dots<S, kListed, kAligned>;
+    grid_attention_chosen_kernel(Vectors<S> vectors, Chosen chosen, accumulator_t<S> scale, S* out) {
+  using Tile = Dots<S, kAligned>;
+  static_assert(Tile::kRows == kListed);
   using T = accumulator_t<S>;
   SOLO_ATTN_SHARED(images, int64_t[kListed]);
   SOLO_ATTN_SHARED(rows, int[kListed]);
@@ -58,6 +59,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksAnSm<S>)
   const int k = threadIdx.x;
   if (k < kListed) {
     images[k] = k < some ? chosen.image(k0 + k) : -1;
+    SOLO_ATTN_DEVICE_ASSERT(k >= some || images[k] >= 0,
+                            "grid_attention: expected cells of (image < B, cell < S*S)");
     rows[k] = images[k] >= 0 ? chosen.cell(k0 + k) : 0;
   }
   __syncthreads();
@@ -84,9 +87,10 @@ constexpr int kParts = 8;  // that sums over the cells are cut into, to have blo
 // from its row D of the gradient. 128 blocks for 100 cells of 256 channels.
 template <class S>
 __global__ void __launch_bounds__(kThreads, 2)
-    picked_kernel(const S* grad, const S* features, Chosen chosen, int64_t channels, accumulator_t<S>* out) {
+    grid_attention_picked_kernel(const S* grad, const S* features, Chosen chosen, int64_t channels,
+                                 accumulator_t<S>* out) {
   using T = accumulator_t<S>;
-  using Sum = Product<S, false>;
+  using Sum = Product<S>;
   SOLO_ATTN_SHARED(shared, typename Sum::Shared);
   static_assert(Sum::kColumns == kListed);
   SOLO_ATTN_SHARED(images, int64_t[kListed]);
@@ -106,15 +110,14 @@ __global__ void __launch_bounds__(kThreads, 2)
     const S* from = features + image * channels * cells;
     Sum product;
     product.clear();
-    product.run(
+    product.template run<false>(
         shared, begin, end,
         [&](int row, int64_t n) {
           return c0 + row < channels ? static_cast<T>(from[(c0 + row) * cells + n]) : T(0);
         },
         [&](int column, int64_t n) {
           return images[column] == image ? static_cast<T>(grad[(k0 + column) * cells + n]) : T(0);
-        },
-        typename Sum::None{});
+        });
     product.each([&](int row, int column, T value) {
       if (images[column] == image && c0 + row < channels) {
         out[(k0 + column) * channels + c0 + row] = value;
@@ -126,14 +129,14 @@ __global__ void __launch_bounds__(kThreads, 2)
 // dV = scale * (V_chosen D + picked at the chosen cells), added in the order of the list, in which a cell may
 // stand more than once.
 //
-// 4 C N flops a cell with picked_kernel's, and two reads of D and V. A block looks at the part of the list
-// that its image spans: all of it is its own where the list is sorted by image.
+// 4 C N flops a cell with grid_attention_picked_kernel's, and two reads of D and V. A block looks at the part
+// of the list that its image spans: all of it is its own where the list is sorted by image.
 template <class S>
 __global__ void __launch_bounds__(kThreads, kBlocksAnSm<S>)
-    chosen_gradient_kernel(const S* grad, const S* features, const accumulator_t<S>* picked, Chosen chosen,
-                           int64_t channels, accumulator_t<S> scale, S* out) {
+    grid_attention_chosen_gradient_kernel(const S* grad, const S* features, const accumulator_t<S>* picked,
+                                          Chosen chosen, int64_t channels, accumulator_t<S> scale, S* out) {
   using T = accumulator_t<S>;
-  using Sum = Product<S, false>;
+  using Sum = Product<S>;
   SOLO_ATTN_SHARED(shared, typename Sum::Shared);
   SOLO_ATTN_SHARED(range, int[2]);
   const int64_t cells = chosen.cells, across = ceil_div<int64_t>(cells, Sum::kColumns);
@@ -159,13 +162,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksAnSm<S>)
   out += b * channels * cells;
   Sum product;
   product.clear();
-  product.run(
+  product.template run<true>(
       shared, range[0], range[1],
       [&](int row, int64_t k) {
         const bool mine = c0 + row < channels && chosen.image(k) == b;
         return mine ? static_cast<T>(features[(c0 + row) * cells + chosen.cell(k)]) : T(0);
       },
-      typename Sum::None{},
       [&](int64_t k, int column) {
         const bool mine = n0 + column < cells && chosen.image(k) == b;
         return mine ? static_cast<T>(grad[k * cells + n0 + column]) : T(0);

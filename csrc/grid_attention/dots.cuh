@@ -1,49 +1,10 @@
-// Dot products of cells by a block of 128 threads: what grid_attention and attention_residual share.
+// Dot products of chosen cells with all others, by a block of 128 threads.
 #pragma once
 
-#include <type_traits>
-
 #include "../common/access.h"
-#include "../common/describe.h"
-#include "../common/dtypes.h"
-#include "../common/launch.h"
-#include "../common/ptx.h"
+#include "types.cuh"
 
 namespace solo_attn::grid_attention {
-
-constexpr int kThreads = 128;
-
-// Half precision goes through the tensor cores, and float32 where the caller allows them tf32: it is no
-// longer float32 then.
-template <class S>
-constexpr bool kTensorCores = sizeof(S) == 2 || std::is_same_v<S, Tf32>;
-
-// dispatch_float, with Tf32 for float32 where that is allowed.
-template <class F>
-void dispatch_product(const char* op, ScalarType dtype, bool tf32, const F& f) {
-  if (tf32 && dtype == ScalarType::Float) {
-    f(Type<Tf32>{});
-  } else {
-    dispatch_float(op, dtype, f);
-  }
-}
-
-// What lies in memory as S does, for all that is no product.
-template <class S>
-using stored_t = std::conditional_t<std::is_same_v<S, Tf32>, float, S>;
-
-template <class S>
-const S* data(const Tensor& x) {
-  return static_cast<const S*>(x.const_data_ptr());
-}
-template <class S>
-S* data(Tensor& x) {
-  return static_cast<S*>(x.mutable_data_ptr());
-}
-
-// Blocks that share a multiprocessor: 128 registers a thread, 255 for float64.
-template <class S>
-constexpr int kBlocksAnSm = sizeof(S) == 8 ? 2 : 4;
 
 // The channels that Dots takes at a time; V turned has a multiple of them, those in excess being 0.
 constexpr int64_t kDepth = 32;
@@ -61,7 +22,7 @@ struct Vectors {
 // [C, N] -> [N, depth] of each image; Tf32 is rounded to what tensor cores read.
 template <class S>
 __global__ void __launch_bounds__(kThreads)
-    turn_kernel(const S* in, int64_t channels, int64_t cells, int64_t depth, S* out) {
+    grid_attention_turn_kernel(const S* in, int64_t channels, int64_t cells, int64_t depth, S* out) {
   using Word = std::conditional_t<sizeof(S) == 2, uint16_t, float>;
   SOLO_ATTN_SHARED(tile, Word[kWarp][kWarp + 4 / sizeof(Word)]);
   const int64_t across = ceil_div<int64_t>(cells, kWarp), down = depth / kWarp;
@@ -81,11 +42,6 @@ __global__ void __launch_bounds__(kThreads)
       reinterpret_cast<Word*>(out)[(image * cells + n + r) * depth + c + lane] = tile[lane][r];
     }
   }
-}
-
-inline dim3 grid(const char* op, int64_t blocks) {
-  check(blocks <= 0x7fffffff, op, ": expected sizes that need fewer than 2^31 blocks, got ", blocks);
-  return dim3(static_cast<unsigned>(blocks));
 }
 
 // Keeps alive the tensor that vectors.data points into.
@@ -109,8 +65,8 @@ Prepared<S> prepare(const Device& device, const char* op, const Tensor& features
     Tensor turned = torch::stable::new_empty(features, {batch, cells, depth});
     const int64_t blocks = batch * ceil_div<int64_t>(cells, kWarp) * (depth / kWarp);
     S* out = data<S>(turned);
-    launch(device, op, turn_kernel<S>, grid(op, blocks), dim3(kThreads), 0, data<S>(features), channels,
-           cells, depth, out);
+    launch(device, op, grid_attention_turn_kernel<S>, grid(op, blocks), dim3(kThreads), 0, data<S>(features),
+           channels, cells, depth, out);
     return {turned, {out, depth, static_cast<int>(cells)}, cells % 4 == 0};
   } else {
     const S* in = data<S>(features);
@@ -118,17 +74,17 @@ Prepared<S> prepare(const Device& device, const char* op, const Tensor& features
   }
 }
 
-// The products of kRows cells with kColumns of them, 32 in the registers of each thread: 8 rows x 4 columns,
-// or of each warp 16 x 64 in eight tiles of mma. Each is summed over the channels in one order.
+// The products of 32 cells with 128 of them, 32 in the registers of each thread: 8 rows x 4 columns, or of
+// each warp 16 x 64 in eight tiles of mma. Each is summed over the channels in one order.
 //
 // FMA: a channel costs a thread 32 multiply-adds, one 16-byte load of columns, coalesced, from the first or
 // second cache, and two of rows from shared memory, the same for a whole warp. mma: 32 channels, or 16 of
 // tf32, cost a warp 16 instructions and ten 16-byte loads; which channels stand in which place of A and B
 // does not matter so long as they agree, so a lane takes eight, or four, that follow each other.
-template <class S, int kRows, bool kAligned>
+template <class S, bool kAligned>
 struct Dots {
   using T = accumulator_t<S>;
-  static constexpr int kColumns = 4096 / kRows;
+  static constexpr int kRows = 32, kColumns = 128;
 
   T sum[8][4];
 

@@ -1,220 +1,149 @@
-// Products of matrices that both lie with the sum's index last, for the gradients of grid_attention and
-// attention_residual.
+// The gradient of the whole map: dV = scale * V (dG + dG^T) of each image, V and dV being [C, N], dG [N, N].
+//
+// S = 40, C = 256: 1.31 GFLOP an image, three times that of tf32 for float32: 13 us at the 300 TFLOP/s that
+// mma.sync reaches of them, 9 in half precision (two of tf32), 4.5 as tf32. dG, 10 MB of float32, is read
+// twice for each 128 channels, V once for each 64 cells: 82 MB from the second cache. dG + dG^T is formed as
+// it is read from shared memory. The sum over the cells is cut into parts where a GPU has room for more
+// blocks than an image has tiles: 250 blocks of 264. Their sums are stored, and added in one order by a
+// second kernel.
 #pragma once
 
-#include "dots.cuh"
+#include <algorithm>
+
+#include "tile.cuh"
 
 namespace solo_attn::grid_attention {
 
-// sum [64, 32] of a block of 128 threads. Float types multiply and add; half precision goes through the
-// tensor cores as tf32, which holds each of its values exactly. The right factor may be a float32 that it
-// does not hold (a sum of gradients): then it is split in two, and 22 bits of it count. Tf32 is rounded.
-template <class S, bool kSplit>
-struct Product {
-  using T = accumulator_t<S>;
-  // Of the sum, which the callers keep below 2^31. For float types 32 bits leave fewer registers, not more.
-  using Index = std::conditional_t<kTensorCores<S>, int, int64_t>;
-  static constexpr int kRows = 64, kColumns = 32, kPart = 32;
-  // Four words apart in the banks, row by row: reads of eight rows x four columns, or of eight rows by 16
-  // bytes, meet no bank twice.
-  static constexpr int kStride = kPart + 4;
-  struct alignas(16) Shared {
-    T left[kRows][kStride];
-    T right[kColumns][kStride];
-  };
+constexpr int kGradientThreads = 256;  // eight warps, 4 x 2
+constexpr int kGradientRows = 4 * 32;  // channels of a block
+constexpr int kGradientColumns = 2 * 32;
+constexpr int kGradientStages = 2;
+constexpr int64_t kGradientBlocks = 264;  // two for each of an H200's multiprocessors
 
-  T sum[16];
+// How the sum over the cells is cut.
+struct GradientPlan {
+  int64_t across;
+  int64_t down;
+  int64_t parts;
+  int64_t length;  // cells of a part
 
-  __device__ __forceinline__ void clear() {
-    for (int i = 0; i < 16; ++i) sum[i] = 0;
+  GradientPlan(int64_t batch, int64_t channels, int64_t cells, int depth) {
+    across = ceil_div<int64_t>(cells, kGradientColumns);
+    down = ceil_div<int64_t>(channels, kGradientRows);
+    // Four steps of a part at least, for its sums are written and read again.
+    const int64_t steps = ceil_div<int64_t>(cells, depth), least = kPlayed ? 1 : 4;
+    const int64_t wanted =
+        std::max<int64_t>(1, kGradientBlocks / std::max<int64_t>(1, batch * across * down));
+    length = ceil_div(steps, std::min(wanted, std::max<int64_t>(1, steps / least))) * depth;
+    parts = ceil_div(cells, length);
   }
-
-  // sum += left . right over k in [begin, end). left(row, k) is read with k from lane to lane, and the right
-  // factor is right(column, k), read in the same way, plus turned(k, column), read with the column from lane
-  // to lane; either may be None. What lies outside of the matrices they return as 0.
-  template <class L, class R, class U>
-  __device__ __forceinline__ void run(Shared& shared, Index begin, Index end, const L& left, const R& right,
-                                      const U& turned) {
-    T a[16], b[8], u[8];
-    const int fast = threadIdx.x % kWarp, slow = threadIdx.x / kWarp;
-    const auto fetch = [&](Index k) {
-      const bool inside = k + fast < end;
-#pragma unroll
-      for (int i = 0; i < 16; ++i) a[i] = inside ? left(slow + 4 * i, k + fast) : T(0);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        if constexpr (kIs<R>) b[i] = inside ? right(slow + 4 * i, k + fast) : T(0);
-        if constexpr (kIs<U>) u[i] = k + slow + 4 * i < end ? turned(k + slow + 4 * i, fast) : T(0);
-      }
-    };
-    if (begin < end) fetch(begin);
-    for (Index k = begin; k < end; k += kPart) {
-      __syncthreads();
-#pragma unroll
-      for (int i = 0; i < 16; ++i) shared.left[slow + 4 * i][fast] = held(a[i]);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        if constexpr (kIs<R>) {
-          shared.right[slow + 4 * i][fast] = kIs<U> ? b[i] : held(b[i]);
-        } else {
-          shared.right[fast][slow + 4 * i] = held(u[i]);
-        }
-      }
-      if constexpr (kIs<R> && kIs<U>) {
-        __syncthreads();
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          T& sum = shared.right[fast][slow + 4 * i];
-          sum = held(sum + u[i]);
-        }
-      }
-      __syncthreads();
-      if (k + kPart < end) fetch(k + kPart);
-      add(shared);
-    }
-  }
-
-  // f(row, column, value) for the sums of this thread.
-  template <class F>
-  __device__ __forceinline__ void each(const F& f) {
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      if constexpr (kTensorCores<S>) {
-        const int lane = threadIdx.x % kWarp;
-        f(warp_row() + i / 8 * 16 + lane / 4 + i % 4 / 2 * 8,
-          warp_column() + i / 4 % 2 * 8 + lane % 4 * 2 + i % 2, sum[i]);
-      } else {
-        f(threadIdx.x / 8 + i / 4 * 16, threadIdx.x % 8 + i % 4 * 8, sum[i]);
-      }
-    }
-  }
-
-  struct None {};
-
- private:
-  template <class F>
-  static constexpr bool kIs = !std::is_same_v<F, None>;
-
-  // A factor as it stands in shared memory: Tf32 rounded, once for all that read it.
-  static __device__ __forceinline__ T held(T x) {
-    if constexpr (std::is_same_v<S, Tf32>) {
-      return __uint_as_float(to_tf32(x));
-    } else {
-      return x;
-    }
-  }
-
-  static __device__ __forceinline__ uint32_t word(float x) {
-    return std::is_same_v<S, Tf32> ? __float_as_uint(x) : to_tf32(x);
-  }
-
-  static __device__ int warp_row() { return threadIdx.x / kWarp % 2 * 32; }
-  static __device__ int warp_column() { return threadIdx.x / kWarp / 2 * 16; }
-
-  __device__ __forceinline__ void add(const Shared& shared) {
-    if constexpr (kTensorCores<S>) {
-      tensor_cores(shared);
-    } else {
-#pragma unroll 2
-      for (int k = 0; k < kPart; k += 4) {
-        Run<T, 4> x[4], y[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          x[i] = load<T, 4>(shared.left[threadIdx.x / 8 + 16 * i] + k);
-          y[i] = load<T, 4>(shared.right[threadIdx.x % 8 + 8 * i] + k);
-        }
-#pragma unroll
-        for (int d = 0; d < 4; ++d) {
-#pragma unroll
-          for (int i = 0; i < 16; ++i) sum[i] += x[i / 4].at[d] * y[i % 4].at[d];
-        }
-      }
-    }
-  }
-
-  __device__ __forceinline__ void tensor_cores(const Shared& shared) {
-    const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
-#pragma unroll 2
-    for (int k = 0; k < kPart; k += 8) {
-      uint32_t a[2][4];
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        a[i / 4][i % 4] = word(shared.left[warp_row() + i / 4 * 16 + g + i % 2 * 8][k + t + i % 4 / 2 * 4]);
-      }
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        uint32_t high[2], low[2];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const float x = shared.right[warp_column() + 8 * n + g][k + t + 4 * i];
-          high[i] = word(x);
-          const float most = __uint_as_float(high[i]);
-          low[i] = to_tf32(most == x ? 0.0f : x - most);  // an infinite x has no rest
-        }
-#pragma unroll
-        for (int m = 0; m < 2; ++m) {
-          float (&to)[4] = reinterpret_cast<float (&)[4]>(sum[8 * m + 4 * n]);
-          mma(Type<Tf32>{}, to, a[m], high);
-          if constexpr (kSplit) mma(Type<Tf32>{}, to, a[m], low);
-        }
-      }
-    }
-  }
+  SOLO_ATTN_HOST_DEVICE int64_t blocks() const { return across * down * parts; }
 };
 
-template <class S>
-using SymmetricProduct = Product<S, !std::is_same_v<S, Tf32>>;
+template <class T>
+constexpr int kGradientDepth = 128 / static_cast<int>(sizeof(T));  // cells at a time
 
-// dV = scale * V (dG + dG^T) of each image: V and dV are [C, N], dG is [N, N].
-//
-// S = 40, C = 256: 1.31 GFLOP an image, with float32 20 us of an H200's 67 TFLOP/s, with half precision twice
-// that by tf32 in 10 us, with float32 as tf32 in 5. dG, 10 MB of float32, is read twice for each 64 channels,
-// from the second cache, in which it fits. dG + dG^T is formed in shared memory, 32 x 32 at a time. Blocks
-// 200 an image.
+// Rows lie 16 bytes longer than they are: reads of 8 rows x 4 places meet no bank twice. So do those of 4
+// rows x 8 places of `turned`, 32 bytes longer.
 template <class S, class G>
-__global__ void __launch_bounds__(kThreads, kBlocksAnSm<S>)
-    symmetric_gradient_kernel(const G* grad, const S* features, int64_t channels, int64_t cells,
-                              accumulator_t<S> scale, S* out) {
+struct alignas(16) GradientStage {
+  using P = stored_t<S>;
+  static constexpr int kDepth = kGradientDepth<accumulator_t<S>>;
+  static constexpr int kLeft = kDepth + kPer16Bytes<P>, kRight = kDepth + kPer16Bytes<G>;
+  static constexpr int kTurned = kGradientColumns + 2 * kPer16Bytes<G>;
+  P left[kGradientRows][kLeft];
+  G right[kGradientColumns][kRight];
+  G turned[kDepth][kTurned];
+};
+
+// parts [parts, images, C, N] of V (dG + dG^T).
+template <class S, class G, bool kAligned>
+__global__ void __launch_bounds__(kGradientThreads, sizeof(S) == 8 || !kAligned ? 1 : 2)
+    grid_attention_gradient_kernel(const G* grad, const stored_t<S>* features, int64_t channels,
+                                   int64_t cells, GradientPlan plan, accumulator_t<S>* parts) {
   using T = accumulator_t<S>;
-  using Sum = SymmetricProduct<S>;
-  SOLO_ATTN_SHARED(shared, typename Sum::Shared);
-  const int64_t across = ceil_div<int64_t>(cells, Sum::kColumns);
-  const int64_t down = ceil_div<int64_t>(channels, Sum::kRows);
-  const int64_t b = blockIdx.x / (across * down), rest = blockIdx.x % (across * down);
-  const int64_t c0 = rest % down * Sum::kRows, n0 = rest / down * Sum::kColumns;
-  features += b * channels * cells;
-  out += b * channels * cells;
-  grad += b * cells * cells;
-  Sum product;
+  using Stage = GradientStage<S, G>;
+  constexpr Factors kHow = kFactors<S>;
+  constexpr int kDepth = Stage::kDepth, kThreads = kGradientThreads;
+  SOLO_ATTN_DYNAMIC_SHARED(Stage, stages);
+  let_next_start();
+  int64_t index = blockIdx.x;
+  const int64_t c0 = index % plan.down * kGradientRows;
+  const int64_t n0 = (index /= plan.down) % plan.across * kGradientColumns;
+  const int64_t part = (index /= plan.across) % plan.parts;
+  const int64_t image = index / plan.parts, images = gridDim.x / plan.blocks();
+  const int64_t begin = part * plan.length, end = min(begin + plan.length, cells);
+  features += image * channels * cells + c0 * cells;
+  grad += image * cells * cells;
+  parts += (part * images + image) * channels * cells + c0 * cells + n0;
+  const int warp = threadIdx.x / kWarp, row0 = warp / 2 * 32, column0 = warp % 2 * 32;
+
+  WarpTile<T> product;
   product.clear();
-  product.run(
-      shared, 0, cells,
-      [&](int row, int64_t k) {
-        return c0 + row < channels ? static_cast<T>(features[(c0 + row) * cells + k]) : T(0);
+  in_stages<kGradientStages>(
+      static_cast<int>(ceil_div<int64_t>(end - begin, kDepth)),
+      [&](int to, int step) {
+        const int64_t k = begin + static_cast<int64_t>(step) * kDepth;
+        Stage& place = stages[to];
+        stage<kGradientRows, kDepth, Stage::kLeft, kThreads, kAligned>(place.left[0], features + k, cells,
+                                                                       channels - c0, end - k);
+        stage<kGradientColumns, kDepth, Stage::kRight, kThreads, kAligned>(
+            place.right[0], grad + n0 * cells + k, cells, cells - n0, end - k);
+        stage<kDepth, kGradientColumns, Stage::kTurned, kThreads, kAligned>(
+            place.turned[0], grad + k * cells + n0, cells, end - k, cells - n0);
       },
-      [&](int column, int64_t k) {
-        return n0 + column < cells ? static_cast<T>(grad[(n0 + column) * cells + k]) : T(0);
-      },
-      [&](int64_t k, int column) {
-        return n0 + column < cells ? static_cast<T>(grad[k * cells + n0 + column]) : T(0);
+      [&](int at) {
+        const Stage& place = stages[at];
+        product.template add<kHow, kDepth>(
+            [&](int row, int k) { return static_cast<T>(place.left[row0 + row][k]); },
+            [&](int k, int column) {
+              return static_cast<T>(place.right[column0 + column][k]) +
+                     static_cast<T>(place.turned[k][column0 + column]);
+            });
       });
-  product.each([&](int row, int column, T value) {
-    if (c0 + row < channels && n0 + column < cells) {
-      out[(c0 + row) * cells + n0 + column] = static_cast<S>(scale * value);
-    }
+  product.template each<kHow>([&](int row, int column, T value) {
+    row += row0;
+    column += column0;
+    if (c0 + row < channels && n0 + column < cells) parts[row * cells + column] = value;
   });
+}
+
+// out [size] = scale * the sum of parts [count, size], in their order.
+template <class S>
+__global__ void __launch_bounds__(kGradientThreads)
+    grid_attention_gradient_sum_kernel(const accumulator_t<S>* parts, int64_t count, int64_t size,
+                                       accumulator_t<S> scale, S* out) {
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * kGradientThreads + threadIdx.x;
+  wait_for_previous();
+  if (at >= size) return;
+  accumulator_t<S> sum = 0;
+#pragma unroll 4
+  for (int64_t part = 0; part < count; ++part) sum += parts[part * size + at];
+  out[at] = static_cast<S>(scale * sum);
 }
 
 template <class S, class G>
 void symmetric_gradient(const Device& device, const char* op, const G* grad, const Tensor& features,
                         double scale, Tensor& out) {
-  using Sum = SymmetricProduct<S>;
+  using T = accumulator_t<S>;
+  using P = stored_t<S>;
+  using Stage = GradientStage<S, G>;
   const int64_t batch = features.size(0), channels = features.size(1),
-                cells = features.size(2) * features.size(2);
-  const int64_t blocks =
-      batch * ceil_div<int64_t>(cells, Sum::kColumns) * ceil_div<int64_t>(channels, Sum::kRows);
-  launch(device, op, symmetric_gradient_kernel<S, G>, grid(op, blocks), dim3(kThreads), 0, grad,
-         data<S>(features), channels, cells, scale, data<S>(out));
+                cells = features.size(2) * features.size(2), size = features.numel();
+  const GradientPlan plan(batch, channels, cells, Stage::kDepth);
+  Tensor parts =
+      torch::stable::new_empty(features, {plan.parts, size}, accumulator_dtype(features.scalar_type()));
+  const P* from = data<P>(features);
+  const bool aligned =
+      cells % kPer16Bytes<P> == 0 && cells % kPer16Bytes<G> == 0 && aligned16(from) && aligned16(grad);
+  with_aligned(aligned, [&](auto yes) {
+    launch(device, op, grid_attention_gradient_kernel<S, G, decltype(yes)::value>,
+           grid(op, batch * plan.blocks()), dim3(kGradientThreads), kGradientStages * sizeof(Stage), grad,
+           from, channels, cells, plan, parts.mutable_data_ptr<T>());
+  });
+  launch_as(Start::early, device, op, grid_attention_gradient_sum_kernel<P>,
+            grid(op, ceil_div<int64_t>(size, kGradientThreads)), dim3(kGradientThreads), 0,
+            parts.const_data_ptr<T>(), plan.parts, size, scale, data<P>(out));
 }
 
 }  // namespace solo_attn::grid_attention

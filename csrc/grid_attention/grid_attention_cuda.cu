@@ -1,72 +1,14 @@
-// The dot products of every pair of cells.
-//
-// S = 40, C = 256, one image: 2 C N^2 = 1.31 GFLOP, of which half is done, the rest being its mirror
-// image. 1.6 MB (float32) are read, 10.2 MB written: 2.4 us at an H200's 4.3 TB/s, when its 67 TFLOP/s of
-// float32 take 10 us for the half, and its tensor cores 1 us, or 2 of tf32. So float32 is bound by the
-// multiply-adds, half precision by the start of the kernel. 325 blocks an image. Chosen cells: chosen.cuh;
-// the gradient: gradient.cuh.
+// The dot products of every pair of cells: map.cuh, and gradient.cuh. Chosen cells: chosen.cuh.
 #include <optional>
 
 #include "../common/dtypes.h"
 #include "chosen.cuh"
-#include "dots.cuh"
 #include "gradient.cuh"
-#include "grid_attention.h"
 #include "grid_attention_arguments.h"
+#include "map.cuh"
 
 namespace solo_attn::grid_attention {
 namespace {
-
-// Block (i, j) with i <= j of the full map, and its mirror image. Both are written from shared memory, in
-// rows.
-template <class S, bool kAligned>
-__global__ void __launch_bounds__(kThreads, kBlocksAnSm<S>)
-    grid_attention_fwd_kernel(Vectors<S> vectors, int64_t pairs, accumulator_t<S> scale, S* out) {
-  constexpr int kBlock = 64;
-  using T = accumulator_t<S>;
-  SOLO_ATTN_SHARED(rows, int[kBlock]);
-  SOLO_ATTN_SHARED(tile, T[kBlock][kBlock + 1]);
-  const int cells = vectors.cells;
-  const int64_t b = blockIdx.x / pairs;
-  const BlockPair pair = block_pair(blockIdx.x % pairs);
-  const int i = static_cast<int>(pair.i) * kBlock, j = static_cast<int>(pair.j) * kBlock;
-  if (threadIdx.x < kBlock) rows[threadIdx.x] = min(i + static_cast<int>(threadIdx.x), cells - 1);
-  __syncthreads();
-  Dots<S, kBlock, kAligned> dots;
-  dots.run(vectors, b, rows, j);
-  dots.each([&](int row, int column, T value) { tile[row][column] = scale * value; });
-  __syncthreads();
-  out += b * cells * cells;
-  const auto write = [&](int first_row, int first_column, const auto& value) {
-    for (int e = threadIdx.x; e < kBlock * kBlock / 4; e += kThreads) {
-      const int row = e / (kBlock / 4), column = e % (kBlock / 4) * 4, left = cells - first_column - column;
-      if (first_row + row >= cells || left <= 0) continue;
-      Run<S, 4> run;
-      for (int k = 0; k < 4; ++k) run.at[k] = static_cast<S>(value(row, column + k));
-      S* to = out + static_cast<int64_t>(first_row + row) * cells + first_column + column;
-      if constexpr (kAligned) {
-        store_once(to, run);
-      } else {
-        for (int k = 0; k < min(4, left); ++k) to[k] = run.at[k];
-      }
-    }
-  };
-  if (i == j) {  // one half of a block on the diagonal stands for both
-    write(i, i, [&](int row, int column) { return tile[min(row, column)][max(row, column)]; });
-  } else {
-    write(i, j, [&](int row, int column) { return tile[row][column]; });
-    write(j, i, [&](int row, int column) { return tile[column][row]; });
-  }
-}
-
-template <class F>
-void with_aligned(bool aligned, const F& f) {
-  if (aligned) {
-    f(std::true_type{});
-  } else {
-    f(std::false_type{});
-  }
-}
 
 void check_there(const char* op, const Tensor& features) {
   check_features(op, features);
@@ -92,7 +34,8 @@ Tensor grid_attention_cuda(const Tensor& grid_features, double scale, const std:
   constexpr const char* op = "grid_attention";
   check_there(op, grid_features);
   const Device device(grid_features);
-  const int64_t batch = grid_features.size(0), side = grid_features.size(2), count = side * side;
+  const int64_t batch = grid_features.size(0), channels = grid_features.size(1), side = grid_features.size(2);
+  const int64_t count = side * side;
   const Tensor features = torch::stable::contiguous(grid_features);
   Tensor list = features;
   const Chosen chosen = cells ? chosen_of(op, *cells, features, list) : Chosen{};
@@ -101,20 +44,18 @@ Tensor grid_attention_cuda(const Tensor& grid_features, double scale, const std:
   if (out.numel() == 0) return out;
   dispatch_product(op, features.scalar_type(), tf32, [&](auto tag) {
     using S = typename decltype(tag)::type;
+    using P = stored_t<S>;
+    if (!cells) {
+      P* to = data<P>(out);
+      map<S>(device, op, data<P>(features), batch, channels, count, map_rows(count, 0, count), scale, to);
+      return;
+    }
     const Prepared<S> prepared = prepare<S>(device, op, features);
-    S* to = data<S>(out);
-    with_aligned(prepared.aligned, [&](auto aligned) {
-      constexpr bool kAligned = decltype(aligned)::value;
-      if (cells) {
-        const int64_t blocks = ceil_div<int64_t>(chosen.count, kListed) * ceil_div<int64_t>(count, 128);
-        constexpr bool kFour = kAligned || kTensorCores<S>;
-        launch(device, op, chosen_fwd_kernel<S, kFour>, grid(op, blocks), dim3(kThreads), 0, prepared.vectors,
-               chosen, scale, to);
-      } else {
-        const int64_t pairs = block_pairs(ceil_div<int64_t>(count, 64));
-        launch(device, op, grid_attention_fwd_kernel<S, kAligned>, grid(op, batch * pairs), dim3(kThreads), 0,
-               prepared.vectors, pairs, scale, to);
-      }
+    const int64_t blocks =
+        ceil_div<int64_t>(chosen.count, kListed) * ceil_div<int64_t>(count, Dots<S, true>::kColumns);
+    with_aligned(prepared.aligned || kTensorCores<S>, [&](auto aligned) {
+      launch(device, op, grid_attention_chosen_kernel<S, decltype(aligned)::value>, grid(op, blocks),
+             dim3(kThreads), 0, prepared.vectors, chosen, scale, data<S>(out));
     });
   });
   return out;
@@ -141,14 +82,15 @@ Tensor grid_attention_bwd_cuda(const Tensor& grad, const Tensor& grid_features, 
       symmetric_gradient<S>(device, op, data<stored_t<S>>(upstream), features, scale, out);
       return;
     }
-    using Sum = Product<S, false>;
+    using Sum = Product<S>;
     const S *above = data<S>(upstream), *from = data<S>(features);
     const int64_t down = ceil_div<int64_t>(channels, Sum::kRows);
     Tensor picked = torch::stable::new_empty(features, {kParts, chosen.count, channels},
                                              accumulator_dtype(features.scalar_type()));
-    launch(device, op, picked_kernel<S>, grid(op, ceil_div<int64_t>(chosen.count, kListed) * kParts * down),
-           dim3(kThreads), 0, above, from, chosen, channels, picked.mutable_data_ptr<T>());
-    launch(device, op, chosen_gradient_kernel<S>,
+    launch(device, op, grid_attention_picked_kernel<S>,
+           grid(op, ceil_div<int64_t>(chosen.count, kListed) * kParts * down), dim3(kThreads), 0, above, from,
+           chosen, channels, picked.mutable_data_ptr<T>());
+    launch(device, op, grid_attention_chosen_gradient_kernel<S>,
            grid(op, batch * ceil_div<int64_t>(count, Sum::kColumns) * down), dim3(kThreads), 0, above, from,
            picked.const_data_ptr<T>(), chosen, channels, scale, data<S>(out));
   });

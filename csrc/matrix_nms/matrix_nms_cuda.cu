@@ -42,17 +42,6 @@ struct Masks {
   T* worst;  // c_j
 };
 
-// 16 pixels from `first` on; those from `pixels` on are 0.
-__device__ __forceinline__ uint32_t pack16(const uint8_t* row, int64_t first, int64_t pixels, bool aligned) {
-  if (aligned && first + 16 <= pixels) {
-    const ulonglong2 x = *reinterpret_cast<const ulonglong2*>(row + first);
-    return pack8(x.x) | pack8(x.y) << 8;
-  }
-  uint32_t bits = 0;
-  for (int k = 0; k < 16 && first + k < pixels; ++k) bits |= (row[first + k] != 0 ? 1u : 0u) << k;
-  return bits;
-}
-
 // Packs a row of bytes, or copies one of words; returns how many bits this lane set.
 template <bool kBytes>
 __device__ __forceinline__ int write_row(const void* masks, int64_t offset, int64_t width, int64_t words,
@@ -61,12 +50,34 @@ __device__ __forceinline__ int write_row(const void* masks, int64_t offset, int6
   if constexpr (kBytes) {
     const auto* from = static_cast<const uint8_t*>(masks) + offset;
     auto* halves = reinterpret_cast<uint16_t*>(to);
-    const bool aligned = reinterpret_cast<uintptr_t>(from) % 16 == 0;
-#pragma unroll 4
-    for (int h = threadIdx.x; h < static_cast<int>(2 * words); h += kThreads) {
-      const uint32_t half = pack16(from, int64_t(16) * h, width, aligned);
-      halves[h] = static_cast<uint16_t>(half);
-      area += __popc(half);
+    const auto put = [&](int half, uint32_t bits) {
+      halves[half] = static_cast<uint16_t>(bits);
+      area += __popc(bits);
+    };
+    // 16 pixels at a time, four reads on their way before the first is used; then what is left, one by one.
+    const int whole = reinterpret_cast<uintptr_t>(from) % 16 == 0 ? static_cast<int>(width / 16) : 0;
+    for (int first = threadIdx.x; first < whole; first += 4 * kThreads) {
+      ulonglong2 read[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const int half = min(first + k * kThreads, whole - 1);
+        read[k] = *reinterpret_cast<const ulonglong2*>(from + int64_t(16) * half);
+      }
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const int half = first + k * kThreads;
+        if (half < whole) put(half, pack8(read[k].x) | pack8(read[k].y) << 8);
+      }
+    }
+#pragma unroll 1
+    for (int half = whole + threadIdx.x; half < static_cast<int>(2 * words); half += kThreads) {
+      uint32_t bits = 0;
+      const int64_t begin = int64_t(16) * half;
+#pragma unroll 1
+      for (int64_t at = begin; at < min(begin + 16, width); ++at) {
+        bits |= (from[at] != 0 ? 1u : 0u) << (at - begin);
+      }
+      put(half, bits);
     }
   } else {
     const auto* from = static_cast<const uint32_t*>(masks) + 2 * offset;
@@ -81,8 +92,8 @@ __device__ __forceinline__ int write_row(const void* masks, int64_t offset, int6
 
 template <class S, class T, bool kBytes>
 __global__ void __launch_bounds__(kThreads, 5)
-    prepare_kernel(const void* masks, int64_t stride, int64_t width, const int64_t* labels, const S* scores,
-                   Masks<T> out) {
+    matrix_nms_prepare_kernel(const void* masks, int64_t stride, int64_t width, const int64_t* labels,
+                              const S* scores, Masks<T> out) {
   SOLO_ATTN_SHARED(parts, int[kWarps]);
   const int64_t mine = blockIdx.x, label = labels[mine];
   const auto score = static_cast<T>(scores[mine]);
@@ -153,7 +164,8 @@ __device__ __forceinline__ void count_common(const uint32_t* bits, int64_t words
 
 // Tile (blockIdx.y of the panel, blockIdx.x): overlap[j - panel, i] for i < j of one label, and c_j.
 template <class T>
-__global__ void __launch_bounds__(kThreads, 2) overlaps_kernel(Masks<T> masks, int64_t panel, T* overlap) {
+__global__ void __launch_bounds__(kThreads, 2)
+    matrix_nms_overlaps_kernel(Masks<T> masks, int64_t panel, T* overlap) {
   SOLO_ATTN_SHARED(parts, int[kWarps][kTile * kPitch]);
   const int64_t j0 = panel + int64_t(blockIdx.y) * kTile, i0 = int64_t(blockIdx.x) * kTile;
   if (i0 > j0 || masks.group[j0] > i0 + kTile - 1) return;
@@ -193,8 +205,8 @@ __global__ void __launch_bounds__(kThreads, 2) overlaps_kernel(Masks<T> masks, i
 
 template <class S, class T, class Kernel>
 __global__ void __launch_bounds__(kThreads)
-    decay_kernel(Masks<T> masks, int64_t panel, int64_t end, const T* overlap, Kernel kernel, const S* scores,
-                 S* decayed, T* decay) {
+    matrix_nms_decay_kernel(Masks<T> masks, int64_t panel, int64_t end, const T* overlap, Kernel kernel,
+                            const S* scores, S* decayed, T* decay) {
   const int64_t j = panel + int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   if (j >= end) return;
   const int lane = threadIdx.x % kWarp;
@@ -233,7 +245,7 @@ void run(const Device& device, const Tensor& masks, const Tensor& labels, const 
                         place + 2 * count,
                         worst.mutable_data_ptr<T>()};
   const auto* score = scores.const_data_ptr<S>();
-  launch(device, op, packed ? prepare_kernel<S, T, false> : prepare_kernel<S, T, true>,
+  launch(device, op, packed ? matrix_nms_prepare_kernel<S, T, false> : matrix_nms_prepare_kernel<S, T, true>,
          dim3(static_cast<unsigned>(count)), dim3(kThreads), 0, masks.const_data_ptr(), masks.stride(0),
          width, labels.const_data_ptr<int64_t>(), score, sorted);
   const int64_t most = ceil_div<int64_t>(count, kTile) * kTile;
@@ -246,9 +258,10 @@ void run(const Device& device, const Tensor& masks, const Tensor& labels, const 
     const auto columns = static_cast<unsigned>(ceil_div<int64_t>(end, kTile));
     const auto rows = static_cast<unsigned>(ceil_div<int64_t>(end - panel, kTile));
     const auto blocks = static_cast<unsigned>(ceil_div<int64_t>(end - panel, kWarps));
-    launch(device, op, overlaps_kernel<T>, dim3(columns, rows), dim3(kThreads), 0, sorted, panel, overlaps);
-    launch(device, op, decay_kernel<S, T, Kernel>, dim3(blocks), dim3(kThreads), 0, sorted, panel, end,
-           overlaps, kernel, score, decayed.mutable_data_ptr<S>(), decay.mutable_data_ptr<T>());
+    launch(device, op, matrix_nms_overlaps_kernel<T>, dim3(columns, rows), dim3(kThreads), 0, sorted, panel,
+           overlaps);
+    launch(device, op, matrix_nms_decay_kernel<S, T, Kernel>, dim3(blocks), dim3(kThreads), 0, sorted, panel,
+           end, overlaps, kernel, score, decayed.mutable_data_ptr<S>(), decay.mutable_data_ptr<T>());
   }
 }
 

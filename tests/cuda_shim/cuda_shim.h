@@ -47,7 +47,12 @@ SHIM_VECTOR4(unsigned, uint4, 16)
 
 namespace shim {
 
-void run(const char* op, dim3 grid, dim3 block, size_t shared, const std::function<void()>& lane);
+// `early`: lanes may touch what the launch before wrote, or write what it read, once they have waited for it.
+void run(const char* op, const void* kernel, dim3 grid, dim3 block, size_t shared, bool early,
+         const std::function<void()>& lane);
+void wait_for_previous();
+// Plays cudaFuncSetAttribute: how much dynamic shared memory a kernel may ask for; not 0 is an error.
+int allow(const void* kernel, size_t bytes);
 
 void* shared_memory(int key, size_t bytes);
 void* dynamic_shared();
@@ -57,14 +62,29 @@ T& static_shared() {
 }
 
 void sync_block(int line);
-// Waits for the lanes of `mask`; then the values that they came with stand in the result, by lane.
-const uint64_t* sync_warp(unsigned mask, uint64_t value, int line);
+// Waits for the lanes of `mask`; then the values that they came with, `count` each, stand in the result, by
+// lane, until this lane waits again.
+constexpr int kExchanged = 3;  // at most
+const uint64_t* sync_warp(unsigned mask, const uint64_t* values, int count, int line);
+inline const uint64_t* sync_warp(unsigned mask, uint64_t value, int line) {
+  return sync_warp(mask, &value, 1, line);
+}
 unsigned lane();
 
-// Copies that arrive when they are waited for, and no sooner.
-void copy_async(void* shared, const void* global, int bytes);
+// Copies of `size` bytes, of which `bytes` are read, that arrive when they are waited for, and no sooner.
+void copy_async(void* shared, const void* global, int size, int bytes);
 void copy_async_commit();
 void copy_async_wait(int left);
+
+// To the next float towards 0.
+inline float cut_off(double x) {
+  const auto near = static_cast<float>(x);
+  return std::isfinite(near) && std::fabs(static_cast<double>(near)) > std::fabs(x) ? std::nextafterf(near, 0)
+                                                                                    : near;
+}
+
+// Keeps the text for solo_attn_shim_asserted, and goes on.
+void device_assert(bool good, const char* text);
 
 // Before an atomic update, which is no race with another.
 void note_atomic(const void* address, size_t bytes);

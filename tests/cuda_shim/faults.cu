@@ -63,6 +63,24 @@ Tensor reverse(const Tensor& x, int64_t fault) {
   return out;
 }
 
+__global__ void __launch_bounds__(kThreads) twice_kernel(const int* in, int* out, bool wait) {
+  if (wait) wait_for_previous();
+  out[blockIdx.x * kThreads + threadIdx.x] = 2 * in[blockIdx.x * kThreads + threadIdx.x];
+}
+
+// 4 x, by two kernels of which the second may begin early. The first asks for more shared memory than the
+// second, which the second call of one kernel does not take back.
+Tensor twice_early(const Tensor& x, bool wait) {
+  const Device device(x);
+  Tensor half = torch::stable::new_empty(x, x.sizes()), out = torch::stable::new_empty(x, x.sizes());
+  const dim3 grid(static_cast<unsigned>(x.numel() / kThreads));
+  launch(device, "twice", twice_kernel, grid, dim3(kThreads), 512, x.const_data_ptr<int>(),
+         half.mutable_data_ptr<int>(), true);
+  launch_as(Start::early, device, "twice", twice_kernel, grid, dim3(kThreads), 256,
+            half.const_data_ptr<int>(), out.mutable_data_ptr<int>(), wait);
+  return out;
+}
+
 // C [16, 8] = A [16, depth] B [8, depth]^T by one mma.
 template <class S>
 __global__ void __launch_bounds__(kWarp) product_kernel(const uint32_t* a, const uint32_t* b, float* out) {
@@ -128,5 +146,6 @@ Tensor sums(const Tensor& x) {
 SOLO_ATTN_CUDA_LIBRARY(m) {
   m.impl("reverse", TORCH_BOX(&solo_attn::faults::reverse));
   m.impl("product", TORCH_BOX(&solo_attn::faults::product));
+  m.impl("twice_early", TORCH_BOX(&solo_attn::faults::twice_early));
   m.impl("sums", TORCH_BOX(&solo_attn::faults::sums));
 }

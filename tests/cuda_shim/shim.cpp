@@ -3,8 +3,9 @@
 // Reported, as an exception of the launch: a lane that a barrier or a warp's exchange waits for in vain; two
 // barriers met at once; lanes that touch the same bytes with nothing between them that orders it, one of them
 // writing (in shared memory and, between blocks too, in global memory); shared memory read before it was
-// written. The last two are seen where the kernels are compiled with -fsanitize=thread: its calls come here
-// instead of to its own library.
+// written; a kernel that began early and touches what the one before touches, and has not waited for it; less
+// shared memory allowed to a kernel than before. What lanes touch is seen where the kernels are compiled with
+// -fsanitize=thread: its calls come here instead of to its own library.
 #include <setjmp.h>
 #include <ucontext.h>
 
@@ -38,6 +39,7 @@ enum class State { ready, barrier, warp, done };
 struct Copy {
   void* to;
   const void* from;
+  int size;
   int bytes;
 };
 
@@ -47,12 +49,13 @@ struct Lane {
   jmp_buf here;
   void* fake_stack;  // ASan's
   bool started;
+  bool waited;  // for the launch before
   State state;
   int line;
   unsigned mask;
   unsigned warp_epoch;
-  uint64_t value;
-  uint64_t seen[32];
+  uint64_t values[kExchanged];
+  uint64_t seen[32 * kExchanged];
   std::vector<Copy> copies;  // not committed yet
   std::deque<std::vector<Copy>> on_their_way;
 };
@@ -74,6 +77,7 @@ struct Access {
   uint32_t warp_epoch = 0;
   int32_t lane = -1;
   bool atomic = false;
+  bool shared = false;
 };
 
 struct Byte {
@@ -98,11 +102,13 @@ struct Machine {
   const std::function<void()>* body = nullptr;
   const char* op = "";
   bool running = false;
-  std::string report;
+  std::string report, asserted;
   uint32_t launch = 0, block = 0, epoch = 0;
   size_t dynamic_bytes = 0;
+  bool early = false;
+  std::unordered_map<const void*, size_t> allowed;
   std::unordered_map<int, Shared> shared;
-  std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages;
+  std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages, pages_before;
   uintptr_t last_page = ~uintptr_t(0);
   Page* last = nullptr;
 };
@@ -213,6 +219,7 @@ __attribute__((noinline)) void start(Lane& lane) {
   lane.start.uc_link = nullptr;
   makecontext(&lane.start, enter, 0);
   lane.started = false;
+  lane.waited = false;
   lane.state = State::ready;
   lane.line = 0;
   lane.warp_epoch = 0;
@@ -242,9 +249,23 @@ void run_block() {
 
 }  // namespace
 
-void run(const char* op, dim3 grid, dim3 block, size_t shared, const std::function<void()>& body) {
+int allow(const void* kernel, size_t bytes) {
   Machine& m = machine();
   const std::lock_guard<std::mutex> one_at_a_time(m.mutex);
+  if (bytes < m.allowed[kernel]) {
+    throw std::runtime_error(
+        "a kernel was allowed less shared memory than before, which another thread may need");
+  }
+  m.allowed[kernel] = bytes;
+  return 0;
+}
+
+void run(const char* op, const void* kernel, dim3 grid, dim3 block, size_t shared, bool early,
+         const std::function<void()>& body) {
+  Machine& m = machine();
+  const std::lock_guard<std::mutex> one_at_a_time(m.mutex);
+  if (shared > m.allowed[kernel])
+    throw std::runtime_error(std::string(op) + ": too little shared memory allowed");
   m.count = static_cast<int>(block.x * block.y * block.z);
   if (m.count % 32 != 0 || m.count == 0 || m.count > 1024 || shared > 227 << 10) {
     throw std::runtime_error(std::string(op) + ": no block of whole warps, or too much shared memory");
@@ -253,7 +274,10 @@ void run(const char* op, dim3 grid, dim3 block, size_t shared, const std::functi
   m.op = op;
   m.body = &body;
   m.report.clear();
+  m.asserted.clear();
   m.dynamic_bytes = shared;
+  m.early = early;
+  m.pages_before = std::move(m.pages);
   m.pages.clear();
   m.last_page = ~uintptr_t(0);
   ++m.launch;
@@ -290,6 +314,12 @@ void* shared_memory(int key, size_t bytes) {
 
 void* dynamic_shared() { return shared_memory(-1, machine().dynamic_bytes); }
 
+void device_assert(bool good, const char* text) {
+  if (!good) machine().asserted = text;
+}
+
+void wait_for_previous() { current().waited = true; }
+
 unsigned lane() { return static_cast<unsigned>(machine().current) % 32; }
 
 void sync_block(int line) {
@@ -298,13 +328,15 @@ void sync_block(int line) {
   to_scheduler(false);
 }
 
-const uint64_t* sync_warp(unsigned mask, uint64_t value, int line) {
+// Lanes that are released find all values in one place: it is written again when all of them have come back.
+// Where not all lanes take part it is one of each lane's own.
+const uint64_t* sync_warp(unsigned mask, const uint64_t* values, int count, int line) {
   Machine& m = machine();
   Lane& mine = current();
   const int first = m.current / 32 * 32;
   mine.line = line;
   mine.mask = mask;
-  mine.value = value;
+  std::copy(values, values + count, mine.values);
   mine.state = State::warp;
   if ((mask >> lane() & 1) == 0) tell("lane ", m.current, " is not in its own mask at line ", line);
   bool all = true;
@@ -312,12 +344,19 @@ const uint64_t* sync_warp(unsigned mask, uint64_t value, int line) {
     const Lane& other = *m.lanes[first + k];
     if (mask >> k & 1) all &= other.state == State::warp && other.line == line && other.mask == mask;
   }
+  const bool whole = mask == 0xffffffffu;
   if (all) {
+    const auto show = [&](Lane& to) {
+      for (int j = 0; j < 32 * count; ++j) {
+        to.seen[j] = mask >> j / count & 1 ? m.lanes[first + j / count]->values[j % count] : 0;
+      }
+    };
+    if (whole) show(*m.lanes[first]);
     std::vector<int> released;
     for (int k = 0; k < 32; ++k) {
       if ((mask >> k & 1) == 0) continue;
       Lane& other = *m.lanes[first + k];
-      for (int j = 0; j < 32; ++j) other.seen[j] = mask >> j & 1 ? m.lanes[first + j]->value : 0;
+      if (!whole) show(other);
       other.state = State::ready;
       ++other.warp_epoch;
       released.push_back(first + k);
@@ -326,7 +365,7 @@ const uint64_t* sync_warp(unsigned mask, uint64_t value, int line) {
     m.ready.insert(m.ready.end(), released.begin(), released.end());
   }
   to_scheduler(false);
-  return mine.seen;
+  return whole ? m.lanes[first]->seen : mine.seen;
 }
 
 namespace {
@@ -351,6 +390,16 @@ Byte& shadow(uintptr_t address) {
   return m.last->bytes[address % kPage];
 }
 
+// Whether the launch before wrote this byte, or read what is to be written now.
+bool of_the_launch_before(uintptr_t address, bool write) {
+  const Machine& m = machine();
+  const auto found = m.pages_before.find(address / kPage);
+  if (found == m.pages_before.end()) return false;
+  const Byte& byte = found->second->bytes[address % kPage];
+  const auto before = [&](const Access& access) { return access.launch == m.launch - 1 && !access.shared; };
+  return before(byte.write) || (write && before(byte.read));
+}
+
 bool is_shared(uintptr_t address) {
   for (const auto& entry : machine().shared) {
     const auto begin = reinterpret_cast<uintptr_t>(entry.second.memory.get());
@@ -369,7 +418,7 @@ void note(const void* pointer, size_t bytes, bool write, bool atomic) {
   const Lane& lane = current();
   if (address - reinterpret_cast<uintptr_t>(lane.stack.get()) < kStack) return;
   const bool shared = is_shared(address);
-  const Access now{m.launch, m.block, m.epoch, lane.warp_epoch, m.current, atomic};
+  const Access now{m.launch, m.block, m.epoch, lane.warp_epoch, m.current, atomic, shared};
   for (size_t k = 0; k < bytes; ++k) {
     Byte& byte = shadow(address + k);
     const Access* conflict = nullptr;
@@ -379,6 +428,10 @@ void note(const void* pointer, size_t bytes, bool write, bool atomic) {
       conflict = &byte.other_read;
     }
     const char* kind = shared ? "shared" : "global";
+    if (m.early && !shared && !lane.waited && of_the_launch_before(address + k, write)) {
+      return tell("lane ", m.current, " ", write ? "writes " : "reads ",
+                  "memory of the launch before, for which it has not waited");
+    }
     if (conflict != nullptr) {
       return tell("lane ", m.current, " ", write ? "writes " : "reads ", kind, " memory after line ",
                   lane.line, " that lane ", conflict->lane, " of block ", conflict->block, " touches too");
@@ -404,11 +457,11 @@ void note_atomic(const void* address, size_t bytes) {
 #endif
 }
 
-void copy_async(void* shared, const void* global, int bytes) {
-  if ((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) % 16 != 0) {
-    tell("lane ", machine().current, " copies 16 bytes that are not aligned to 16");
+void copy_async(void* shared, const void* global, int size, int bytes) {
+  if ((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) % size != 0) {
+    tell("lane ", machine().current, " copies ", size, " bytes that are not aligned to as many");
   }
-  current().copies.push_back({shared, global, bytes});
+  current().copies.push_back({shared, global, size, bytes});
 }
 
 void copy_async_commit() {
@@ -421,8 +474,8 @@ void copy_async_wait(int left) {
   for (; static_cast<int>(groups.size()) > left; groups.pop_front()) {
     for (const Copy& copy : groups.front()) {
       note(copy.from, copy.bytes, false, false);
-      note(copy.to, 16, true, false);
-      std::memset(copy.to, 0, 16);
+      note(copy.to, copy.size, true, false);
+      std::memset(copy.to, 0, copy.size);
       std::memcpy(copy.to, copy.from, copy.bytes);
     }
   }
@@ -435,6 +488,11 @@ extern "C" {
 // For tests: the order of lanes and blocks from now on.
 __attribute__((visibility("default"))) void solo_attn_shim_seed(uint64_t seed) {
   shim::machine().random.seed(seed);
+}
+
+// What the last kernel asserted that was not so, if any: a GPU would have ended there.
+__attribute__((visibility("default"))) const char* solo_attn_shim_asserted() {
+  return shim::machine().asserted.c_str();
 }
 
 void __tsan_init() {}

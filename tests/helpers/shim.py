@@ -121,6 +121,13 @@ def seed(value: int) -> None:
     load().solo_attn_shim_seed(ctypes.c_uint64(value))
 
 
+def asserted() -> str:
+    """What the last kernel asserted that was not so; on a GPU it would have ended there."""
+    function = load().solo_attn_shim_asserted
+    function.restype = ctypes.c_char_p
+    return function().decode()
+
+
 def refuses(op: str, device_type: str, dtype: torch.dtype) -> str | None:
     if device_type != "cpu":
         return f"it plays a GPU on CPU tensors, got {device_type}"

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from op_cases import as_good_as_pytorch, gradients, numpy64, same_bits
-from test_attention_residual import check_refusals, inputs, plain
+from test_attention_residual import check_refusals, inputs
+
+from solo_attn.bench import plain
 
 OP = "attention_residual"
 BACKEND = "cpu"
@@ -34,9 +36,9 @@ def test_sizes_around_tiles(runner, side, channels):
     """Groups of 12 cells, panels of 32, four groups at a time, sums in parts of 256."""
     args = inputs(runner, 1, channels, side, (11, 23), dtype=torch.float32)
     out, grads = gradients(lambda m, g: runner(m, g, channels**-0.5), args)
-    same, same_grads = gradients(lambda m, g: plain(m, g, channels**-0.5), args)
+    same, same_grads = gradients(lambda m, g: plain.attention_residual(m, g, channels**-0.5), args)
     wide = [x.double() for x in args]
-    exact, exact_grads = gradients(lambda m, g: plain(m, g, channels**-0.5), wide)
+    exact, exact_grads = gradients(lambda m, g: plain.attention_residual(m, g, channels**-0.5), wide)
     as_good_as_pytorch(out, same, numpy64(exact))
     as_good_as_pytorch(grads[1], same_grads[1], numpy64(exact_grads[1]), "gradient")
 
@@ -46,8 +48,8 @@ def test_widths_around_vectors(runner, width):
     """Rows are made 16 or 8 columns at a time; a grid of 13 is also reduced."""
     args = inputs(runner, 1, 3, 13, (5, width), dtype=torch.float32)
     out, grads = gradients(runner, args)
-    same, same_grads = gradients(plain, args)
-    exact, exact_grads = gradients(plain, [x.double() for x in args])
+    same, same_grads = gradients(plain.attention_residual, args)
+    exact, exact_grads = gradients(plain.attention_residual, [x.double() for x in args])
     as_good_as_pytorch(out, same, numpy64(exact))
     as_good_as_pytorch(grads[1], same_grads[1], numpy64(exact_grads[1]), "gradient")
 

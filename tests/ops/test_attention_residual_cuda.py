@@ -1,5 +1,7 @@
 """What the CUDA kernels promise beyond the tests that all backends share: blocks, orders, widths, tails."""
 
+from functools import partial
+
 import pytest
 import shim
 import torch
@@ -13,7 +15,9 @@ from op_cases import (
     same_bits,
     tf32,
 )
-from test_attention_residual import check_refusals, inputs, plain
+from test_attention_residual import check_refusals, inputs
+
+from solo_attn.bench import plain
 
 OP = "attention_residual"
 BACKEND = "cuda" if torch.cuda.is_available() else "shim"
@@ -21,13 +25,14 @@ BACKEND = "cuda" if torch.cuda.is_available() else "shim"
 
 def check_against_pytorch(runner, args):
     out, grads = gradients(lambda m, g: runner(m, g, 0.4), args)
-    same, same_grads = gradients(lambda m, g: plain(m, g, 0.4), args)
-    exact, exact_grads = gradients(lambda m, g: plain(m, g, 0.4), [x.double() for x in args])
+    same, same_grads = gradients(lambda m, g: plain.attention_residual(m, g, 0.4), args)
+    exact, exact_grads = gradients(partial(plain.attention_residual, scale=0.4), [x.double() for x in args])
     as_good_as_pytorch(out, same, numpy64(exact))
     as_good_as_pytorch(grads[1], same_grads[1], numpy64(exact_grads[1]), "gradient")
 
 
-# Groups of 32 cells, bands of rows; a grid of 20 has two, and rows that are computed in three steps.
+# The shim has room for 40 KB of maps at a time, and keeps 1 KB of one in shared memory: whole maps and parts
+# of 64 rows or fewer, kept or read where they lie; blocks of several bands.
 @pytest.mark.parametrize(
     ("batch", "channels", "side", "size", "dtype"),
     [
@@ -45,17 +50,17 @@ def test_sizes_around_blocks(runner, batch, channels, side, size, dtype):
 
 
 TALL = [(1, (150, 4)), (2, (300, 3)), (3, (200, 8)), (2, (9, 16))]
-WIDE = [(2, (2, 1044)), (1, (1, 2060)), (3, (3, 1031))]
+WIDE = [(2, (2, 1044)), (2, (37, 1044)), (1, (1, 2060)), (3, (3, 1031))]
 
 
-# 64 rows of pixels' taps at a time, 1,024 columns of pixels; a thread looks eight rows ahead.
+# 64 rows of pixels' taps at a time backwards, 512 and 32 to a thread forwards; 1,024 columns of pixels; a
+# thread looks four or more rows ahead.
 @pytest.mark.parametrize(("side", "size"), TALL + WIDE)
 def test_tall_and_wide_maps(runner, side, size):
     check_against_pytorch(runner, inputs(runner, 1, 2, side, size, dtype=torch.float32))
 
 
-# Where two rows of the grid do not fit into shared memory (the shim has room for 24 columns), a block takes
-# as many columns of pixels as have taps in what fits: several tiles, one, less than 16 bytes, a pixel.
+# Of these maps the shim has room for a few rows at a time, which begin where 16 bytes do not.
 @pytest.mark.parametrize(
     ("side", "size", "dtype"),
     [
@@ -71,8 +76,8 @@ def test_tall_and_wide_maps(runner, side, size):
 def test_grids_of_any_size(runner, side, size, dtype):
     """The forward pass: for the gradient a grid of 25 is as one of 20."""
     args = inputs(runner, 1, 2, side, size, dtype=dtype)
-    exact = plain(*(x.double() for x in args), 0.4)
-    as_good_as_pytorch(runner(*args, 0.4), plain(*args, 0.4), numpy64(exact))
+    exact = plain.attention_residual(*(x.double() for x in args), 0.4)
+    as_good_as_pytorch(runner(*args, 0.4), plain.attention_residual(*args, 0.4), numpy64(exact))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU would take hours for 90,000 cells")
@@ -81,13 +86,13 @@ def test_a_large_grid(runner, side, dtype):
     check_against_pytorch(runner, inputs(runner, 1, 2, side, (2, 700), dtype=dtype))
 
 
-# Groups of 32 cells, bands of rows, 16 channels at a time of which 32 are there; both widths of reads.
+# Tiles of 64 cells, 16 channels at a time; both widths of reads.
 @pytest.mark.parametrize(("batch", "channels", "side", "size"), [(1, 33, 12, (25, 28)), (2, 64, 7, (29, 30))])
 def test_tf32_where_pytorch_may(runner, batch, channels, side, size):
     logits, features = inputs(runner, batch, channels, side, size, dtype=torch.float32)
     check_tf32(
         lambda m, g: runner(m, g, 0.4),
-        lambda m, g: plain(m, g, 0.4),
+        partial(plain.attention_residual, scale=0.4),
         [logits, features],
         [logits, rounded_to_tf32(features)],
     )

@@ -70,6 +70,7 @@ def ops(built):
         ("reverse", "(Tensor x, int fault) -> Tensor"),
         ("product", "(Tensor a, Tensor b) -> Tensor"),
         ("sums", "(Tensor x) -> Tensor"),
+        ("twice_early", "(Tensor x, bool wait) -> Tensor"),
     ):
         torch.library.define(f"solo_attn_shim::{name}", schema)
     torch.ops.load_library(built["race"])
@@ -109,6 +110,16 @@ def test_faults_are_found(ops, fault, message):
             continue
         with pytest.raises(RuntimeError, match=f"^reverse: block \\d: {message}"):
             shim.reverse(x, FAULTS.index(fault))
+
+
+def test_a_kernel_that_begins_early_waits(ops):
+    """Also: what shared memory a kernel was once allowed is not taken back by a smaller launch."""
+    shim, _ = ops
+    x = torch.arange(512, dtype=torch.int32)
+    for _ in range(2):
+        assert torch.equal(shim.twice_early(x, True), 4 * x)
+    with pytest.raises(RuntimeError, match="reads memory of the launch before, for which it has not waited"):
+        shim.twice_early(x, False)
 
 
 @pytest.mark.parametrize(

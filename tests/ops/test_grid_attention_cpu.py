@@ -3,7 +3,9 @@
 import pytest
 import torch
 from op_cases import as_good_as_pytorch, check_message, gradients, numpy64, same_bits
-from test_grid_attention import check_refusals, plain
+from test_grid_attention import check_refusals
+
+from solo_attn.bench import plain
 
 OP = "grid_attention"
 BACKEND = "cpu"
@@ -43,8 +45,8 @@ def test_sizes_around_tiles(runner, side, channels, chosen):
     x = runner.randn(1, channels, side, side, dtype=torch.float32)
     cells = None if chosen is None else some_cells(chosen, 1, side * side)
     out, (grad,) = gradients(lambda x: runner(x, 0.3, cells), [x])
-    same, (same_grad,) = gradients(lambda x: plain(x, 0.3, cells), [x])
-    exact, (exact_grad,) = gradients(lambda x: plain(x, 0.3, cells), [x.double()])
+    same, (same_grad,) = gradients(lambda x: plain.grid_attention(x, 0.3, cells), [x])
+    exact, (exact_grad,) = gradients(lambda x: plain.grid_attention(x, 0.3, cells), [x.double()])
     as_good_as_pytorch(out, same, numpy64(exact))
     as_good_as_pytorch(grad, same_grad, numpy64(exact_grad), "gradient")
     if cells is None:

@@ -14,8 +14,9 @@ from op_cases import (
     same_bits,
     tf32,
 )
-from test_grid_attention import check_refusals, plain
+from test_grid_attention import check_refusals
 
+from solo_attn.bench import plain
 from solo_attn.reference.grid_attention import grid_attention_bwd
 
 OP = "grid_attention"
@@ -29,7 +30,7 @@ def some_cells(runner, count, batch, cells):
     return torch.stack(pairs, 1).to(runner.device)
 
 
-# Tiles of 64 x 64, 32 x 128 and 64 x 32; channels by 32, and rows that 16 bytes divide, or not.
+# Tiles of 64 x 64, 128 x 64, 32 x 128 and 64 x 32; channels by 16 or 32; rows that 16 bytes divide, or not.
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("batch", "channels", "side"), [(1, 32, 8), (2, 33, 9), (1, 65, 12)])
 @pytest.mark.parametrize("chosen", [None, 33])
@@ -37,8 +38,8 @@ def test_sizes_around_tiles(runner, dtype, batch, channels, side, chosen):
     x = runner.randn(batch, channels, side, side, dtype=dtype)
     cells = None if chosen is None else some_cells(runner, chosen, batch, side * side)
     out, (grad,) = gradients(lambda x: runner(x, 0.3, cells), [x])
-    same, (same_grad,) = gradients(lambda x: plain(x, 0.3, cells), [x])
-    exact, (exact_grad,) = gradients(lambda x: plain(x, 0.3, cells), [x.double()])
+    same, (same_grad,) = gradients(lambda x: plain.grid_attention(x, 0.3, cells), [x])
+    exact, (exact_grad,) = gradients(lambda x: plain.grid_attention(x, 0.3, cells), [x.double()])
     as_good_as_pytorch(out, same, numpy64(exact))
     as_good_as_pytorch(grad, same_grad, numpy64(exact_grad), "gradient")
     if cells is None:
@@ -73,7 +74,7 @@ def test_images_in_one_block_keep_apart(runner):
 
 
 def test_cells_out_of_range_have_no_part(runner):
-    """The public function has them refused on the device; the kernel reads nothing there all the same."""
+    """The kernel asserts that there are none, and reads nothing there all the same."""
     if runner.device == "cuda":
         pytest.skip("the device says so, and its process dies of it: see tests/gpu")
     x = runner.randn(2, 4, 3, 3, dtype=torch.float32)
@@ -82,7 +83,9 @@ def test_cells_out_of_range_have_no_part(runner):
     cells = torch.tensor(listed, device=runner.device)
     inside = [k for k, (b, n) in enumerate(listed) if 0 <= b < 2 and 0 <= n < 9]
     out = runner(x, 0.7, cells)
+    assert shim.asserted() == "grid_attention: expected cells of (image < B, cell < S*S)"
     assert same_bits(out[inside], runner(x, 0.7, cells[inside]))
+    assert shim.asserted() == ""
     outside = [k for k in range(len(listed)) if k not in inside]
     assert out[outside].isnan().all()
     upstream = runner.randn(*out.shape, dtype=torch.float32, seed=7)
@@ -92,17 +95,32 @@ def test_cells_out_of_range_have_no_part(runner):
     )
 
 
-# Channels by 32, cells by 32, tiles of 64 x 64, 32 x 128 and 64 x 32.
+# Channels by 16, cells by 32, tiles of 64 x 64, 128 x 64, 32 x 128 and 64 x 32.
 @pytest.mark.parametrize(("batch", "channels", "side"), [(1, 32, 8), (2, 33, 9), (1, 65, 12)])
 @pytest.mark.parametrize("chosen", [None, 33])
 def test_tf32_where_pytorch_may(runner, batch, channels, side, chosen):
     x = runner.randn(batch, channels, side, side, dtype=torch.float32)
     cells = None if chosen is None else some_cells(runner, chosen, batch, side * side)
-    check_tf32(lambda x: runner(x, 0.3, cells), lambda x: plain(x, 0.3, cells), [x], [rounded_to_tf32(x)])
+    check_tf32(
+        lambda x: runner(x, 0.3, cells),
+        lambda x: plain.grid_attention(x, 0.3, cells),
+        [x],
+        [rounded_to_tf32(x)],
+    )
     if cells is None:
         with tf32():
             rows = runner(x).flatten(2)
         assert torch.equal(rows, rows.mT)
+
+
+def test_sums_of_exact_float32_do_not_drift(runner):
+    """Tensor cores cut off where float32 rounds: of 2,048 products that are all positive it would show."""
+    x = runner.randn(1, 2048, 3, 3, dtype=torch.float32).abs()
+    out, (grad,) = gradients(lambda x: runner(x, 1.0), [x])
+    same, (same_grad,) = gradients(lambda x: plain.grid_attention(x, 1.0), [x])
+    exact, (exact_grad,) = gradients(lambda x: plain.grid_attention(x, 1.0), [x.double()])
+    as_good_as_pytorch(out, same, numpy64(exact))
+    as_good_as_pytorch(grad, same_grad, numpy64(exact_grad), "gradient")
 
 
 @pytest.mark.parametrize("chosen", [None, 9])

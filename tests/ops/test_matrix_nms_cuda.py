@@ -36,8 +36,8 @@ def test_a_label_that_begins_at_the_edge_of_a_tile(runner, first):
     check_against_reference(runner, (masks, labels, scores))
 
 
-# A lane packs 16 pixels, a row is padded to 512, eight warps take 512 each in turn.
-@pytest.mark.parametrize("width", [1, 15, 16, 17, 511, 512, 513, 4096, 4100])
+# A lane packs 16 pixels, four times 4,096 at once by all of a block; a row is padded to 512.
+@pytest.mark.parametrize("width", [1, 15, 16, 17, 511, 512, 513, 4100, 16416])
 def test_widths_around_words(runner, width):
     masks, labels, scores = blobs(runner, 5, (4, 4), labels=1, dtype=torch.float64)
     masks = runner.rand_bool(5, 1, width) | (torch.arange(width, device=masks.device) % 5 == 0)

@@ -27,13 +27,12 @@ def test_every_kernel_has_a_plan_and_every_arch(found):
 
 def test_what_multiplies_has_a_form_for_tf32(found):
     multiply = {
-        "grid_attention_fwd_kernel",
-        "chosen_fwd_kernel",
-        "symmetric_gradient_kernel",
-        "picked_kernel",
-        "chosen_gradient_kernel",
-        "turn_kernel",  # for the others
-        "attention_residual_fwd_kernel",
+        "grid_attention_map_kernel",
+        "grid_attention_gradient_kernel",
+        "grid_attention_chosen_kernel",
+        "grid_attention_picked_kernel",
+        "grid_attention_chosen_gradient_kernel",
+        "grid_attention_turn_kernel",  # for chosen cells
     }
     for arch in {usage.arch for usage in found}:
         assert {usage.kernel for usage in found if usage.tf32 and usage.arch == arch} == multiply
@@ -47,16 +46,18 @@ def test_nothing_spills(found):
 def test_the_planned_blocks_fit(found):
     for usage in found:
         if usage.usual and usage.arch in (90, 100):
-            assert usage.blocks >= resources.PLANS[usage.kernel].blocks, usage
+            assert usage.blocks >= usage.planned, usage
         assert usage.arch not in resources.SHARED or usage.blocks >= 1, usage
 
 
 def test_how_many_blocks_fit(monkeypatch):
-    usage = resources.Usage("picked_kernel", True, 90, 168, 0, 0, 13 << 10)
+    usage = resources.Usage("grid_attention_picked_kernel", True, 90, 168, 0, 0, 13 << 10)
     assert usage.blocks == 3  # of 4 warps with 168 * 32 registers, of 65,536
-    monkeypatch.setitem(resources.PLANS, "picked_kernel", resources.Plan(128, 2, 0, 0, dynamic=100 << 10))
+    monkeypatch.setitem(
+        resources.PLANS, "grid_attention_picked_kernel", resources.Plan(128, 2, 0, 0, dynamic=100 << 10)
+    )
     assert usage.blocks == 2  # of 114 KiB each
-    monkeypatch.setitem(resources.PLANS, "picked_kernel", resources.Plan(1024, 1, 0, 0))
+    monkeypatch.setitem(resources.PLANS, "grid_attention_picked_kernel", resources.Plan(1024, 1, 0, 0))
     assert usage.blocks == 0  # of 32 warps
 
 
