@@ -38,7 +38,7 @@ from .timing import GpuRace
 SECONDS, DRY_SECONDS = 540.0, 240.0
 DRY_STEP = 60.0  # seconds of each at most, for processes that start slowly
 PROCESSES = 12  # that compile or test at the same time, of 16 cores
-KERNELS = "attention_residual_(fwd|stream|gather)|symmetric_gradient|dice_loss_bwd"  # for ncu
+KERNELS = "attention_residual_(stream|gather)|grid_attention_(map|gradient)|dice_loss_bwd"  # for ncu
 METRICS = "gpu__time_duration.sum,dram__bytes.sum.per_second,sm__inst_issued.avg.pct_of_peak_sustained_active"
 
 
