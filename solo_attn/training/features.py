@@ -80,8 +80,8 @@ def cache_features(model: SOLO, gibibytes: float) -> FeatureCache:
     learned = sum(parameter.requires_grad for parameter in body.parameters())
     if learned:
         raise ConfigError(
-            "config: expected train.cache_features only with a backbone whose body is frozen, got "
-            f"{learned} of its parameters that are trained"
+            "config: expected train.cache_features only with a backbone whose body is frozen "
+            f"(model.freeze: all), got {learned} of its parameters that are trained"
         )
     if any(module.training and isinstance(module, _OF_EACH_IMAGE) for module in body.modules()):
         raise ConfigError(

@@ -19,9 +19,7 @@ MakeConfig = Callable[..., Config]
 
 def frozen(**settings: Any) -> Any:
     """A small model whose backbone's body does not learn."""
-    model = small(**settings)
-    model.backbone.body.requires_grad_(False)
-    return model
+    return small(freeze="all", **settings)
 
 
 def losses_and_gradients(model: Any, images: Any, targets: Any) -> tuple[Any, list[torch.Tensor]]:
@@ -96,13 +94,16 @@ def test_the_limit() -> None:
 
 
 def test_refuses_a_body_that_learns(config: MakeConfig, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"backbone whose body is frozen, got \d+ of its parameters"):
+    message = r"\(model\.freeze: all\), got \d+ of its parameters that are trained"
+    with pytest.raises(ConfigError, match=message):
         train(config(cache_features=1.0), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    learning = small(norm="bn")
+    learning.backbone.body.requires_grad_(False)
     with pytest.raises(ConfigError, match="norms are frozen, got batch norm"):
-        cache_features(frozen(norm="bn"), 1.0)
-    model = frozen(norm="frozen_bn")
-    cache_features(model, 1.0)
+        cache_features(learning, 1.0)
+    for norm in ("bn", "frozen_bn", "gn"):
+        cache_features(frozen(norm=norm), 1.0)
 
 
 @pytest.mark.parametrize(
@@ -141,19 +142,14 @@ def test_a_run_makes_each_image_and_its_mirror_once(
     """And its average of the weights is that of what learns."""
     module = sys.modules["solo_attn.training.train"]  # the package has a function of that name
     caches: list[FeatureCache] = []
-    build_solo = module.build_solo
-
-    def build(*args: Any) -> Any:
-        model = build_solo(*args)
-        model.backbone.body.requires_grad_(False)
-        return model
 
     def keep(*args: Any) -> None:
         caches.append(cache_features(*args))
 
-    monkeypatch.setattr(module, "build_solo", build)
     monkeypatch.setattr(module, "cache_features", keep)
-    train(config(cache_features=1.0, epochs=3, ema=0.5, eval_every=2), tmp_path)
+    settings = config(cache_features=1.0, epochs=3, ema=0.5, eval_every=2)
+    settings.model.freeze = "all"
+    train(settings, tmp_path)
     (cache,) = caches
     # 6 training images in two orientations, 3 of validation, which came once in training, at its end, and
     # one of which came before.

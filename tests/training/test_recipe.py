@@ -83,7 +83,6 @@ def test_sgd_with_momentum_decay_and_clipping(config: MakeConfig, tmp_path: Path
         warmup_steps=0,
         milestones=[],
     )
-    settings.model.attention = "cosine"  # gains and offsets have a rate of their own
     train(settings, tmp_path)
     assert len(batches) == 2
     model = untrained(settings)
@@ -111,7 +110,6 @@ def test_adamw(config: MakeConfig, tmp_path: Path, batches: list[Any]) -> None:
         warmup_steps=0,
         milestones=[],
     )
-    settings.model.attention = "cosine"  # gains and offsets have a rate of their own
     train(settings, tmp_path)
     model = untrained(settings)
     before = [parameter.detach().clone() for parameter in model.parameters()]
