@@ -44,6 +44,11 @@ def attention_residual(
         TypeError, ValueError: an argument of the wrong type, shape, dtype or device; ``inplace`` where a
             gradient would be needed.
         RuntimeError: the named backend cannot run.
+
+    Example:
+        >>> logits, features = torch.zeros(1, 4, 6, 6), torch.ones(1, 8, 2, 2)
+        >>> attention_residual(logits, features).unique()
+        tensor([8.])
     """
     op = "attention_residual"
     check_tensor(op, "mask_logits", mask_logits, "[B, S*S, H, W]")

@@ -39,6 +39,11 @@ def dice_loss(
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype or device.
         RuntimeError: the named backend cannot run.
+
+    Example:
+        >>> coarse, target = torch.tensor([[[20.0, -20.0]]]), torch.tensor([[[True, False]]])
+        >>> dice_loss(coarse, None, target)
+        tensor([0.0010])
     """
     op = "dice_loss"
     check_coarse(op, coarse_logits, attention)

@@ -37,6 +37,13 @@ def grid_attention(
             batch or the grid. On a GPU the latter is an assertion on the device, as of PyTorch's own
             indexing: looking at ``cells`` would have the host wait for them, and break a CUDA graph.
         RuntimeError: the named backend cannot run.
+
+    Example:
+        >>> cell = torch.tensor([[0, 4]])  # the centre of image 0's 3 x 3 grid
+        >>> grid_attention(torch.ones(1, 2, 3, 3), cells=cell)
+        tensor([[[2., 2., 2.],
+                 [2., 2., 2.],
+                 [2., 2., 2.]]])
     """
     op = "grid_attention"
     check_grid_features(op, grid_features)

@@ -41,6 +41,11 @@ def mask_bits(
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype or device.
         RuntimeError: the named backend cannot run, or a gradient is asked of the maskness.
+
+    Example:
+        >>> bits = mask_bits(torch.tensor([[[9.0, -9.0]]]), None, size=(1, 2), out_size=(1, 4))
+        >>> bits.to_bool(), bits.areas
+        (tensor([[[ True,  True, False, False]]]), tensor([2]))
     """
     op = "mask_bits"
     check_coarse(op, coarse_logits, attention)

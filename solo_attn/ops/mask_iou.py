@@ -31,6 +31,12 @@ def mask_iou(
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype or device.
         RuntimeError: the named backend cannot run.
+
+    Example:
+        >>> masks = torch.tensor([[[True, True]], [[True, False]]])
+        >>> mask_iou(masks)
+        tensor([[1.0000, 0.5000],
+                [0.5000, 1.0000]])
     """
     op = "mask_iou"
     rows, size = mask_rows(op, "masks", masks)

@@ -47,6 +47,11 @@ def matrix_nms(
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype or device.
         RuntimeError: the named backend cannot run.
+
+    Example:
+        >>> masks, labels = torch.ones(2, 4, 4, dtype=torch.bool), torch.tensor([0, 0])
+        >>> matrix_nms(masks, labels, scores=torch.tensor([0.9, 0.8]))
+        tensor([0.9000, 0.1083])
     """
     op = "matrix_nms"
     check_tensor(op, "scores", scores, "[n]")

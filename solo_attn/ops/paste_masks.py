@@ -79,6 +79,11 @@ def paste_masks(
         TypeError, ValueError: an argument of the wrong type, shape, dtype or device, or an ``image_size``
             larger than the padded input.
         RuntimeError: the named backend cannot run.
+
+    Example:
+        >>> coarse = torch.tensor([[[9.0, -9.0]]])
+        >>> paste_masks(coarse, None, size=(1, 2), out_size=(1, 2), image_size=(4, 8), original_size=(1, 4))
+        tensor([[[ True,  True, False, False]]])
     """
     op = "paste_masks"
     check_coarse(op, coarse_logits, attention)

@@ -31,6 +31,11 @@ def upsample_add(
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype or device.
         RuntimeError: the named backend cannot run.
+
+    Example:
+        >>> coarse, attention = torch.tensor([[[0.0, 1.0]]]), torch.ones(1, 2, 2)
+        >>> upsample_add(coarse, attention, (1, 4))
+        tensor([[[1.0000, 1.2500, 1.7500, 2.0000]]])
     """
     op = "upsample_add"
     check_coarse(op, coarse_logits, attention)
