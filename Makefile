@@ -8,7 +8,7 @@ PEERS := .peers/.installed
 CSRC := $(shell find csrc tests/cuda_shim -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers demo test test-sanitize test-abi lint bench bench-peers gpu gpu-test gpu-bench gpu-end-to-end gpu-compare-nuclei gpu-compare-scenes results format clean
+.PHONY: help setup peers demo test quick test-sanitize test-abi lint wheel bench bench-peers gpu gpu-test gpu-bench gpu-end-to-end gpu-compare-nuclei gpu-compare-scenes results format clean
 
 help:  ## show this
 	@echo "make TARGET [VARIABLE=VALUE ...]"
@@ -48,6 +48,9 @@ test: setup lint  ## lint, then every test, those of the ops once more in Triton
 	$(TESTS)
 	TRITON_INTERPRET=1 $(TESTS) tests/ops
 
+quick: setup lint  ## lint, a fast core of the tests, and those of what differs from main (a minute, for each commit)
+	$(TESTS) -m "not slow" $$($(BIN)/python -m tools.quick)
+
 # Fresh memory comes as NaN, so that reading what nothing was written to shows. Python itself leaks at its end.
 SANITIZE := -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
 FILLED := max_malloc_fill_size=1073741824:malloc_fill_byte=255
@@ -63,11 +66,16 @@ test-sanitize: setup  ## the C++ kernels under ASan and UBSan, by the tests of t
 test-abi: setup  ## one wheel, built here, by the tests of the ops under the newest torch (gigabytes to download)
 	$(BIN)/python -m tools.abi
 
-lint: setup  ## ruff, the type checker, clang-format
+lint: setup  ## ruff, the type checker, clang-format, and actionlint for .github
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CSRC)
+	$(BIN)/actionlint .github/workflows/*.yml
+
+wheel: setup  ## dist/*.whl as a package index takes it: repaired, and checked for size and both stable ABIs
+	$(BIN)/python -m tools.wheel build dist
+	$(BIN)/python -m tools.wheel check dist/*.whl
 
 bench: setup  ## time every op, store the result, remake tables and plot from it
 	$(BIN)/python -m pytest benchmarks/ops -q --timeout 900 --benchmark-columns=rounds --benchmark-json=benchmarks/results/cpu/ops.json

@@ -12,6 +12,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -19,6 +20,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+# What setuptools runs of other packages must not find kernels/ under the name of the PyPI project `kernels`.
+sys.path[:] = [path for path in sys.path if Path(path).resolve() != ROOT.resolve()]
 # The oldest torch whose stable ABI is used, 2.11. torch's own command adds Py_LIMITED_API, of Python 3.10.
 # Nobody reads errno or traps after these kernels, and loops vectorise without them.
 TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"

@@ -315,6 +315,10 @@ def test_public_names_are_documented(name):
         assert "Raises:" in doc
 
 
-def test_the_version_is_one():
-    text = (ROOT / "pyproject.toml").read_text()
-    assert f'version = "{solo_attn.__version__}"' in text
+def test_the_version_stands_in_one_place():
+    """The build reads it from solo_attn/__init__.py, as everybody does."""
+    assert re.fullmatch(r"\d+\.\d+\.\d+", solo_attn.__version__)
+    pattern = re.compile(rf"\b{re.escape(solo_attn.__version__)}\b")
+    places = [PACKAGE, KERNELS, ROOT / "setup.py", ROOT / "pyproject.toml"]
+    files = [path for place in places for path in ([place] if place.is_file() else place.rglob("*.py"))]
+    assert [path.name for path in files if pattern.search(path.read_text())] == ["__init__.py"]

@@ -35,7 +35,7 @@ def _read() -> Mapping[str, Any]:
 
 # Read once, at import: what runs must not change between two calls of a compiled function.
 CONFIGURATION = _read()
-loaded = CONFIGURATION["build"] == "none"  # then there is nothing to load
+loaded: bool = CONFIGURATION["build"] == "none"  # then there is nothing to load
 
 
 def refuses(backend: str, op: str) -> str | None:

@@ -31,7 +31,7 @@ Overrides = Annotated[
 # Set by every invocation, before its command.
 _show_tracebacks = False
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     name="solo-attn",
     no_args_is_help=True,
     rich_markup_mode="rich",

@@ -18,7 +18,7 @@ OutFile = Annotated[Path, typer.Argument(help="The JSON to write.", metavar="OUT
 P = ParamSpec("P")
 R = TypeVar("R")
 
-group = typer.Typer(no_args_is_help=True)
+group: typer.Typer = typer.Typer(no_args_is_help=True)
 app.add_typer(group, name="convert", help="Take over checkpoints and data sets of other formats.")
 
 

@@ -16,7 +16,15 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from .images import ImageError, read_image, unreadable
-from .validate import DatasetError, OnDegenerate, check_content, is_object, raise_faults, read_annotations
+from .validate import (
+    DatasetError,
+    DatasetSummary,
+    OnDegenerate,
+    check_content,
+    is_object,
+    raise_faults,
+    read_annotations,
+)
 
 Sample = tuple[Tensor, dict[str, Tensor]]
 
@@ -50,6 +58,13 @@ class CocoInstances(Dataset[Sample]):
         DatasetError: faults of the data set (see `check_dataset`); later an image that cannot be decoded.
         ValueError: another ``on_degenerate``.
     """
+
+    images: Path
+    annotations: Path
+    transforms: Callable[[Any, Any], Any] | None
+    summary: DatasetSummary
+    coco: COCO
+    class_names: list[str]
 
     def __init__(
         self,

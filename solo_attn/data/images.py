@@ -34,6 +34,9 @@ class ImageError(SoloAttnError, ValueError):
         reason: why, without the file's name.
     """
 
+    path: str | Path
+    reason: str
+
     def __init__(self, path: str | Path, reason: str) -> None:
         super().__init__(path, reason)  # as they came, so that it pickles
         self.path, self.reason = path, reason

@@ -24,6 +24,10 @@ class RandomScale(v2.Transform):
             which takes the height for the width.
     """
 
+    low: float
+    high: float
+    canvas: tuple[int, int] | None
+
     def __init__(self, low: float, high: float, canvas: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.low, self.high, self.canvas = low, high, canvas

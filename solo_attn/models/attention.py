@@ -41,6 +41,10 @@ class GridAttention(nn.Module):
         in_channels: channels of the cells' features.
     """
 
+    raw_gain: nn.Parameter
+    offset: nn.Parameter
+    projection: nn.Conv2d
+
     def __init__(self, settings: HeadSettings, in_channels: int) -> None:
         super().__init__()
         self.form, self.of = settings.attention, settings.attention_vectors

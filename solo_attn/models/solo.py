@@ -54,6 +54,8 @@ class SOLO(nn.Module):
             which one.
     """
 
+    transform: nn.Module
+
     def __init__(self, backbone: nn.Module, head: SOLOHead, settings: ModelSettings) -> None:
         super().__init__()
         self.backbone = backbone
@@ -161,6 +163,8 @@ class SOLO(nn.Module):
 
 class _Transform(GeneralizedRCNNTransform):
     """torchvision's, which resizes, normalises and batches, padding to multiples of 32."""
+
+    resize_in_training: bool
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__(

@@ -69,6 +69,9 @@ class LastCheckpoint(Checkpoint):
         every: so many optimizer steps; None for epochs only.
     """
 
+    file: Path
+    every: int | None
+
     def __init__(self, file: Path, every: int | None) -> None:
         self.file, self.every = file, every
 
@@ -179,6 +182,10 @@ class Limits(Callback):
         timer: measures the training, those before a resume included; stands before this among the callbacks.
     """
 
+    steps: int
+    minutes: float | None
+    timer: Timer
+
     def __init__(self, steps: int, minutes: float | None, timer: Timer) -> None:
         self.steps, self.minutes, self.timer = steps, minutes, timer
 
@@ -208,6 +215,11 @@ class StopAt(Callback):
         deadline: of `time.monotonic`; at least one step is made, so that pieces however short come to an end.
         checkpoint: file to save.
     """
+
+    deadline: float
+    checkpoint: Path
+    first: int
+    saved: bool
 
     def __init__(self, deadline: float, checkpoint: Path) -> None:
         self.deadline, self.checkpoint = deadline, checkpoint

@@ -42,6 +42,13 @@ class PositionSampler(Sampler[tuple[int, int]]):
         world_size: processes that train together.
     """
 
+    length: int
+    batch_size: int
+    seed: int
+    rank: int
+    world_size: int
+    batches_per_epoch: int
+
     def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.rank, self.world_size = rank, world_size
@@ -64,6 +71,9 @@ class PositionSampler(Sampler[tuple[int, int]]):
 
 class SeededDataset(Dataset[Any]):
     """``dataset[index]`` under random states that depend on (seed, epoch, index) only."""
+
+    dataset: Dataset[Any]
+    seed: int
 
     def __init__(self, dataset: Dataset[Any], seed: int) -> None:
         self.dataset, self.seed = dataset, seed
@@ -91,6 +101,12 @@ class SOLODataModule(pl.LightningDataModule):
         DatasetError: folders or annotations that cannot be read, or images too thin for the model's sizes.
         ConfigError: a path that is not given, or other categories in one part than in training.
     """
+
+    config: Config
+    train_set: CocoInstances
+    val_set: CocoInstances
+    test_set: CocoInstances | None
+    batches_done: int
 
     def __init__(self, config: Config) -> None:
         super().__init__()

@@ -37,6 +37,11 @@ class SOLOModule(pl.LightningModule):
         validated_step: the optimizer step that ``metrics`` belong to, -1 before.
     """
 
+    model: SOLO
+    config: Config
+    info: ModelInfo
+    validated_step: int
+
     def __init__(self, model: SOLO, config: Config, class_names: list[str], category_ids: list[int]) -> None:
         super().__init__()
         self.model, self.config = model, config

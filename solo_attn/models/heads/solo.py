@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,15 @@ class SOLOHead(nn.Module):
     Raises:
         ValueError: an argument outside of what is said there.
     """
+
+    num_classes: int
+    coords: Literal["paper", "inclusive"] | None
+    dense: bool
+    category_tower: nn.Sequential
+    category_output: nn.Conv2d
+    mask_tower: nn.Sequential
+    mask_outputs: nn.ModuleList
+    attention: GridAttention | None
 
     def __init__(
         self, num_classes: int, in_channels: int = 256, settings: HeadSettings | None = None, **changes: Any

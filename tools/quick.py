@@ -1,0 +1,68 @@
+"""The tests worth running before each commit: a fast core, and those of what was changed.
+
+python -m tools.quick [COMMIT]    # prints their paths; `make quick` lints and runs them
+
+Changed is what differs from where this branch left COMMIT ("main"), committed or not. Its tests are found as
+everything here is found, by name: those of an op, of a file of the package, a changed test itself.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# Architecture, settings, the choice of backends, one fused op on all of its inputs, each op once.
+CORE = (
+    "tests/test_layout.py",
+    "tests/_utils",
+    "tests/backends/test_registry.py",
+    "tests/models/test_settings.py",
+    "tests/ops/test_examples.py",
+    "tests/ops/test_mask_iou.py",
+)
+OPS = {"kernels": ("", "_triton"), "csrc": ("", "_cpu"), "solo_attn/ops": ("",), "solo_attn/reference": ("",)}
+OPS["benchmarks/ops"] = ()  # make bench
+
+
+def git(*arguments: str) -> list[str]:
+    """The lines that git prints, none where it fails."""
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.splitlines() if done.returncode == 0 else []
+
+
+def changed(since: str = "main") -> list[str]:
+    """Files that differ from where this branch left ``since``, and new ones."""
+    (base,) = git("merge-base", "HEAD", since) or ["HEAD"]
+    return [*git("diff", "--name-only", base), *git("ls-files", "--others", "--exclude-standard")]
+
+
+def tests_of(file: str) -> list[str]:
+    """Paths of the tests that have a changed file's name; of a test, its own."""
+    path = Path(file)
+    folder, stem = path.parent.as_posix(), path.stem.strip("_")
+    if path.parts[0] == "tests":
+        return [file] if path.stem.startswith("test_") and path.suffix == ".py" else []
+    if path.parts[0] == "csrc" and len(path.parts) > 2:
+        ends = ("_cuda",) if path.suffix in (".cu", ".cuh") else OPS["csrc"]
+        return [f"tests/ops/test_{path.parts[1]}{end}.py" for end in ends]
+    if folder in OPS:
+        return [f"tests/ops/test_{stem}{end}.py" for end in OPS[folder]]
+    if path.parts[0] in ("solo_attn", "benchmarks", "tools", "docs"):
+        # tests/<folder of the package>, tests/benchmarks, tests/docs: by the last name of the file.
+        room = path.parts[1] if path.parts[0] == "solo_attn" and len(path.parts) > 2 else path.parts[0]
+        found = (ROOT / "tests" / room).glob("test_*.py")
+        return [test.relative_to(ROOT).as_posix() for test in found if stem in test.stem]
+    return []
+
+
+def selected(files: list[str]) -> list[str]:
+    """The core and the tests of ``files`` that are there, each once."""
+    wanted = [*CORE, *(test for file in files for test in tests_of(file))]
+    inside = [test for test in dict.fromkeys(wanted) if (ROOT / test).exists()]
+    return [test for test in inside if test in CORE or not test.startswith(tuple(f"{c}/" for c in CORE))]
+
+
+if __name__ == "__main__":
+    print(*selected(changed(*sys.argv[1:2])))

@@ -1,0 +1,123 @@
+"""Wheels as a package index takes them.
+
+python -m tools.wheel build FOLDER            # compile, then repair into FOLDER; or: make wheel
+python -m tools.wheel repair WHEEL FOLDER     # what cibuildwheel runs on each wheel that it builds
+python -m tools.wheel check WHEEL...          # size, contents, tags, both stable ABIs
+python -m tools.wheel version TAG             # that a tag such as v0.2.0 is the version of this tree
+
+Needs nothing of this repository's environment but auditwheel, abi3audit and torch-abi-audit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# Torch and the driver bring these, of the version that they fit; a second copy would be another library.
+BROUGHT_BY_TORCH = ("libtorch*", "libc10*", "libshm*", "libgomp*", "libcuda*", "libcu*", "libnv*")
+LIMIT = 40 << 20  # bytes of a wheel; PyPI takes 100 MiB, and three GPUs' code of three ops is 4
+NAME = r"solo_attn-[\w.]+-cp310-abi3-(manylinux_2_\d+_\w+\.?)+(linux_\w+)?"
+
+
+def run(*command: object) -> str:
+    """What a program prints; where it fails, that is the message."""
+    done = subprocess.run(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if done.returncode != 0:
+        raise SystemExit(f"wheel: {' '.join(map(str, command))}\n{done.stdout}")
+    return done.stdout
+
+
+def version() -> str:
+    """The one of solo_attn/__init__.py."""
+    for node in ast.parse((ROOT / "solo_attn" / "__init__.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and [ast.unparse(name) for name in node.targets] == ["__version__"]:
+            return str(ast.literal_eval(node.value))
+    raise SystemExit("wheel: expected solo_attn/__init__.py to say __version__")
+
+
+def build(folder: Path) -> Path:
+    """Compile this tree with the environment's torch, and repair the wheel into ``folder``."""
+    with tempfile.TemporaryDirectory() as raw:
+        pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--no-deps")
+        run(*pip, "--no-build-isolation", "-w", raw, ROOT)
+        (wheel,) = Path(raw).glob("*.whl")
+        return repair(wheel, folder)
+
+
+def repair(wheel: Path, folder: Path) -> Path:
+    """Give the wheel the oldest manylinux tag that its symbols allow, with nothing of torch or CUDA in it."""
+    before = {*folder.glob("*.whl")} if folder.exists() else set()
+    excluded = [f"--exclude={name}" for name in BROUGHT_BY_TORCH]
+    run(sys.executable, "-m", "auditwheel", "repair", *excluded, "-w", folder, wheel)
+    made = max(
+        ({*folder.glob("*.whl")} - before) or folder.glob("*.whl"), key=lambda path: path.stat().st_mtime
+    )
+    print(made)
+    return made
+
+
+def problems(wheel: Path) -> list[str]:
+    """What keeps the wheel from being published."""
+    found = []
+    if not re.fullmatch(NAME, wheel.stem):
+        found.append(f"expected a name as solo_attn-0.1.0-cp310-abi3-manylinux_2_28_x86_64, got {wheel.stem}")
+    if (size := wheel.stat().st_size) > LIMIT:
+        found.append(f"expected at most {LIMIT >> 20} MiB, got {size / (1 << 20):.1f} MiB")
+    with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory() as site:
+        names = archive.namelist()
+        tops = {name.partition("/")[0] for name in names}
+        if tops != {"solo_attn", f"solo_attn-{version()}.dist-info"}:
+            found.append(f"expected solo_attn {version()} and nothing beside it, got {sorted(tops)}")
+        libraries = [name for name in names if ".so" in name]
+        if libraries != ["solo_attn/_C.abi3.so"]:
+            found.append(f"expected one library, solo_attn/_C.abi3.so, got {libraries}")
+        archive.extractall(site)
+        for audit in (
+            ("abi3audit", "--strict", wheel),
+            ("torch_abi_audit", "--check", "both", Path(site) / "solo_attn"),
+        ):
+            try:
+                run(sys.executable, "-m", *audit)
+            except SystemExit as error:
+                found.append(str(error))
+    return found
+
+
+def main() -> None:
+    """See above."""
+    parser = argparse.ArgumentParser(prog="python -m tools.wheel", description="Wheels for a package index.")
+    actions = parser.add_subparsers(dest="action", required=True)
+    actions.add_parser("build").add_argument("folder", type=Path)
+    mend = actions.add_parser("repair")
+    mend.add_argument("wheel", type=Path)
+    mend.add_argument("folder", type=Path)
+    actions.add_parser("check").add_argument("wheels", type=Path, nargs="+")
+    actions.add_parser("version").add_argument("tag")
+    chosen = parser.parse_args()
+    if chosen.action == "build":
+        build(chosen.folder)
+    elif chosen.action == "repair":
+        repair(chosen.wheel, chosen.folder)
+    elif chosen.action == "version":
+        if chosen.tag != f"v{version()}":
+            raise SystemExit(f"wheel: expected the tag v{version()}, got {chosen.tag}")
+    else:
+        for wheel in chosen.wheels:
+            if found := problems(wheel):
+                raise SystemExit("\n".join(f"{wheel.name}: {line}" for line in found))
+            print(
+                f"{wheel.name}: {wheel.stat().st_size / (1 << 20):.1f} MiB, abi3 and torch's stable ABI alone"
+            )
+
+
+if __name__ == "__main__":
+    main()
