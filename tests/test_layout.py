@@ -39,6 +39,7 @@ RANK = {
     "training": 9,
     "predictor": 10,
     "cli": 11,
+    "__main__": 12,
 }
 
 
@@ -119,7 +120,7 @@ def test_a_folder_keeps_what_is_private_to_it(path):
     ("package", "line", "wrong"),
     [
         ("solo_attn.ops", "from ..models import SOLO", ["solo_attn.models.SOLO"]),
-        ("solo_attn.ops", "from solo_attn.cli.app import main", ["solo_attn.cli.app.main"]),
+        ("solo_attn.ops", "from solo_attn.cli.app import app", ["solo_attn.cli.app.app"]),
         ("solo_attn.backends", "def f():\n    from ..ops import dice_loss", ["solo_attn.ops.dice_loss"]),
         ("solo_attn.data", "import solo_attn.models.head", ["solo_attn.models.head"]),
         ("solo_attn.reference", "from .. import backends", ["solo_attn.backends"]),
@@ -295,6 +296,7 @@ def test_the_core_stands_alone():
         "yaml",
         "PIL",
         "typer",
+        "rich",
     }
     assert not came & extras
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# What the extra "train" installs, by the names that are imported.
+# What the extras install, by the names that are imported; "train" has "cli" in it.
+EXTRA_CLI = frozenset({"rich", "typer"})
 EXTRA_TRAIN = frozenset(
     {"PIL", "lightning", "matplotlib", "pycocotools", "safetensors", "tensorboard", "yaml"}
 )
@@ -24,12 +25,12 @@ class UsageError(SoloAttnError, ValueError):
 
 
 class MissingExtraError(SoloAttnError, ImportError):
-    """A package of the extra "train" is not installed."""
+    """A package of the extra "train" or "cli" is not installed."""
 
 
 @contextmanager
 def extra_train(who: str) -> Iterator[None]:
-    """Say how to install the extra "train" where something in it is imported and not there.
+    """Say how to install the extra "train", or "cli", where something in it is imported and not there.
 
     Args:
         who: what needs it; the message begins with it.
@@ -41,7 +42,8 @@ def extra_train(who: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in EXTRA_TRAIN:
+        if package not in EXTRA_TRAIN | EXTRA_CLI:
             raise
-        message = f'{who}: expected {package} to be installed; run: pip install "solo-attn[train]"'
+        extra = "cli" if package in EXTRA_CLI else "train"
+        message = f'{who}: expected {package} to be installed; run: pip install "solo-attn[{extra}]"'
         raise MissingExtraError(message, name=error.name) from error

@@ -12,22 +12,43 @@ import ctypes
 import functools
 import json
 import struct
+import sys
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-NAMESPACE = "solo_attn"
-_FOLDER = Path(__file__).parents[1]
+# The package's own name: a copy under another one, as loaders of kernels make it, has ops of its own.
+NAMESPACE = __name__.partition(".")[0]
+_FOLDER = Path(__file__).resolve().parents[1]
 _LIBRARY = _FOLDER / "_C.abi3.so"
 _LOCK = threading.Lock()
+
+
+def installed_elsewhere(folders: Sequence[str]) -> Path | None:
+    """The first package with compiled kernels among ``folders`` of packages, other than this one."""
+    for folder in folders:
+        package = Path(folder).resolve() / "solo_attn"
+        path = package / "_build.json"
+        if package != _FOLDER and path.exists() and json.loads(path.read_text())["build"] != "none":
+            return package
+    return None
 
 
 def _read() -> Mapping[str, Any]:
     path = _FOLDER / "_build.json"
     if not path.exists():
+        if hidden := installed_elsewhere(sys.path):
+            warnings.warn(
+                f"solo_attn: imported from the source tree {_FOLDER.parent}, where nothing is compiled, and "
+                f"not from {hidden}, where kernels are: every op runs in plain PyTorch. Start Python in "
+                "another folder, or compile the tree with: pip install --no-build-isolation -e .",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         return {"build": "none", "reason": "a source tree without `make setup`", "ops": {}}
     found: Mapping[str, Any] = json.loads(path.read_text())
     return found

@@ -71,7 +71,7 @@ BACKENDS: tuple[Backend, ...] = (
     Backend("cpu", compiled.NAMESPACE, _cpu_refuses),
     # On CPU tensors Triton is its interpreter, a thousand times slower than the reference.
     Backend("triton", triton_runtime.NAMESPACE, triton_runtime.refuses, when_named="cpu"),
-    Backend("reference", "solo_attn_reference", _reference_refuses),
+    Backend("reference", f"{compiled.NAMESPACE}_reference", _reference_refuses),
 )
 NAMES = tuple(backend.name for backend in BACKENDS)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-NAMESPACE = "solo_attn_triton"
+_PACKAGE = __name__.partition(".")[0]
+NAMESPACE = f"{_PACKAGE}_triton"
 LEAST_CAPABILITY = (8, 0)  # bfloat16 and tf32 on the tensor cores, asynchronous copies
 
 
@@ -16,7 +17,7 @@ def _find() -> tuple[str | None, frozenset[str]]:
     """Why nothing runs, and the ops that there are kernels for."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed", frozenset()
-    kernels = importlib.util.find_spec("solo_attn.kernels")
+    kernels = importlib.util.find_spec(f"{_PACKAGE}.kernels")
     if kernels is None or not kernels.submodule_search_locations:
         return "its kernels are not installed: a source tree without `make setup`", frozenset()
     folder = Path(next(iter(kernels.submodule_search_locations)))

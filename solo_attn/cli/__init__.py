@@ -13,6 +13,6 @@ from . import (  # noqa: F401
     scenes,
     train,
 )
-from .app import app, main
+from .app import app
 
-__all__ = ["app", "main"]
+__all__ = ["app"]

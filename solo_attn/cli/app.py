@@ -6,13 +6,13 @@ import functools
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, ParamSpec, TypeVar
 
 import typer
 from rich.text import Text
 
+from .. import __version__
 from .._utils.console import plain_console
 from .._utils.errors import SoloAttnError, UsageError, extra_train
 
@@ -42,12 +42,7 @@ app: typer.Typer = typer.Typer(
 
 def _version(value: bool) -> None:
     if value:
-        try:
-            typer.echo(f"solo-attn {version('solo-attn')}")
-        except PackageNotFoundError:
-            from .. import __version__
-
-            typer.echo(f"solo-attn {__version__} (not installed)")
+        typer.echo(f"solo-attn {__version__}")
         raise typer.Exit()
 
 
@@ -112,8 +107,3 @@ def naming_file(file: Path) -> Iterator[None]:
     except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise UsageError(f"{file}: cannot be predicted: {reason}") from error
-
-
-def main() -> None:
-    """Entry point of the console script."""
-    app()

@@ -13,7 +13,7 @@ from ..backends import BACKENDS, compiled, select, triton_runtime
 from ._triton import kernel_of, show_kernels
 
 # Compiled kernels register in the first, by dispatch key; see backends/registry.py.
-NAMESPACES = (compiled.NAMESPACE, triton_runtime.NAMESPACE, "solo_attn_reference")
+NAMESPACES = (compiled.NAMESPACE, triton_runtime.NAMESPACE, f"{compiled.NAMESPACE}_reference")
 
 _OVERLOADS: dict[tuple[str, str], OpOverload] = {}
 _DECLARED: list[Callable[[str], None]] = []

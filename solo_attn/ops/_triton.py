@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 
-from ..backends import triton_runtime
+from ..backends import compiled, triton_runtime
 
 
 def kernel_of(reference: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,7 +39,7 @@ def show_kernels(qualified: str, kernel: Callable[..., Any]) -> None:
 
         if custom_triton_ops_decomposition_disabled():  # torch.export keeps ops whole
             return mode.__torch_dispatch__(op, types, args, kwargs)
-        traced = importlib.import_module("solo_attn.kernels").traced
+        traced = importlib.import_module(f"{compiled.NAMESPACE}.kernels").traced
         with mode, traced():
             return kernel(*args, **kwargs)
 

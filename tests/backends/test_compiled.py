@@ -240,3 +240,26 @@ def test_it_finds_the_current_stream():
     compiled.load()
     library = ctypes.CDLL(str(PACKAGE / "_C.abi3.so"))
     assert library.aoti_torch_get_current_cuda_stream
+
+
+def test_a_source_tree_says_that_it_hides_compiled_kernels(tmp_path: Path) -> None:
+    """Python started in a clone finds the clone's package first, of which nothing is compiled."""
+    tree, site = tmp_path / "clone", tmp_path / "site"
+    for name in ("_utils", "backends", "ops", "reference"):
+        shutil.copytree(PACKAGE / name, tree / "solo_attn" / name)
+    shutil.copy(PACKAGE / "__init__.py", tree / "solo_attn")
+    (site / "solo_attn").mkdir(parents=True)
+    for build, warned in (("cpu", True), ("none", False)):
+        (site / "solo_attn" / "_build.json").write_text(json.dumps({"build": build}))
+        done = subprocess.run(
+            [sys.executable, "-c", "import solo_attn, solo_attn.backends; print(solo_attn.__file__)"],
+            cwd=tree,
+            env={**os.environ, "PYTHONPATH": str(site)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == str(tree / "solo_attn" / "__init__.py")
+        assert done.stderr.count("RuntimeWarning: solo_attn: imported from the source tree") == warned
+        if warned:
+            assert "Start Python in another folder, or compile the tree with: pip install" in done.stderr

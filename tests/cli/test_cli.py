@@ -180,7 +180,7 @@ def test_paths_are_printed_as_they_are(
 def test_names_the_missing_extra(module: str, tmp_path: Path) -> None:
     code = (
         f"import sys; sys.modules[{module!r}] = None; sys.argv = ['solo-attn', 'train', 'c.yaml']; "
-        f"from solo_attn.cli import main; main()"
+        f"from solo_attn.__main__ import main; main()"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert found.returncode == 2
@@ -189,12 +189,24 @@ def test_names_the_missing_extra(module: str, tmp_path: Path) -> None:
     assert "Traceback" not in found.stderr
 
 
+@pytest.mark.parametrize("module", ["typer", "rich"])
+def test_the_command_names_its_own_extra(module: str, tmp_path: Path) -> None:
+    """The ops and the model do without both."""
+    code = f"import sys; sys.modules[{module!r}] = None; import solo_attn, solo_attn.models; "
+    code += "from solo_attn.__main__ import main; main()"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert found.returncode == 2
+    expected = f'error: solo-attn: expected {module} to be installed; run: pip install "solo-attn[cli]"'
+    assert found.stderr.splitlines() == [expected]
+
+
 def test_an_error_is_not_hidden_by_a_missing_extra(tmp_path: Path) -> None:
     """Showing it imports nothing; what is a fault of the program keeps its traceback."""
     program = """
 import sys
 sys.modules["lightning"] = sys.modules["pycocotools"] = None
-from solo_attn.cli.app import command, main
+from solo_attn.__main__ import main
+from solo_attn.cli.app import command
 from solo_attn.models import load_model
 
 @command

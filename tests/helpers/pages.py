@@ -23,7 +23,7 @@ def script(page: str) -> str:
         for line in block.splitlines():
             words = line.partition("#")[0].split()
             if words[:1] == ["solo-attn"]:
-                program = "import sys; sys.argv[0] = 'solo-attn'; from solo_attn.cli import main; main()"
+                program = "from solo_attn.__main__ import main; main()"
                 lines.append(f"subprocess.run([sys.executable, '-c', {program!r}, *{words[1:]}], check=True)")
             else:
                 assert words[:2] == ["pip", "install"], line

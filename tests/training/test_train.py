@@ -238,7 +238,7 @@ def test_kill_9_leaves_a_loadable_checkpoint(config: MakeConfig, tmp_path: Path)
     settings = config(max_steps=12, checkpoint_steps=1, eval_every=1000)
     settings.save(tmp_path / "c.yaml")
     last = tmp_path / "run" / "last.ckpt"
-    command = [sys.executable, "-c", "from solo_attn.cli import main; main()", "train"]
+    command = [sys.executable, "-m", "solo_attn", "train"]
     process = subprocess.Popen(
         [*command, str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -1,0 +1,22 @@
+"""The command ``solo-attn``, also as ``python -m solo_attn``."""
+
+from __future__ import annotations
+
+import sys
+
+from ._utils.errors import MissingExtraError, extra_train
+
+
+def main() -> None:
+    """Entry point of the console script: the ops and the model are installed without what it needs."""
+    try:
+        with extra_train("solo-attn"):
+            from .cli import app
+    except MissingExtraError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    app(prog_name="solo-attn")
+
+
+if __name__ == "__main__":
+    main()
