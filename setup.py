@@ -79,7 +79,7 @@ def cuda_problem(home: Path | None, torch_cuda: str | None) -> str | None:
 
 def nvcc_version(home: Path) -> str:
     """As in "13.0", or "" where its nvcc does not run."""
-    found = re.search(r"release (\d+\.\d+)", said(home / "bin" / "nvcc", "--version"))
+    found = re.search(r"release (\d+\.\d+)", output_of(home / "bin" / "nvcc", "--version"))
     return found[1] if found else ""
 
 
@@ -88,7 +88,7 @@ def cuda_archs(home: Path) -> list[str]:
     name = "SOLO_ATTN_CUDA_ARCHS" if os.environ.get("SOLO_ATTN_CUDA_ARCHS") else "TORCH_CUDA_ARCH_LIST"
     archs = re.split(r"[;, ]+", os.environ.get(name, "").strip())
     if archs == [""]:
-        listed = said(home / "bin" / "nvcc", "--list-gpu-arch").split()
+        listed = output_of(home / "bin" / "nvcc", "--list-gpu-arch").split()
         known = [arch for arch in CUDA_ARCHS if f"compute_{arch.replace('.', '')}" in listed]
         if not known:
             raise SystemExit(
@@ -207,11 +207,11 @@ def ops(pattern: str) -> list[str]:
 
 def version(compiler: str) -> str:
     """The first line of what it says of itself."""
-    lines = said(*compiler.split(), "--version").splitlines()
+    lines = output_of(*compiler.split(), "--version").splitlines()
     return lines[0] if lines else Path(compiler).name
 
 
-def said(*command: str | Path) -> str:
+def output_of(*command: str | Path) -> str:
     """What a program wrote, or "" where it does not run."""
     try:
         return subprocess.run(

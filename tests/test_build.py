@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from built_wheel import copy_sources
 
 ROOT = Path(__file__).parents[1]
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler: c++ is not there")
-pytestmark = pytest.mark.slow
+# Compilers on a busy machine take their time: the limit is for what hangs.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 RUN = """
 import sys, torch, solo_attn
@@ -36,15 +38,7 @@ def run(*command, cwd, **environment):
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A fresh copy of what the build reads, so that nothing built earlier is found."""
-    folder = tmp_path / "checkout"
-    folder.mkdir()
-    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder)
-    built = shutil.ignore_patterns("__pycache__", "_C.*", "_build.json")
-    for name in ("solo_attn", "csrc", "kernels"):
-        shutil.copytree(ROOT / name, folder / name, ignore=built)
-    return folder
+    return copy_sources(tmp_path / "checkout")
 
 
 def backend(checkout, call, **environment):

@@ -22,6 +22,15 @@ def test_they_are_the_first_thing_in_the_readme() -> None:
 def test_continuous_integration_runs_the_tests() -> None:
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     assert lines[-1] == "make test"
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    assert re.search(r"^ +run: \.ci/run$", workflow, flags=re.MULTILINE)
+
+
+def test_hooks_and_lint_run_the_same_programs() -> None:
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    programs = set(re.findall(r"entry: \.venv/bin/([\w-]+(?: (?:check|format))?)", hooks))
+    lint = re.findall(r"\.venv/bin/([\w-]+(?: (?:check|format))?)", dry_run("lint"))
+    assert programs == {*lint} - {"python"}
 
 
 @needs_make

@@ -317,6 +317,16 @@ def test_public_names_are_documented(name):
         assert "Raises:" in doc
 
 
+def test_contributors_find_every_folder():
+    """In the tree of CONTRIBUTING.md; of the package, each of its folders."""
+    tree = (ROOT / "CONTRIBUTING.md").read_text().split("```")[1]
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.splitlines()
+    folders = {name.partition("/")[0] for name in tracked if "/" in name} | FOLDERS
+    assert {name for name in folders if not re.search(rf"(^|\s){re.escape(name)}/", tree)} == set()
+
+
 def test_the_version_stands_in_one_place():
     """The build reads it from solo_attn/__init__.py, as everybody does."""
     assert re.fullmatch(r"\d+\.\d+\.\d+", solo_attn.__version__)

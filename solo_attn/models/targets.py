@@ -39,7 +39,7 @@ class Objects(NamedTuple):
     half: Tensor  # half the (height, width) of the centre region, [N, 2]
 
 
-def describe(target: Mapping[str, Tensor]) -> Objects:
+def find_objects(target: Mapping[str, Tensor]) -> Objects:
     """Sizes and centres of an image's objects, from its boxes (xyxy, x2 = x1 + w), labels and masks."""
     counts = count_pixels(target["masks"])
     mask = counts[0].any(1).nonzero().squeeze(1)
@@ -123,7 +123,7 @@ def assign(
     """
     # What is not zero is asked once: the masks are read many times.
     targets = [{**target, "masks": as_bytes(target["masks"]).view(torch.bool)} for target in targets]
-    objects = [describe(target) for target in targets]
+    objects = [find_objects(target) for target in targets]
     sizes = {stride: (input_size[0] // stride, input_size[1] // stride) for stride in MASK_STRIDES}
     reduced = [{k: reduce_masks(target["masks"], k, sizes[k]) for k in sizes} for target in targets]
     levels = []

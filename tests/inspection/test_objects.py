@@ -19,7 +19,7 @@ from small_coco import shared_data
 from solo_attn.data import CocoInstances
 from solo_attn.data.transforms import FitBoxes
 from solo_attn.inspection.objects import _moments, _run_ends, measure_objects
-from solo_attn.models.targets import describe
+from solo_attn.models.targets import find_objects
 
 if TYPE_CHECKING:
     from small_coco import CocoSet
@@ -48,7 +48,7 @@ def as_training_sees_them(dataset: CocoInstances, index: int) -> tuple[torch.Ten
     """Side, centre and half sizes, from masks."""
     image, target = dataset[index]
     _, target = FitBoxes()(image, target)
-    found = describe({k: v.as_subclass(torch.Tensor) for k, v in target.items()})
+    found = find_objects({k: v.as_subclass(torch.Tensor) for k, v in target.items()})
     return found.labels, found.side, found.centre, found.half * 10
 
 
