@@ -15,7 +15,7 @@ from ..models import SOLO
 from ..models.heads import STRIDES, CellMasks, Head, HeadResult
 from ..models.inference import draw_candidates, points_nms, predict, suppress
 from ..models.settings import InferenceSettings
-from ..models.targets import MASK_STRIDES, describe, owned_cells, reduce_masks
+from ..models.targets import MASK_STRIDES, find_objects, owned_cells, reduce_masks
 from ..ops import mask_bits, paste_masks, upsample_add
 
 # Where a cell is lost, in the order of inference; the last is not lost.
@@ -76,7 +76,7 @@ def trace(model: SOLO, image: Tensor, target: Mapping[str, Tensor], least_iou: f
     input_size = (batch.tensors.shape[2], batch.tensors.shape[3])
     sizes = (batch.image_sizes, [(image.shape[1], image.shape[2])])
     result, head, options = model.features(batch.tensors), model.head, model.settings
-    found = describe(resized[0])
+    found = find_objects(resized[0])
     out = _outcomes(head, result, options)
     own: list[_Own] = []
     without = {int(k): "level" for k in found.mask}
