@@ -139,6 +139,9 @@ class Predictor:
         info: classes, and the configuration of the training.
     """
 
+    model: SOLO
+    info: ModelInfo
+
     def __init__(self, model: SOLO, info: ModelInfo) -> None:
         self.model, self.info = model.eval(), info
 

@@ -19,17 +19,16 @@ import zipfile
 from pathlib import Path
 
 # The ops and what they stand on: torch, Triton where it runs, and nothing else.
-PARTS = (
-    "__init__.py",
-    "_C.abi3.so",
-    "_build.json",
-    "_utils/checks.py",
-    "backends",
-    "kernels",
-    "ops",
-    "reference",
-)
+PARTS = ("_C.abi3.so", "_build.json", "_utils/checks.py", "backends", "kernels", "ops", "reference")
 STABLE_ABI = "211"  # the torch whose stable ABI setup.py compiles for
+INIT = """\"\"\"The ops of solo-attn.\"\"\"
+
+from .backends import explain
+from .ops import *
+from .ops import __all__ as _ops
+
+__all__ = ["explain", *_ops]
+"""
 LIBRARY_NAME = b"\0solo_attn\0"
 BUILD = """[general]
 name = "solo-attn"
@@ -70,6 +69,7 @@ def assemble(wheel: Path, folder: Path) -> Path:
                 shutil.copytree(source, target)
             else:
                 shutil.copy(source, target)
+    (made / "__init__.py").write_text(INIT, encoding="utf-8")
     (made / "_utils" / "__init__.py").touch()
     rename(made / "_C.abi3.so", name)
     metadata: dict[str, object] = {"name": "solo-attn", "id": name, "version": 1, "license": "Apache-2.0"}

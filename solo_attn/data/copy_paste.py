@@ -30,6 +30,9 @@ class CopyPaste(Dataset[Sample]):
         probability: in 0..1; with 0 the samples are those of ``dataset``, drawn from the same random numbers.
     """
 
+    dataset: Dataset[Sample]
+    probability: float
+
     def __init__(self, dataset: Dataset[Sample], probability: float) -> None:
         self.dataset, self.probability = dataset, probability
 

@@ -26,6 +26,7 @@ class RandomScale(v2.Transform):
 
     low: float
     high: float
+    canvas: tuple[int, int] | None
 
     def __init__(self, low: float, high: float, canvas: tuple[int, int] | None = None) -> None:
         super().__init__()

@@ -34,6 +34,12 @@ class FeatureCache:
         made: images whose maps were not.
     """
 
+    forward: Callable[[Tensor], Any]
+    limit: float
+    bytes: int
+    found: int
+    made: int
+
     def __init__(self, forward: Callable[[Tensor], Any], limit: float) -> None:
         self.forward, self.limit = forward, limit
         self.bytes = self.found = self.made = 0

@@ -5,7 +5,7 @@ import torch
 from small_solo import rectangles
 
 from solo_attn.models.settings import ModelSettings
-from solo_attn.models.targets import BACKGROUND, assign, describe
+from solo_attn.models.targets import BACKGROUND, assign, find_objects
 
 EIGHT = (8,) * 5  # with an input of 64 x 64 a cell is 8 x 8 pixels
 EVERY_SIZE = ((0, 1e6),) * 5
@@ -76,7 +76,7 @@ def test_masks_without_a_pixel_are_skipped():
 def test_the_centre_is_the_centre_of_mass_in_pixel_indices():
     # Rows 7 and 8 in the ratio 1 : 3: 7.75 lies in cell 0; half a pixel more would be cell 1.
     column = [(7, 30), (8, 29), (8, 30), (8, 31)]
-    assert describe(target([column], [(2, 2)])).centre.tolist() == [[7.75, 30.0]]
+    assert find_objects(target([column], [(2, 2)])).centre.tolist() == [[7.75, 30.0]]
     assert cells_of(target([column], [(2, 2)])) == {(0, 3): 0}
     row = [(x, y) for y, x in column]
     assert cells_of(target([row], [(2, 2)])) == {(3, 0): 0}
@@ -89,7 +89,7 @@ def test_the_centre_is_the_centre_of_mass_in_pixel_indices():
 def test_pixels_count_once_whatever_their_value():
     objects = target([[(4, 4), (4, 36)]], [(2, 2)])
     objects["masks"][0, 4, 36] = 255
-    assert describe(objects).centre.tolist() == [[4.0, 20.0]]
+    assert find_objects(objects).centre.tolist() == [[4.0, 20.0]]
 
 
 @pytest.mark.parametrize(
