@@ -4,7 +4,9 @@ import pytest
 import shim
 import torch
 from op_cases import check_rule, gradients, same_bits
-from test_dice_loss import inputs, plain, with_targets
+from test_dice_loss import inputs, with_targets
+
+from solo_attn.bench import plain
 
 OP = "dice_loss"
 BACKEND = "cuda" if torch.cuda.is_available() else "shim"
@@ -26,20 +28,20 @@ BACKEND = "cuda" if torch.cuda.is_available() else "shim"
 )
 def test_bands_of_rows(runner, coarse, side, size, dtype):
     args, targets = inputs(runner, 2, coarse, side, dtype), runner.rand_bool(2, *size)
-    check_rule(with_targets(runner, targets), plain(targets), args)
+    check_rule(with_targets(runner, targets), with_targets(plain.dice_loss, targets), args)
 
 
 # 256 threads of four columns: more tiles, and going back more turns, whose sums are not rounded between.
 @pytest.mark.parametrize(("width", "dtype"), [(1030, torch.float32), (1032, torch.bfloat16)], ids=str)
 def test_wider_than_a_block(runner, width, dtype):
     args, targets = inputs(runner, 1, (2, 9), 2, dtype), runner.rand_bool(1, 3, width)
-    check_rule(with_targets(runner, targets), plain(targets), args)
+    check_rule(with_targets(runner, targets), with_targets(plain.dice_loss, targets), args)
 
 
 @pytest.mark.parametrize("width", [1, 3, 4, 5, 127, 128, 129])
 def test_widths_around_words(runner, width):
     args, targets = inputs(runner, 2, (3, 17), 5, torch.float32), runner.rand_bool(2, 4, width)
-    check_rule(with_targets(runner, targets), plain(targets), args)
+    check_rule(with_targets(runner, targets), with_targets(plain.dice_loss, targets), args)
 
 
 def test_targets_that_no_word_begins_at(runner):

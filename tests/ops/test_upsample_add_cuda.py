@@ -4,7 +4,9 @@ import pytest
 import shim
 import torch
 from op_cases import as_good_as_pytorch, gradients, numpy64, same_bits
-from test_upsample_add import at, inputs, plain
+from test_upsample_add import at, inputs
+
+from solo_attn.bench import plain
 
 OP = "upsample_add"
 BACKEND = "cuda" if torch.cuda.is_available() else "shim"
@@ -12,8 +14,8 @@ BACKEND = "cuda" if torch.cuda.is_available() else "shim"
 
 def check_against_pytorch(runner, args, size):
     out, grads = gradients(at(runner, size), args)
-    same, same_grads = gradients(plain(size), args)
-    exact, exact_grads = gradients(plain(size), [x.double() for x in args])
+    same, same_grads = gradients(at(plain.upsample_add, size), args)
+    exact, exact_grads = gradients(at(plain.upsample_add, size), [x.double() for x in args])
     as_good_as_pytorch(out, same, numpy64(exact))
     for triple in zip(grads, same_grads, exact_grads, strict=True):
         as_good_as_pytorch(triple[0], triple[1], numpy64(triple[2]), "gradient")
@@ -81,7 +83,7 @@ def test_each_gradient_alone_is_the_same(runner):
 def test_infinity_stays_where_it_is(runner):
     x = torch.zeros(1, 8, 8, device=runner.device)
     x[:, 4, 4] = torch.inf
-    out, wanted = runner(x, None, (24, 24)), plain((24, 24))(x)
+    out, wanted = runner(x, None, (24, 24)), plain.upsample_add(x, None, (24, 24))
     assert torch.equal(out.isinf(), wanted.isinf())
 
 
