@@ -106,4 +106,4 @@ def naming_file(file: Path) -> Iterator[None]:
         yield
     except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise UsageError(f"{file}: cannot be predicted: {reason}") from error
+        raise UsageError(f"{file}: not a valid input of the model: {reason}") from error

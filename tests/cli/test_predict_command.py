@@ -79,7 +79,7 @@ def bad_images(folder: Path) -> dict[str, str]:
         "cut.png": "cannot be read as an image",
         "deep.png": "expected 8 bits a channel, got PIL's mode 'I;16'",
         "float.tif": "expected 8 bits a channel, got PIL's mode 'F'",
-        "strip.png": "cannot be predicted: SOLO: expected images[0] to keep a pixel on each side",
+        "strip.png": "not a valid input of the model: SOLO: expected images[0] to keep a pixel on each side",
     }
 
 
