@@ -118,8 +118,8 @@ def test_an_image_that_the_model_cannot_take_is_the_same_line_everywhere(
     ]
     content = {"images": images, "categories": categories, "annotations": []}
     (tmp_path / "set.json").write_text(json.dumps(content))
-    told = f"{tmp_path / 'thin.png'}: not a valid input of the model: SOLO: expected images[0] to keep a pixel "
-    told += "on each side when resized to max_size 96, got [3, 2, 3000], which would become [3, 0, 96]"
+    told = f"{tmp_path / 'thin.png'}: not a valid input of the model: SOLO: expected images[0] to keep a "
+    told += "pixel on each side when resized to max_size 96, got [3, 2, 3000], which would become [3, 0, 96]"
     where = ["--images", tmp_path, "--annotations", tmp_path / "set.json", "--device", "cpu"]
     code, output = run("eval", trained.last, *where)
     assert (code, output.strip()) == (2, f"error: {told}")
