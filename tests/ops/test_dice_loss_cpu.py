@@ -3,7 +3,9 @@
 import pytest
 import torch
 from op_cases import check_rule, gradients, same_bits
-from test_dice_loss import inputs, plain, with_targets
+from test_dice_loss import inputs, with_targets
+
+from solo_attn.bench import plain
 
 OP = "dice_loss"
 BACKEND = "cpu"
@@ -33,7 +35,7 @@ def test_thread_count_changes_nothing(runner, threads, side):
 def test_rule_where_vectors_and_blocks_end(runner, dtype, size):
     """More and fewer rows than are summed at a time, widths beside whole vectors, enlarged and reduced."""
     args, targets = inputs(runner, 2, (18, 35), 7, dtype), runner.rand_bool(2, *size)
-    check_rule(with_targets(runner, targets), plain(targets), args)
+    check_rule(with_targets(runner, targets), with_targets(plain.dice_loss, targets), args)
 
 
 def test_nan_stays_in_its_row(runner):

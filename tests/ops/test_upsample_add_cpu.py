@@ -7,7 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from op_cases import as_good_as_pytorch, check_message, gradients, numpy64, same_bits
-from test_upsample_add import at, inputs, plain
+from test_upsample_add import at, inputs
+
+from solo_attn.bench import plain
 
 OP = "upsample_add"
 BACKEND = "cpu"
@@ -39,8 +41,8 @@ def test_widths_around_vectors(runner, width, dtype):
     args = inputs(runner, 2, (3, 17), 5, dtype=dtype)
     size = (4, width)
     out, grads = gradients(at(runner, size), args)
-    same, same_grads = gradients(plain(size), args)
-    exact, exact_grads = gradients(plain(size), [x.double() for x in args])
+    same, same_grads = gradients(at(plain.upsample_add, size), args)
+    exact, exact_grads = gradients(at(plain.upsample_add, size), [x.double() for x in args])
     as_good_as_pytorch(out, same, numpy64(exact))
     for triple in zip(grads, same_grads, exact_grads, strict=True):
         as_good_as_pytorch(triple[0], triple[1], numpy64(triple[2]), "gradient")
@@ -72,7 +74,7 @@ def test_what_lies_beyond_a_row_is_not_looked_at(runner, threads, heap_of_nan, w
     threads(1)
     coarse, rows = inputs(runner, 1, (2, width), 5, dtype=dtype)
     size = (4, 2 * width + 1)
-    expected = plain(size)(coarse.double(), rows.double())
+    expected = plain.upsample_add(coarse.double(), rows.double(), size)
     for _ in range(5):
         heap_of_nan()
         out = runner(coarse, rows, size)
