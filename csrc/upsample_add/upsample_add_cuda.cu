@@ -73,15 +73,15 @@ class Upstream {
     }
   }
   __device__ __forceinline__ void operator()(int y, const RowTaps<T>&, T (&out)[kCount]) {
-    const int k = y - begin_;
+    const int k = y - begin_;  // the slot of row k is k % kAhead
     if constexpr (kAligned) {
 #pragma unroll
       for (int j = 0; j < kCount; ++j) out[j] = 0;
       if (left_ <= 0) return;
-      const auto run = rows_.take(k);
+      const auto run = rows_.take(k % kAhead);
 #pragma unroll
       for (int j = 0; j < kCount; ++j) out[j] = static_cast<T>(run.at[j]);
-      rows_.ask(k, from_, k + kAhead < count_);
+      rows_.ask(k % kAhead, from_, k + kAhead < count_);
     } else {
 #pragma unroll
       for (int j = 0; j < kCount; ++j) out[j] = j < left_ ? static_cast<T>(from_[j]) : T(0);
