@@ -47,6 +47,8 @@ class FeatureCache:
 
     def __call__(self, images: Tensor) -> Any:
         """The maps of a batch; they have no gradient."""
+        # Putting them together copies them: a training step could not use a validation's own tensors, which
+        # are of inference mode.
         each = [self._maps(image) for image in images]
         if isinstance(each[0], dict):
             return {name: torch.cat([maps[name] for maps in each]) for name in each[0]}
@@ -62,9 +64,8 @@ class FeatureCache:
             self.found += 1
             return maps
         self.made += 1
-        # A validation's tensors are of inference mode, which a later training step could not use.
-        with torch.inference_mode(False), torch.no_grad():
-            maps = self.forward(image[None].clone())
+        with torch.no_grad():
+            maps = self.forward(image[None])
         size = sum(x.nbytes for x in (maps.values() if isinstance(maps, dict) else maps))
         if self.bytes + size <= self.limit:
             self._kept[key] = maps

@@ -104,3 +104,10 @@ def test_probability(probability: float, low: int, high: int) -> None:
     dataset = CopyPaste(Varied(), probability)
     more = sum(len(dataset[k % 8][1]["labels"]) > 2 for k in range(120))
     assert low <= more <= high
+
+
+def test_every_image_gives_its_objects() -> None:
+    torch.manual_seed(0)
+    dataset = CopyPaste(Varied(), 1.0)
+    seen = {int(value) for _ in range(60) for value in (10 * dataset[0][0] + 1e-4).floor().unique()}
+    assert seen == set(range(8))
