@@ -110,7 +110,7 @@ class SOLO(nn.Module):
                 image,
                 settings.tile,
                 settings.tile_overlap,
-                self.transform.image_mean,
+                settings.image_mean or IMAGENET_MEAN,
             )
             size = (image.shape[1], image.shape[2])
             found.append(assemble(pieces[: settings.max_detections], size, rle))
