@@ -1,4 +1,4 @@
-"""Probability maps of chosen cells (spec 2, inference step 3), tile by tile, on chip.
+"""Probability maps of chosen cells (docs/method.md, "Inference" step 3), tile by tile, on chip.
 
 sigmoid(up(coarse) + up(attention)) at the level's own size is made once for all pixels that a tile of the
 result has taps in, then enlarged by exchanging it between lanes.

@@ -1,4 +1,4 @@
-"""Dice loss of chosen cells (spec 2, "Loss"), straight from coarse logits and attention rows.
+"""Dice loss of chosen cells (docs/method.md, "Losses" step 2) from coarse logits and attention rows.
 
 Forward: K H W target bytes are read and three sums a row written, in two stages whose order is fixed. Some 25
 flops, 8 loads and one exponential a pixel: arithmetic is the floor, not memory. Stored: 12 bytes for each

@@ -1,4 +1,4 @@
-"""Coarse logits to thresholded masks as bits, areas and maskness (spec 2, inference steps 3 and 4).
+"""Coarse logits to thresholded masks as bits, areas and maskness (docs/method.md, "Inference" steps 3 and 4).
 
 One pass: H W / 8 bytes a mask are written, next to nothing. The floor is arithmetic: 25 flops, 8 loads and
 one exponential a pixel, or for a third of the pixels where ``out_size`` is twice ``size``. Stored beside the

@@ -1,4 +1,4 @@
-"""Matrix NMS (spec 3) from pixels or bits, in launches of fixed shape and without a word with the host.
+"""Matrix NMS (docs/method.md, "Matrix NMS") from pixels or bits: launches of fixed shape, no host sync.
 
 1. Each mask is packed into bits (where it is not already), counted, and finds its place: by label, best
    first.

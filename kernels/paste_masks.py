@@ -1,4 +1,4 @@
-"""Kept masks at image size (spec 2, inference step 9), as pixels or as COCO's run lengths.
+"""Kept masks at image size (docs/method.md, "Inference" step 9), as pixels or as COCO's run lengths.
 
 Stored: the maps at ``out_size`` (stride 4), for `_MAPS` pixels of them at a time, which the second cache
 holds. Made again in every tile of the image that has taps in it, each of these pixels would cost its

@@ -1,4 +1,4 @@
-"""Mask logits of chosen cells: coarse logits and attention rows, each enlarged, added (spec 4.2).
+"""Mask logits of chosen cells: both parts enlarged and added (docs/method.md, "Identities" step 2).
 
 Forward: K H W logits are written once, which is the floor of memory; the inputs are small, and their taps, 8
 loads a pixel, come from the first cache. 13 flops a pixel. Nothing else is stored.

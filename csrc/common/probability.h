@@ -1,5 +1,5 @@
-// Probability maps of chosen cells (spec 2, inference step 3): sigmoid(up(coarse) + up(attention)) at the
-// level's own size, then enlarged to `out_size`, row by row, and only where a pixel can be above a threshold.
+// Probability maps of chosen cells (docs/method.md, "Inference" step 3): sigmoid(up(coarse) + up(attention))
+// at the level's own size, then enlarged to `out_size`, row by row, only where a pixel can be on.
 //
 // Blending never exceeds the largest of its taps. So a row whose taps' largest logits add up to less than the
 // threshold's logit has nothing above the threshold, and what such rows alone reach has nothing either.

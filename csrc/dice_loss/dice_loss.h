@@ -1,4 +1,4 @@
-// Dice loss (spec 2, "Loss"): the maths that every implementation shares.
+// Dice loss (docs/method.md, "Losses" step 2): the maths that every implementation shares.
 #pragma once
 
 #include "../common/host_device.h"

@@ -1,4 +1,4 @@
-// Grid attention (spec 4.5): the maths that every implementation shares.
+// Grid attention (docs/method.md, "Identities" step 5): the maths that every implementation shares.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Bits, areas and maskness (spec 2, inference steps 3 and 4): the maths that every implementation shares.
+// Bits, areas and maskness (docs/method.md, "Inference" steps 3 and 4): the maths that all of them share.
 #pragma once
 
 #include <cstdint>

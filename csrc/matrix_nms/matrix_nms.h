@@ -1,4 +1,4 @@
-// Matrix NMS (spec 3): the maths that every implementation shares.
+// Matrix NMS (docs/method.md, "Matrix NMS"): the maths that every implementation shares.
 #pragma once
 
 #include <cmath>

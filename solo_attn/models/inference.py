@@ -1,4 +1,4 @@
-"""From category scores to final masks, in the order of spec 2, "Inference"."""
+"""From category scores to final masks, in the order of docs/method.md, "Inference"."""
 
 from __future__ import annotations
 

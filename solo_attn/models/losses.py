@@ -1,4 +1,4 @@
-"""L = L_category + lambda L_mask: focal + dice (paper section 3.5, spec 2 "Loss")."""
+"""L = L_category + lambda L_mask: focal + dice (docs/method.md, "Losses")."""
 
 from __future__ import annotations
 

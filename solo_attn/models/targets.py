@@ -1,4 +1,4 @@
-"""Which cells are responsible for which object, and what they should draw (spec 2, "Targets")."""
+"""Which cells are responsible for which object, and what they should draw (docs/method.md, "Targets")."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def attention_residual(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """Mask logits plus the enlarged grid attention of the same level (paper section 3.4, spec 1).
+    """Mask logits plus the enlarged grid attention of the same level (docs/method.md, "Attention").
 
     ``out = mask_logits + resize(grid_attention(grid_features, scale), (H, W))``, bilinear with
     align_corners=False. Differentiable in both inputs, once; the gradient of the mask logits is the

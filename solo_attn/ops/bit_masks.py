@@ -18,7 +18,8 @@ class BitMasks(NamedTuple):
         words: int64 [K, ceil(H*W/64)]; bit b of word w is pixel 64 w + b in row-major order, the spare bits
             of the last word are zero.
         areas: int64 [K], pixels set.
-        maskness: [K], mean probability inside the mask (spec 2, inference step 4), 0 where it is empty.
+        maskness: [K], mean probability inside the mask, 0 where it is empty (docs/method.md, "Inference"
+            step 4).
         size: (H, W).
     """
 

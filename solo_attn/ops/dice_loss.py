@@ -1,4 +1,4 @@
-"""Dice loss of chosen cells, straight from coarse logits and attention rows (spec 2, 4.6)."""
+"""Dice loss of chosen cells from coarse logits and attention rows (docs/method.md, "Losses" step 2)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ def dice_loss(
 ) -> Tensor:
     """Dice loss of each row: ``dice(sigmoid(upsample_add(coarse_logits, attention, (H, W))), targets)``.
 
-    ``1 - 2 Sum(p t) / ((Sum p^2 + eps) + (Sum t^2 + eps))`` (spec 2, "Loss"). A target without pixels
-    gives a loss of 1 and next to no gradient. Differentiable in ``coarse_logits`` and ``attention``, once.
+    ``1 - 2 Sum(p t) / ((Sum p^2 + eps) + (Sum t^2 + eps))`` (docs/method.md, "Losses" step 2). A target
+    without pixels gives a loss of 1 and next to no gradient. Differentiable in ``coarse_logits`` and
+    ``attention``, once.
 
     Args:
         coarse_logits: [K, h, w]; a float dtype.

@@ -25,7 +25,7 @@ def grid_attention(
 
     Args:
         grid_features: [B, C, S, S], a level's features on its grid; float16, bfloat16, float32, float64.
-        scale: multiplies every dot product (spec 1: 1 is the literal reading).
+        scale: multiplies every dot product (1 is the paper to the letter).
         cells: int64 [K, 2] of (image, cell), to have the rows of these cells only; None for all.
         backend: None for the fastest that can run.
 

@@ -1,4 +1,4 @@
-"""Thresholded masks as bits, with areas and maskness, in one pass over the logits (spec 2, 4.7)."""
+"""Masks as bits, areas and maskness in one pass over the logits (docs/method.md, "Identities" step 7)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def mask_bits(
     *,
     backend: str | None = None,
 ) -> BitMasks:
-    """Masks, areas and maskness of chosen cells (spec 2, inference steps 3 and 4).
+    """Masks, areas and maskness of chosen cells (docs/method.md, "Inference" steps 3 and 4).
 
     The probability map is ``sigmoid(upsample_add(coarse_logits, attention, size))``, **then** enlarged
     bilinearly to ``out_size``; a pixel is set where it is > ``threshold``; maskness is the mean

@@ -14,7 +14,7 @@ from .bit_masks import BitMasks, mask_rows
 def mask_iou(
     masks: Tensor | BitMasks, others: Tensor | BitMasks | None = None, *, backend: str | None = None
 ) -> Tensor:
-    """IoU of each mask with each other one (the overlaps of spec 3, of any labels).
+    """IoU of each mask with each other one (docs/method.md, "Matrix NMS" step 1, but of any labels).
 
     Intersections and unions are counted exactly, and their quotient is rounded once. Two empty masks have
     an IoU of 0, as each has with any other. No gradient.

@@ -1,4 +1,4 @@
-"""Matrix NMS: scores decayed by the overlap with better masks of the same label (spec 3)."""
+"""Scores decayed by the overlap with better masks of the same label (docs/method.md, "Matrix NMS")."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def matrix_nms(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """Decay each score by the worst overlap with a better mask of the same label (spec 3).
+    """Decay each score by the overlap with better masks of the same label (docs/method.md, "Matrix NMS").
 
     Better is a higher score, then a lower index; the input need not be sorted. Of empty masks the IoU is
     0, and where a mask has identical ones before it the linear kernel stays finite. A NaN score stays

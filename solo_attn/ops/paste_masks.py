@@ -1,4 +1,4 @@
-"""Kept masks at image size, as bool or as COCO's run-length encoding (spec 2, inference step 9)."""
+"""Kept masks at image size, as bool or as COCO's run-length encoding (docs/method.md, "Inference" step 9)."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def paste_masks(
     rle: bool = False,
     backend: str | None = None,
 ) -> Tensor | list[Rle]:
-    """The kept cells' masks at the size of the original image (spec 2, inference step 9).
+    """The kept cells' masks at the size of the original image (docs/method.md, "Inference" step 9).
 
     The probability map of `mask_bits` at ``out_size`` is enlarged bilinearly to 4 x ``out_size`` (the
     padded input), cropped to ``image_size``, resized bilinearly to ``original_size`` and only then

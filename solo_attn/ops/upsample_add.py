@@ -1,4 +1,4 @@
-"""Mask logits of chosen cells from coarse logits and attention rows (spec 4.1, 4.2)."""
+"""Mask logits of chosen cells from coarse logits and attention rows (docs/method.md, "Identities")."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def upsample_add(
 ) -> Tensor:
     """Enlarge both inputs bilinearly (align_corners=False) to ``size`` and add them.
 
-    With a level's 1x1 output convolution applied before the enlarging (spec 4.1), this is the mask logits
-    of the chosen cells alone (spec 4.2). Differentiable in both inputs, once.
+    With a level's 1x1 output convolution applied before the enlarging, this is the mask logits of the
+    chosen cells alone (docs/method.md, "Identities" steps 1 and 2). Differentiable in both inputs, once.
 
     Args:
         coarse_logits: [K, h, w], W_k f + b_k at the level's feature size; a float dtype.

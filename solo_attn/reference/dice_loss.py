@@ -1,4 +1,4 @@
-"""Dice loss of chosen cells (spec 2, "Loss"), from coarse logits and attention rows."""
+"""Dice loss of chosen cells (docs/method.md, "Losses" step 2), from coarse logits and attention rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Coarse logits to thresholded masks, areas and maskness (spec 2, inference steps 3 and 4)."""
+"""Coarse logits to thresholded masks, areas and maskness (docs/method.md, "Inference" steps 3 and 4)."""
 
 from __future__ import annotations
 

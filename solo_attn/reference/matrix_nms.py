@@ -1,4 +1,4 @@
-"""Matrix NMS (spec 3)."""
+"""Matrix NMS (docs/method.md, "Matrix NMS")."""
 
 from __future__ import annotations
 

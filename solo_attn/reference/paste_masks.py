@@ -1,4 +1,4 @@
-"""Kept masks at image size (spec 2, inference step 9)."""
+"""Kept masks at image size (docs/method.md, "Inference" step 9)."""
 
 from __future__ import annotations
 

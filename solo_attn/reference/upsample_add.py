@@ -1,4 +1,4 @@
-"""Mask logits of chosen cells: coarse logits and attention rows, each enlarged, added (spec 4.2)."""
+"""Mask logits of chosen cells: both parts enlarged and added (docs/method.md, "Identities" step 2)."""
 
 from __future__ import annotations
 

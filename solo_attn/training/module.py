@@ -26,7 +26,7 @@ class TrainingError(SoloAttnError, RuntimeError):
 
 
 class SOLOModule(pl.LightningModule):
-    """Trains a `SOLO` by a `Config` (spec 2, "Training recipe") and validates it as COCO does.
+    """Trains a `SOLO` by a `Config` (docs/method.md, "Training") and validates it as COCO does.
 
     Logs ``train/loss``, ``train/loss_category``, ``train/loss_mask``, ``train/dice`` (the dice loss in
     0..1: staying near 1 means that masks have not started to learn) and ``train/lr``; after each validation
@@ -157,7 +157,7 @@ def gather_and_evaluate(coco: Any, results: list[dict[str, Any]], max_detections
 
 
 def learning_rate_factor(train: TrainConfig, total_steps: int) -> Callable[[int], float]:
-    """From the number of steps done to the factor on the learning rate (spec 2, "Training recipe").
+    """From the number of steps done to the factor on the learning rate (docs/method.md, "Training").
 
     Linear from ``warmup_ratio`` to 1 over ``warmup_steps``, times ``gamma`` at each milestone or a
     cosine to 0. A run shorter than its warm-up never comes to the full rate: such configurations want

@@ -1,4 +1,4 @@
-"""A training step as the paper and spec 2 write it down: every mask of every cell, in plain PyTorch.
+"""A training step in plain PyTorch (docs/method.md, "Losses"): every mask of every cell.
 
 Of the library there are only the weights and the backbone (torchvision's). What is tested against this must
 not call it, so resizing is a product with matrices made in loops, and attention the dot product of all pairs.

@@ -66,7 +66,7 @@ def dice(coarse: Array, rows: Array | None, targets: Array, eps: float) -> Array
 
 
 def probabilities(coarse: Array, rows: Array | None, size: Sequence[int], out_size: Sequence[int]) -> Array:
-    """sigmoid at ``size``, then enlarged (spec 2, inference 3)."""
+    """sigmoid at ``size``, then enlarged (docs/method.md, "Inference" step 3)."""
     return enlarge(sigmoid(logits(coarse, rows, size)), out_size)
 
 
@@ -78,7 +78,7 @@ def pasted(
     image_size: Sequence[int],
     original_size: Sequence[int],
 ) -> Array:
-    """Probabilities at the original size (spec 2, inference 9)."""
+    """Probabilities at the original size (docs/method.md, "Inference" step 9)."""
     maps = probabilities(coarse, rows, size, out_size)
     padded = enlarge(maps, (4 * out_size[0], 4 * out_size[1]))
     return enlarge(padded[:, : image_size[0], : image_size[1]], original_size)
@@ -108,7 +108,7 @@ def iou(masks: Array) -> Array:
 
 
 def nms(overlap: Array, labels: Sequence[int], scores: Sequence[float], kernel: str, sigma: float) -> Array:
-    """Matrix NMS as spec 3 writes it: decay_j = min over i < j of f(d_ij) / f(c_i), in input order."""
+    """docs/method.md, "Matrix NMS": decay_j = min over i < j of f(d_ij) / f(c_i), in input order."""
     order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
 
     def d(i: int, j: int) -> float:  # of places in the order

@@ -1,4 +1,4 @@
-"""Steps 1 to 4 of spec 2, "Inference", on cases made by hand; test_inference_dense.py has all at once."""
+"""docs/method.md, "Inference" steps 1 to 4, on cases made by hand; all at once: test_inference_dense.py."""
 
 import math
 

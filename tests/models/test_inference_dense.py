@@ -1,4 +1,4 @@
-"""The whole inference of small random models against dense loops that follow spec 2 and 3 to the letter."""
+"""The whole inference of small random models against dense loops that follow docs/method.md, "Inference"."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Steps 5 to 9 of spec 2, "Inference", on cases made by hand."""
+"""docs/method.md, "Inference" steps 5 to 9, on cases made by hand."""
 
 import math
 
@@ -36,7 +36,7 @@ def test_at_most_five_hundred_reach_matrix_nms():
 
 
 def test_matrix_nms_decays_masks_of_one_image_and_class():
-    """The golden values of spec 3: four identical masks."""
+    """The values of docs/method.md, "Matrix NMS": four identical masks."""
     scores = {(0, 0, 0, 0): 0.9, (0, 0, 0, 2): 0.8, (0, 0, 2, 0): 0.7, (0, 0, 2, 2): 0.6}
     logits = category_map(4, scores)
     options = {"final_score_threshold": 0.0}

@@ -1,4 +1,4 @@
-"""Each rule of spec 2, "Targets", on a case made by hand; test_targets_random.py has them all at once."""
+"""docs/method.md, "Targets", each step on a case made by hand; all at once: test_targets_random.py."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Targets against loops that follow spec 2 to the letter, and mask targets against cv2's resize."""
+"""docs/method.md, "Targets", against loops that follow it, and mask targets against cv2's resize."""
 
 import numpy as np
 import pytest

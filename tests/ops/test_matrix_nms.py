@@ -118,7 +118,7 @@ def test_any_size(runner, count, size, kernel, sigma, data):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_empty_masks_touch_nothing(runner, kernel):
-    """Fault 1 of spec 3: one pair of empty masks made every score NaN."""
+    """In public implementations one pair of empty masks makes every score NaN."""
     masks, labels, scores = blobs(runner)
     empty = torch.zeros_like(masks[:2])
     more = (torch.cat([empty, masks]), torch.cat([labels[:1].repeat(2), labels]))

@@ -1,4 +1,4 @@
-"""mmdetection's Matrix NMS, by its own signature (spec 3)."""
+"""mmdetection's Matrix NMS, by its own signature."""
 
 from __future__ import annotations
 
