@@ -8,7 +8,7 @@ PEERS := .peers/.installed
 CSRC := $(shell find csrc tests/cuda_shim -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers demo test test-sanitize test-abi lint bench bench-peers gpu gpu-test gpu-bench gpu-end-to-end gpu-compare-nuclei gpu-compare-scenes results format clean
+.PHONY: help setup peers demo docs test test-sanitize test-abi lint bench bench-peers gpu gpu-test gpu-bench gpu-end-to-end gpu-compare-nuclei gpu-compare-scenes results format clean
 
 help:  ## show this
 	@echo "make TARGET [VARIABLE=VALUE ...]"
@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(CSRC)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "setuptools>=77" wheel ninja
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[train,pretrained,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[train,pretrained,dev,docs]"
 	@touch $@
 
 peers: setup $(PEERS)  ## mmdetection and supervision, for the tests and benchmarks that compare with them
@@ -115,10 +115,11 @@ gpu-compare-scenes: setup  ## the same on synthetic street scenes
 	$(SCENES)
 	$(call compare,scenes) $(PIECE)
 
-results: setup  ## write benchmarks/results into the README and docs
-	$(BIN)/python -m benchmarks.report.readme
-	$(BIN)/python -m benchmarks.report.data_page
-	$(BIN)/python -m benchmarks.report.results_page
+docs: setup  ## build the documentation as a site, build/site/index.html; a broken link is an error
+	$(BIN)/zensical build
+
+results: setup  ## write benchmarks/results and the settings into README and docs
+	$(BIN)/python -m benchmarks.report.pages
 
 format: setup  ## let ruff and clang-format rewrite what they can
 	$(BIN)/ruff check --fix .

@@ -1,1 +1,1 @@
-"""README.md, docs/results.md and docs/data.md from `benchmarks/results`: `make results`."""
+"""README.md and pages of docs/ from `benchmarks/results` and the settings: `make results`."""

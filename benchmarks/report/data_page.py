@@ -1,14 +1,12 @@
-"""Write what `solo-attn inspect` counted into docs/data.md: part of `make results`."""
+"""The generated part of docs/data.md: what `solo-attn inspect` counted."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from .. import ROOT
 from . import stored
 from .stored import measured_on
-
-PAGE = ROOT / "docs" / "data.md"
 
 
 def share(number: int, objects: int) -> str:
@@ -47,10 +45,4 @@ def inspected() -> str:
     return "\n".join(lines) + f"\n\n{told}. {measured_on(first['environment'])}"
 
 
-def filled(text: str) -> str:
-    """``text`` with its block made anew."""
-    return stored.filled(text, {"inspect": inspected}, PAGE.name)
-
-
-if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+BLOCKS: dict[str, Callable[[], str]] = {"inspect": inspected}

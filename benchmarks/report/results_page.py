@@ -1,4 +1,4 @@
-"""Write what was measured into docs/results.md: part of `make results`."""
+"""The generated parts of docs/results.md."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from collections.abc import Callable
 from itertools import groupby, product
 from typing import Any
 
-from .. import ROOT
+from solo_attn.evaluation import CocoMetrics, paper_table3, paper_table4
+
 from ..end_to_end.jobs import BATCHES, DTYPES, WHAT, job_name, why_failed
 from . import speed, stored
 from .comparisons import DATA, comparisons, stored_ones
 from .gpu_section import gpu_section
-from .readme import measured_where
 from .stored import CPU, measured_on, per_cent, table
 from .where_it_loses import where_it_loses
 
-PAGE = ROOT / "docs" / "results.md"
 GPU_FILES = ("gpu", "end_to_end", *(f"comparison_{name}" for name in DATA))
 
 
@@ -40,6 +39,66 @@ def attention_scale() -> str:
         f"{table(['attention scale', 'dice loss', 'focal loss', 'AP50'], rows)}\n\n"
         f"{first['steps']} steps of `configs/nuclei_small.yaml` each, one seed; losses are means of the "
         f"last tenth. A dice loss near 1 means that no mask has been learned. {' '.join(told)}"
+    )
+
+
+def measured_where() -> str:
+    """Machine and commit of both halves of the benchmarks."""
+    halves = (("ops", "the ops"), ("mmdet", "what is compared with mmdetection 3.3.0"))
+    told = ((what, stored.kept(name)) for name, what in halves)
+    return "; ".join(
+        f"{what} {measured_on(found['environment']) if found else 'not yet'}" for what, found in told
+    )
+
+
+def beside_others() -> str:
+    """This library beside others, and beside the floor."""
+    memory = speed.memory_line(stored.kept)
+    remarks = f"Peak memory beyond the inputs: {memory}.\n\n" if memory else ""
+    plot = "![How many times as fast as plain PyTorch and torch.compile each op is](images/speed.svg)"
+    return (
+        f"{speed.speed_table(stored.kept)}\n\n{remarks}"
+        f"{plot if stored.kept('ops') else 'The ops have not been measured yet.'}\n\n"
+        f"{speed.HOW} Measured: {measured_where()}."
+    )
+
+
+def nuclei() -> str:
+    """The metrics and the learning curve of configs/nuclei_small.yaml."""
+    result = stored.kept("nuclei")
+    if not result:
+        return "Not measured yet."
+    metrics = result["metrics"]
+    keys = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+    head = " | ".join(key[:2].upper() + key[2:] for key in keys)
+    return (
+        f"| {head} |\n|{' ---: |' * len(keys)}\n"
+        f"| {' | '.join(per_cent(metrics[key]) for key in keys)} |\n\n"
+        f"On the test images, with the last epoch's weights (`best.ckpt` is chosen on them, so it is no "
+        f"measure), at most {metrics['max_detections']} nuclei an image, {result['steps']:,} steps. "
+        f"{measured_on(result['environment'], result['seconds'])}\n\n"
+        "![Losses and AP over the steps](images/nuclei_curve.png)\n\n"
+        "What it finds on three test images (scores from 0.3), each instance in a colour of its own:\n\n"
+        "![Masks of the nuclei found on three images](images/nuclei_found.png)"
+    )
+
+
+def demo() -> str:
+    """Tables 3 and 4 on synthetic scenes."""
+    result = stored.kept("demo")
+    if not result:
+        return "Not measured yet."
+    limit = result["summary"]["max_detections"]
+    rows = {
+        system: [CocoMetrics(**seed, max_detections=limit) for seed in found["seeds"]]
+        for system, found in result["summary"]["systems"].items()
+    }
+    seconds = sum(run["seconds"] for runs in result["runs"].values() for run in runs)
+    return (
+        f"{paper_table3(rows)}\n{paper_table4(rows)}\n"
+        f"One seed, minutes of training: a demonstration, not evidence. "
+        f"{measured_on(result['environment'], seconds)}\n\n"
+        "![Ground truth and the three systems on the same scenes](images/demo_figure5.png)"
     )
 
 
@@ -146,20 +205,14 @@ def unmeasured() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    "nuclei": nuclei,
     "comparisons": comparisons,
     "attention_scale": attention_scale,
+    "demo": demo,
+    "beside_others": beside_others,
     "ops": ops,
     "end_to_end": end_to_end,
     "gpu": gpu,
     "loses": where_it_loses,
     "unmeasured": unmeasured,
 }
-
-
-def filled(text: str) -> str:
-    """``text`` with every block made anew."""
-    return stored.filled(text, BLOCKS, PAGE.name)
-
-
-if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ HOW = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row of the README's table.
+    """One row of the table in docs/results.md.
 
     Attributes:
         work: in words.
@@ -102,11 +102,16 @@ def memories(stored: Stored) -> Iterator[tuple[Comparison, int, int]]:
 
 def speed_table(stored: Stored) -> str:
     """Every comparison, with the floor where there is one."""
+    return rows_of(compared(stored))
+
+
+def rows_of(rows: Iterable[tuple[Comparison, dict[str, Any], float]]) -> str:
+    """Those that `compared` gave."""
     lines = [
         f"| work | against | theirs, ms | ours, ms | {FLOOR}, ms | faster |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
-    for row, entry, ratio in compared(stored):
+    for row, entry, ratio in rows:
         numbers = "– | – | – | not measured"
         if not math.isnan(ratio):
             cells = [milliseconds(median(entry, name)) for name in (row.against, entry["ours"], FLOOR)]

@@ -1,4 +1,4 @@
-"""docs/results.md and the README's table of speed, of measurements made up here, and of missing ones."""
+"""docs/results.md and README.md, of measurements made up here, and of missing ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.report import comparisons, keep_run, readme, results_page, speed, stored, where_it_loses
+from benchmarks.report import comparisons, keep_run, pages, results_page, speed, stored, where_it_loses
 from solo_attn.evaluation import METRICS, SYSTEMS, CocoMetrics, summary_json
 from solo_attn.training import Config
 
@@ -115,16 +115,29 @@ def write(results: Path, made: dict[str, Any]) -> None:
 
 
 def page() -> str:
-    return results_page.filled(results_page.PAGE.read_text(encoding="utf-8"))
+    return pages.filled("docs/results.md")
 
 
 def test_nothing_measured(results: Path) -> None:
     text = page()
-    assert text.count("Not measured yet.") == 5
+    assert text.count("Not measured yet.") == 7
     assert "**Nothing has been measured on a GPU.**" in text
     assert "In nothing that was measured." in text
     assert f"- {speed.COMPARISONS[0].work}, against mmdetection." in text
-    assert readme.speed().count("not measured") == len(speed.COMPARISONS)
+    assert results_page.beside_others().count("not measured") == len(speed.COMPARISONS)
+
+
+def test_the_front_page(results: Path) -> None:
+    text = pages.filled("README.md")
+    assert text.count("| – | – | – | not measured |") == 6, "three rows of speed, three of results"
+    write(results, {"cpu/comparison_nuclei": MADE["gpu/comparison_nuclei"]})
+    write(results, {"cpu/comparison_scenes": MADE["cpu/comparison_scenes"]})
+    text = pages.filled("README.md")
+    assert "; 3 seeds, gated, features | 11.0 | 14.0 | 20.2 | +6.2 (+3.8 to +8.6) |" in text
+    assert "; 1 seed, gated, features | – | 20.0 | 15.0 | -5.0 |" in text
+    hero = {"instances": 7, "score": 0.3, "photograph": "somebody, CC0", "environment": FACTS}
+    write(results, {"cpu/hero": hero})
+    assert "docs/images/hero.png)\n\n7 instances" in pages.filled("README.md")
 
 
 @pytest.mark.parametrize("missing", [None, *MADE])
@@ -190,7 +203,8 @@ def test_what_is_said_of_attention(results: Path) -> None:
     write(results, MADE)
     text = page()
     assert (
-        "**Attention (scale cosine) beside coordinates**: AP 20.2 against 14.0, a difference of +6.2" in text
+        "**Attention (gated, features) beside coordinates**: AP 20.2 against 14.0, a difference of +6.2"
+        in text
     )
     assert (
         "of +6.2 with a standard error of 0.6 (3 and 3 seeds; 95 % interval +3.7 to +8.7): it helped." in text
@@ -240,7 +254,7 @@ def test_half_of_the_benchmarks_fills_its_half(results: Path) -> None:
     entry = {"op": "mask_iou", "what": "x", "direction": "forward", "ours": "cpu", "memory": {}}
     entry["seconds"] = seconds(cpu=0.002, PyTorch=0.004, pycocotools=0.01)
     write(results, {"cpu/ops": {"environment": FACTS, "benchmarks": {"mask_iou": entry}}})
-    text = readme.speed()
+    text = results_page.beside_others()
     assert "| pycocotools | 10.0 | 2.00 | – | 5.0x |" in text
     assert text.count("not measured") == len(speed.COMPARISONS) - 1
     assert "what is compared with mmdetection 3.3.0 not yet" in text

@@ -1,4 +1,4 @@
-"""The README's tables of speed, from results that are made up here."""
+"""The tables of speed, from results that are made up here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.report import readme, speed, stored
+from benchmarks.report import results_page, speed, stored
 from solo_attn.bench import COMPILED, FLOOR, PLAIN
 
 # Times as fast as the other, at least, and the share of its memory, at most, that a stored result must show.
@@ -86,13 +86,13 @@ def test_a_quick_run_has_no_torch_compile(results: dict[str, Any]) -> None:
 
 def test_the_block_follows_the_results(results: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stored, "kept", results.__getitem__)
-    text = readme.speed()
+    text = results_page.beside_others()
     assert "a CPU, 2 threads, torch 2.11, commit abc, 2026-01-02" in text
     assert "100 MiB against 400 (25%)" in text
     changed = copy.deepcopy(results)
     changed["mmdet"]["benchmarks"]["mmdet_nms"]["seconds"]["mmdetection"]["median"] *= 2
     monkeypatch.setattr(stored, "kept", changed.__getitem__)
-    assert readme.speed() != text
+    assert results_page.beside_others() != text
 
 
 def test_the_same_results_draw_the_same_plot(results: dict[str, Any], tmp_path: Path) -> None:

@@ -19,8 +19,10 @@ def script(page: str) -> str:
         if language == "python":
             lines.append(block)
             continue
+        if language in ("text", "bibtex"):
+            continue
         assert language == "sh", f"what is {language!r}?"
-        for line in block.splitlines():
+        for line in block.replace("\\\n", " ").splitlines():
             words = line.partition("#")[0].split()
             if words[:1] == ["solo-attn"]:
                 program = "import sys; sys.argv[0] = 'solo-attn'; from solo_attn.cli import main; main()"

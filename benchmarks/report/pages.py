@@ -1,0 +1,45 @@
+"""Write what was measured, and every setting, into README.md and docs: `make results`.
+
+Each block between ``<!-- begin:NAME -->`` and ``<!-- end:NAME -->`` of a page is made by the function NAME of
+the page's module, from `benchmarks/results`, with the machine and the commit it was measured on; plots go to
+``docs/images``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from solo_attn.evaluation import learning_curve
+
+from .. import ROOT
+from . import data_page, install_page, readme, results_page, speed, stored, training_page
+from .pictures import draw_found
+from .stored import IMAGES
+
+PAGES: dict[str, Mapping[str, Callable[[], str]]] = {
+    "README.md": readme.BLOCKS,
+    "docs/data.md": data_page.BLOCKS,
+    "docs/install.md": install_page.BLOCKS,
+    "docs/results.md": results_page.BLOCKS,
+    "docs/training.md": training_page.BLOCKS,
+}
+
+
+def text_of(page: str) -> str:
+    """As it is stored."""
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def filled(page: str, text: str | None = None) -> str:
+    """A page, or ``text`` in its place, with every block made anew."""
+    return stored.filled(text_of(page) if text is None else text, PAGES[page], page)
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        (ROOT / page).write_text(filled(page), encoding="utf-8")
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    learning_curve(stored.kept("nuclei")["curve"], IMAGES / "nuclei_curve.png")
+    draw_found(IMAGES / "nuclei_found.png")
+    if stored.kept("ops"):
+        speed.plot(stored.kept, IMAGES / "speed.svg")

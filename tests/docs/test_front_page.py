@@ -1,0 +1,50 @@
+"""README.md does what it says: its Python with a model and a picture at hand, its commands by their names."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import command_line
+import torch
+from pages import ROOT
+from torchvision.io import write_png
+
+from solo_attn.models import ModelInfo, save_model, solo
+
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_python(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = solo(2, backbone="resnet18", head_channels=32, num_convs=1, min_size=96, max_size=128)
+    torch.nn.init.constant_(model.head.category_output.bias, -1.0)
+    torch.nn.init.constant_(model.head.mask_outputs[0].bias, 1.0)
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    save_model(model, ModelInfo(model.config, ["car", "bus"], [3, 6], {}), tmp_path / "runs/mine/last.ckpt")
+    write_png(torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8), str(tmp_path / "photo.jpg"))
+    blocks = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 2
+    assert len(blocks[0].split("\n\n")[1].splitlines()) <= 5
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", "\n".join(blocks)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"\[\('(car|bus)', \d+\)", done.stdout)
+
+
+def test_every_command_is_one() -> None:
+    _, told = command_line.run("--help")
+    commands = set(re.findall(r"^solo-attn +(\w+)", TEXT, flags=re.MULTILINE))
+    assert {"train", "predict", "eval", "doctor"} <= commands
+    for name in commands:
+        assert re.search(rf"^[ │|]*{name} ", told, flags=re.MULTILINE), name
+
+
+def test_it_stays_short() -> None:
+    assert len(TEXT.splitlines()) <= 140
