@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def coco_set(tmp_path: Path) -> CocoSet:
-    """A small faultless data set that a test may spoil."""
+    """A small faultless dataset that a test may spoil."""
     from small_coco import CocoSet
 
     return CocoSet(tmp_path / "coco")

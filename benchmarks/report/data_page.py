@@ -21,7 +21,7 @@ def setting(found: dict[str, Any]) -> str:
 
 
 def inspected() -> str:
-    """Before and after on each data set."""
+    """Before and after on each dataset."""
     found = stored.kept("inspect")
     lines = [
         "| data | | S of each level | ranges, pixels | input | in no range | no cell | centre taken | "

@@ -62,7 +62,7 @@ def comparison(
 ) -> None:
     """Numbers and plot of a finished comparison; of drawn scenes also the systems' instances.
 
-    Photographs stay with their data set.
+    Photographs stay with their dataset.
     """
     (RESULTS / machine).mkdir(parents=True, exist_ok=True)
     shutil.copyfile(folder / "results.json", RESULTS / machine / f"comparison_{name.value}.json")
@@ -76,7 +76,7 @@ def comparison(
 def inspect(
     reports: Annotated[list[str], typer.Argument(help="NAME=FOLDER that `solo-attn inspect` wrote.")],
 ) -> None:
-    """What was counted on each data set."""
+    """What was counted on each dataset."""
     named = (report.partition("=") for report in reports)
     found = {name: json.loads((Path(folder) / "inspect.json").read_text()) for name, _, folder in named}
     (RESULTS / CPU / "inspect.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -30,7 +30,7 @@ from .stored import CPU
 
 
 def draw_found(path: Path) -> None:
-    """The masks alone: the photographs stay with their data set."""
+    """The masks alone: the photographs stay with their dataset."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for result in stored.kept("nuclei_found"):
         rows.setdefault(result["file_name"], []).append(result)

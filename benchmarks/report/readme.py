@@ -32,7 +32,7 @@ def fast() -> str:
 
 
 def results() -> str:
-    """AP of the paper's three systems on each data set, and what attention changed."""
+    """AP of the paper's three systems on each dataset, and what attention changed."""
     lines, told = [], []
     for name, words in (*DATA.items(), ("demo", "the demo: synthetic street scenes, minutes of training")):
         found = stored.kept(name if name == "demo" else f"comparison_{name}")

@@ -72,7 +72,7 @@ def end_to_end(machine: str) -> Iterator[Loss]:
 
 
 def learned(machine: str) -> Iterator[Loss]:
-    """Means over the seeds in which attention as it comes is below another system."""
+    """Means over the seeds in which attention with its defaults is below another system."""
     for name in ("demo", *(f"comparison_{name}" for name in DATA)):
         found = stored.kept(name, machine)
         systems = found["summary"]["systems"] if found else {}

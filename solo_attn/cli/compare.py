@@ -29,7 +29,9 @@ def compare(
     ] = False,
     minutes: Annotated[
         float | None,
-        typer.Option("--minutes", help="Stop after so many, with exit status 75 if more remains to be done."),
+        typer.Option(
+            "--minutes", help="Stop after this many, with exit status 75 if more remains to be done."
+        ),
     ] = None,
 ) -> None:
     """Train the three systems of the paper's Table 3 over several seeds and tabulate them.

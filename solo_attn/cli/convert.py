@@ -1,4 +1,4 @@
-"""``solo-attn convert``: other people's checkpoints and data sets into this library's formats."""
+"""``solo-attn convert``: other people's checkpoints and datasets into this library's formats."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 group = typer.Typer(no_args_is_help=True)
-app.add_typer(group, name="convert", help="Take over checkpoints and data sets of other formats.")
+app.add_typer(group, name="convert", help="Convert checkpoints and datasets of other formats.")
 
 
 def conversion(function: Callable[P, R]) -> Callable[P, R]:
@@ -59,11 +59,13 @@ def cityscapes(
     root: Annotated[Path, typer.Argument(help="Folder that holds leftImg8bit and gtFine.")],
     out: Annotated[Path, typer.Argument(help="Folder for instances_train.json and instances_val.json.")],
     classes: Annotated[
-        str | None, typer.Option("--classes", help="Names, parted by commas; the paper's five by default.")
+        str | None, typer.Option("--classes", help="Names, separated by commas; the paper's five by default.")
     ] = None,
     subset: Annotated[
         tuple[int, int] | None,
-        typer.Option("--subset", help="Draw so many images of train and of val, such as the paper's 450 50."),
+        typer.Option(
+            "--subset", help="Draw this many images of train and of val, such as the paper's 450 50."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the subset.")] = 0,
 ) -> None:
@@ -96,7 +98,7 @@ def id_masks(
     out: OutFile,
     class_name: Annotated[str, typer.Option("--class-name", help="Name of what the objects are.")] = "object",
     mask_suffix: Annotated[
-        str, typer.Option("--mask-suffix", help="What the masks' names have more, such as _mask.")
+        str, typer.Option("--mask-suffix", help="Suffix of the masks' names, such as _mask.")
     ] = "",
     void: Annotated[
         int | None, typer.Option("--void", help="An id that is no object, such as 255 for outlines.")
@@ -123,7 +125,7 @@ def labelme(
     folder: Annotated[Path, typer.Argument(help="Folder that is searched for labelme's JSON files.")],
     out: OutFile,
     classes: Annotated[
-        str | None, typer.Option("--classes", help="Labels to take, parted by commas; all by default.")
+        str | None, typer.Option("--classes", help="Labels to take, separated by commas; all by default.")
     ] = None,
 ) -> None:
     """labelme's JSON files: polygons, rectangles, circles and masks.

@@ -47,7 +47,7 @@ def inspect(
         bool, typer.Option("--keep-size", help="Propose grids and ranges for the input size as it is.")
     ] = False,
 ) -> None:
-    """Show what a data set is and what a grid setting makes of it, and propose a better one.
+    """Show what a dataset is and what a grid setting makes of it, and propose a better one.
 
     Example: [cyan]solo-attn inspect --images images --annotations instances.json --write mine.yaml[/cyan]
 

@@ -1,4 +1,4 @@
-"""COCO-format data sets, augmentation and synthetic scenes."""
+"""COCO-format datasets, augmentation and synthetic scenes."""
 
 from .._utils.errors import extra_train
 

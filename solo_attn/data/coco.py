@@ -1,4 +1,4 @@
-"""Any COCO-format instance data set."""
+"""Any COCO-format instance dataset."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class CocoInstances(Dataset[Sample]):
     Attributes:
         coco: the annotations as pycocotools holds them, all of them.
         summary: the counts of `check_dataset`.
-        image_ids: in the order of this data set.
+        image_ids: in the order of this dataset.
         category_ids: COCO's category id of each label, ascending.
         class_names: name of each label.
 
     Raises:
-        DatasetError: faults of the data set (see `check_dataset`); later an image that cannot be decoded.
+        DatasetError: faults of the dataset (see `check_dataset`); later an image that cannot be decoded.
         ValueError: another ``on_degenerate``.
     """
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._utils.errors import SoloAttnError
 
-# What PIL raises for broken files, and for ones that would unpack to more than it thinks healthy.
+# What PIL raises for broken files, and for ones that would unpack to more than its limit allows.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif", ".jp2"
@@ -47,7 +47,7 @@ def read_image(path: str | Path, *, exif: bool = True) -> Tensor:
 
     Args:
         path: of the file.
-        exif: turn the image as its EXIF orientation says. Annotations are in stored pixels, so data sets
+        exif: turn the image as its EXIF orientation says. Annotations are in stored pixels, so datasets
             read without.
 
     Raises:

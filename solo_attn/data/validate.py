@@ -1,4 +1,4 @@
-"""Faults of a COCO-format data set, found before training starts."""
+"""Faults of a COCO-format dataset, found before training starts."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ OnDegenerate = Literal["error", "skip"]
 
 
 class DatasetError(SoloAttnError, ValueError):
-    """A data set that cannot be used: names the file, image id or annotation id of each fault."""
+    """A dataset that cannot be used: names the file, image id or annotation id of each fault."""
 
 
 @dataclass(frozen=True)
 class DatasetSummary:
-    """What a data set holds; ``str()`` of it is one line.
+    """What a dataset holds; ``str()`` of it is one line.
 
     Attributes:
         images: all of them.
@@ -139,11 +139,11 @@ def check_content(
 
 
 def raise_faults(annotations: str | Path, faults: Sequence[str]) -> None:
-    """One message for all faults of a data set, if there are any; it lists the first ones."""
+    """One message for all faults of a dataset, if there are any; it lists the first ones."""
     if faults:
         more = f"\n  ... and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         listed = "".join(f"\n  {fault}" for fault in faults[:_SHOWN])
-        raise DatasetError(f"{annotations}: {len(faults)} fault(s) in the data set:{listed}{more}")
+        raise DatasetError(f"{annotations}: {len(faults)} fault(s) in the dataset:{listed}{more}")
 
 
 def is_object(annotation: Mapping[str, Any]) -> bool:
@@ -165,7 +165,7 @@ def _category_faults(content: dict[str, Any]) -> Iterator[str]:
         if not isinstance(category, dict) or not _is_id(category.get("id")) or "name" not in category:
             yield f"categories[{k}]: expected an integer id and a name, got {category!r:.80}"
         elif category["id"] in seen:
-            yield f"category id {category['id']}: stands more than once"
+            yield f"category id {category['id']}: duplicate id"
         else:
             seen.add(category["id"])
 
@@ -186,7 +186,7 @@ def _image_faults(folder: Path, content: dict[str, Any], decode: bool) -> Iterat
             yield f"image id {image_id}: expected height and width as integers, got {size!r:.80}"
             continue
         if image_id in seen:
-            yield f"image id {image_id}: stands more than once"
+            yield f"image id {image_id}: duplicate id"
         seen.add(image_id)
         fault = _file_fault(folder / name, entry, decode)
         if fault:
@@ -232,7 +232,7 @@ def _annotation_faults(content: dict[str, Any], skip_degenerate: bool) -> Iterat
             continue
         name = f"annotation id {ids[0]}"
         if ids[0] in seen:
-            yield f"{name}: stands more than once"
+            yield f"{name}: duplicate id"
         seen.add(ids[0])
         if ids[2] not in categories:
             yield f"{name}: unknown category id {ids[2]}"

@@ -160,7 +160,7 @@ def evaluate_model(
     max_detections: int = 100,
     advance: Callable[[int], None] | None = None,
 ) -> tuple[CocoMetrics, list[dict[str, Any]]]:
-    """COCO's twelve numbers of a model on a data set, and the results they were made from.
+    """COCO's twelve numbers of a model on a dataset, and the results they were made from.
 
     Args:
         model: on the device that it shall run on.

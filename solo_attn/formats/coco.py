@@ -1,6 +1,6 @@
-"""COCO's format: a model's instances as COCO results, and other layouts assembled into a COCO data set.
+"""COCO's format: a model's instances as COCO results, and other layouts assembled into a COCO dataset.
 
-Data sets in COCO's format are read by `solo_attn.data.CocoInstances`. Every conversion into one goes image by
+Datasets in COCO's format are read by `solo_attn.data.CocoInstances`. Every conversion into one goes image by
 image, on all cores, and on from where a killed one stopped.
 """
 

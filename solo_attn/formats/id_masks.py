@@ -1,4 +1,4 @@
-"""Id images, whose pixels say which object they belong to: a data set of them as COCO's, instances as one."""
+"""Id images, whose pixels say which object they belong to: a dataset of them as COCO's, instances as one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a data set is, what a grid setting makes of it, and what to propose; needs the extra "train"."""
+"""What a dataset is, what a grid setting makes of it, and what to propose; needs the extra "train"."""
 
 from .._utils.errors import extra_train
 

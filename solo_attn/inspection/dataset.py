@@ -1,4 +1,4 @@
-"""What a data set is, in numbers."""
+"""What a dataset is, in numbers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Inspection:
 
 
 def inspect_dataset(dataset: CocoInstances, setting: GridSetting, *, keep_size: bool = False) -> Inspection:
-    """Measure a data set, and propose a grid setting for it (see `propose`). Reads no image.
+    """Measure a dataset, and propose a grid setting for it (see `propose`). Reads no image.
 
     Args:
         dataset: what to look at.

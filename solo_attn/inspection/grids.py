@@ -1,4 +1,4 @@
-"""What a grid setting makes of a data set: which objects get a cell, and which collide.
+"""What a grid setting makes of a dataset: which objects get a cell, and which collide.
 
 Counted with the assignment that training uses (`solo_attn.models.targets.owners`), each image alone at the
 size that the model resizes it to. Boxes and centres are scaled instead of masks: on the rare cell boundary

@@ -1,4 +1,4 @@
-"""Sizes and places of all objects of a data set, read off their run lengths without making a mask."""
+"""Sizes and places of all objects of a dataset, read off their run lengths without making a mask."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ObjectTable:
 
     Attributes:
         sizes: int64 [M, 2], (height, width) of each image.
-        image: int64 [N], number of the image in the data set's order, ascending.
+        image: int64 [N], number of the image in the dataset's order, ascending.
         label: int64 [N], in 0..C-1.
         area: int64 [N], pixels of the mask.
         centre: float64 [N, 2], (y, x) of the mask's centre of mass, in pixel indices.
@@ -41,7 +41,7 @@ class ObjectTable:
 
 
 def measure_objects(dataset: CocoInstances) -> ObjectTable:
-    """The objects of a data set; crowd regions are none. Reads no image."""
+    """The objects of a dataset; crowd regions are none. Reads no image."""
     coco = dataset.coco
     sizes = [(coco.imgs[k]["height"], coco.imgs[k]["width"]) for k in dataset.image_ids]
     labels = {category: label for label, category in enumerate(dataset.category_ids)}

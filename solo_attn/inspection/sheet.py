@@ -1,4 +1,4 @@
-"""A data set in one picture."""
+"""A dataset in one picture."""
 
 from __future__ import annotations
 

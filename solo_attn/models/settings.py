@@ -1,4 +1,4 @@
-"""Every setting of a model: its type, range, default and meaning, said once.
+"""Every setting of a model: its type, range, default and meaning, declared once.
 
 `build_solo`, the constructors of head and detector, checkpoints, the section ``model`` of a training
 configuration and the command line all use these.

@@ -35,7 +35,7 @@ class PositionSampler(Sampler[tuple[int, int]]):
     one step is what one process with the larger batch sees.
 
     Args:
-        length: images in the data set.
+        length: images in the dataset.
         batch_size: images of a batch on one rank.
         seed: of the order.
         rank: of this process.

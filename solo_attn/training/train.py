@@ -115,7 +115,7 @@ def train(
     last = run_dir / "last.ckpt"
     if last.exists() and not resume:
         raise ConfigError(
-            f"train: {run_dir} holds a run already; continue it with --resume or name another folder"
+            f"train: {run_dir} already holds a run; continue it with --resume or choose another folder"
         )
     if deadline is not None and config.train.devices > 1:
         # Each process would look at its own clock, and wait for the others where it saves.
@@ -253,7 +253,7 @@ def _trainer(config: Config, run_dir: Path, timer: Timer, steps: int, console: C
         )
     except (pl.utilities.exceptions.MisconfigurationException, ValueError) as error:
         raise ConfigError(
-            f"train: {train.devices} device(s) of accelerator {train.accelerator!r} cannot be had: {error}"
+            f"train: {train.devices} device(s) of accelerator {train.accelerator!r} is not available: {error}"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""A small data set in Cityscapes' layout, and the same converted."""
+"""A small dataset in Cityscapes' layout, and the same converted."""
 
 from __future__ import annotations
 

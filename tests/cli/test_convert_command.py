@@ -1,4 +1,4 @@
-"""``solo-attn convert`` of data sets."""
+"""``solo-attn convert`` of datasets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``solo-attn inspect``, and what it makes of a data set."""
+"""``solo-attn inspect``, and what it makes of a dataset."""
 
 from __future__ import annotations
 

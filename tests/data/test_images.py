@@ -182,7 +182,7 @@ def test_the_error_pickles_for_other_processes() -> None:
 
 
 def test_the_data_set_reads_by_it(coco_set: CocoSet) -> None:
-    """A file that turned into another kind after the data set was checked."""
+    """A file that turned into another kind after the dataset was checked."""
     dataset = CocoInstances(*coco_set.write())
     coco_set.save(3, Image.new("I;16", (WIDTH, HEIGHT)))
     with pytest.raises(DatasetError, match=r"3\.png \(image id 3\): expected 8 bits a channel"):

@@ -70,12 +70,12 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
     "image no object": (lambda s: s.content["images"].append(None), r"images\[2\]: .* got None"),
     "image twice": (
         lambda s: s.content["images"].append(s.content["images"][1]),
-        r"image id 3: stands more than once",
+        r"image id 3: duplicate id",
     ),
     "category key": (without("categories", 1, "name"), r"categories\[1\]: .* got {'id': 20}"),
     "category twice": (
         lambda s: s.content["categories"].append(s.content["categories"][0]),
-        r"category id 50: stands more than once",
+        r"category id 50: duplicate id",
     ),
     "annotation key": (without("annotations", 1, "bbox"), r"annotations\[1\] \(annotation id 12\): .* bbox"),
     "no area": (without("annotations", 2, "area"), r"\(annotation id 13\): expected area"),
@@ -89,7 +89,7 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
     "crowd NaN": (set_in(13, "iscrowd", float("nan")), r"annotation id 13: expected iscrowd .* got nan"),
     "annotation no object": (lambda s: s.content["annotations"].append(4), r"annotations\[4\]"),
     "annotation id": (set_in(13, "id", [1]), r"annotations\[2\]: expected integers as id"),
-    "annotation twice": (set_in(13, "id", 12), r"annotation id 12: stands more than once"),
+    "annotation twice": (set_in(13, "id", 12), r"annotation id 12: duplicate id"),
     "unknown category": (set_in(12, "category_id", 9), r"annotation id 12: unknown category id 9"),
     "unknown image": (set_in(12, "image_id", 8), r"annotation id 12: belongs to image id 8"),
     "no width": (set_in(12, "bbox", [1, 2, 0, 5]), r"annotation id 12: .*width and height .*\[1, 2, 0, 5\]"),

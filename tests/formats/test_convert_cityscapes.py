@@ -1,4 +1,4 @@
-"""Against cityscapesscripts, the data set's own."""
+"""Against cityscapesscripts, the dataset's own."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def polygon_files(root: Path) -> list[Path]:
 
 
 def with_id_images(scripts: Any, root: Path, to: Path) -> Path:
-    """The same data set, with instanceIds.png that its own scripts drew instead of polygons."""
+    """The same dataset, with instanceIds.png that its own scripts drew instead of polygons."""
     small_cityscapes.write(to)
     for path in polygon_files(to):
         annotation = scripts.Annotation()

@@ -11,18 +11,23 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
+def blocks(page: str) -> list[tuple[str, str]]:
+    """(language, code) of each block that can be run, lines of commands that go on joined."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    found = re.findall(r"```(\w*)\n(.*?)```", text, flags=re.DOTALL)
+    assert {language for language, _ in found} <= {"python", "sh", "text", "bibtex"}
+    joined = ((language, code.replace("\\\n", " ")) for language, code in found)
+    return [(language, code) for language, code in joined if language in ("python", "sh")]
+
+
 def script(page: str) -> str:
     """The page as one Python program. Installing is left to whoever runs the tests."""
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     lines = ["import subprocess, sys"]
-    for language, block in re.findall(r"```(\w*)\n(.*?)```", text, flags=re.DOTALL):
+    for language, block in blocks(page):
         if language == "python":
             lines.append(block)
             continue
-        if language in ("text", "bibtex"):
-            continue
-        assert language == "sh", f"what is {language!r}?"
-        for line in block.replace("\\\n", " ").splitlines():
+        for line in block.splitlines():
             words = line.partition("#")[0].split()
             if words[:1] == ["solo-attn"]:
                 program = "import sys; sys.argv[0] = 'solo-attn'; from solo_attn.cli import main; main()"

@@ -1,4 +1,4 @@
-"""A small data set in Cityscapes' layout, since Cityscapes itself may not be passed on.
+"""A small dataset in Cityscapes' layout, since Cityscapes itself may not be passed on.
 
 python tests/helpers/small_cityscapes.py FOLDER
 """

@@ -78,7 +78,7 @@ def test_leaves_what_it_says(trained: TrainResult) -> None:
 
 
 def test_refuses_to_overwrite_a_run(trained: TrainResult, config: MakeConfig) -> None:
-    with pytest.raises(ConfigError, match="holds a run already; continue it with --resume"):
+    with pytest.raises(ConfigError, match="already holds a run; continue it with --resume"):
         train(config(), trained.run_dir)
 
 

@@ -1,4 +1,4 @@
-"""What a head gives to losses and inference: these know no head by its name."""
+"""What a head gives to losses and inference: neither depends on the kind of head."""
 
 from __future__ import annotations
 
