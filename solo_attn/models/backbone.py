@@ -51,8 +51,7 @@ def image_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 class Backbone(nn.Module):
-    """Feature maps of strides 4 to 32 and the pyramid P2..P6 over them; P6 is P5 max-pooled
-    (docs/method.md, "Levels" step 2).
+    """Feature maps of strides 4 to 32 and the pyramid P2..P6 over them (docs/method.md, "Levels").
 
     From [B, 3, H, W] to a dict of five maps [B, out_channels, H / s, W / s], s = 4..64, ceilings where it
     does not divide. Frozen stages get no gradient, and their batch norms keep their statistics in training.
