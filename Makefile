@@ -90,7 +90,7 @@ DRY := $(if $(DRY_RUN),--dry-run)
 END_TO_END := $(BIN)/python -m benchmarks.end_to_end.run $(DRY)
 TINY := $(addprefix train.,max_steps=1 batch_size=1 accelerator=cpu precision=32-true) data.workers=0 \
 	$(addprefix model.,backbone=resnet18 fpn_channels=32 head_channels=32 num_convs=1 min_size=96 max_size=192)
-compare = $(BIN)/solo-attn compare configs/paper_$(1).yaml --scales --minutes 6.5 \
+compare = $(BIN)/solo-attn compare configs/paper_$(1).yaml --forms --minutes 6.5 \
 	$(if $(DRY_RUN),$(TINY) --seeds 1 --out runs/dry_run_$(1),--out runs/paper_$(1))
 SCENES := $(BIN)/solo-attn scenes data/scenes --train 450 --val 50 --test 100 --size 256 512
 FRESH := $(if $(DRY_RUN),rm -rf runs/dry_run_*)

@@ -24,7 +24,7 @@ FACTS = {
     "cuda": "13.0",
     "triton": "3.6.0",
 }
-OTHER_SCALE = "Attention mechanism, scale 1"
+OTHER_FORM = "Attention, dot products as they are"
 
 
 def comparison(aps: dict[str, list[float]]) -> dict[str, Any]:
@@ -90,7 +90,7 @@ MADE = {
             SYSTEMS[0]: [0.10, 0.11, 0.12],
             SYSTEMS[1]: [0.13, 0.15, 0.14],
             SYSTEMS[2]: [0.201, 0.202, 0.203],
-            OTHER_SCALE: [0.0, 0.0, 0.01],
+            OTHER_FORM: [0.0, 0.0, 0.01],
         }
     ),
     "cpu/comparison_scenes": comparison({SYSTEMS[1]: [0.2], SYSTEMS[2]: [0.15]}),
@@ -133,8 +133,8 @@ def test_the_front_page(results: Path) -> None:
     write(results, {"cpu/comparison_nuclei": MADE["gpu/comparison_nuclei"]})
     write(results, {"cpu/comparison_scenes": MADE["cpu/comparison_scenes"]})
     text = pages.filled("README.md")
-    assert "; 3 seeds, gated, features | 11.0 | 14.0 | 20.2 | +6.2 (+3.8 to +8.6) |" in text
-    assert "; 1 seed, gated, features | – | 20.0 | 15.0 | -5.0 |" in text
+    assert "; 3 seeds, gated, position | 11.0 | 14.0 | 20.2 | +6.2 (+3.8 to +8.6) |" in text
+    assert "; 1 seed, gated, position | – | 20.0 | 15.0 | -5.0 |" in text
     hero = {"instances": 7, "score": 0.3, "photograph": "somebody, CC0", "environment": FACTS}
     write(results, {"cpu/hero": hero})
     assert "docs/images/hero.png)\n\n7 instances" in pages.filled("README.md")
@@ -203,20 +203,20 @@ def test_what_is_said_of_attention(results: Path) -> None:
     write(results, MADE)
     text = page()
     assert (
-        "**Attention (gated, features) beside coordinates**: AP 20.2 against 14.0, a difference of +6.2"
+        "**Attention (gated, position) beside coordinates**: AP 20.2 against 14.0, a difference of +6.2"
         in text
     )
     assert (
         "of +6.2 with a standard error of 0.6 (3 and 3 seeds; 95 % interval +3.7 to +8.7): it helped." in text
     )
-    assert "**scale 1 in place of cosine**: AP 0.3 against 20.2" in text
+    assert "**Attention, dot products as they are in place of gated, position**: AP 0.3 against 20.2" in text
     assert "): it did harm." in text
     assert "a difference of -5.0. Of a single seed nothing more can be said." in text
-    for model, words in (({"cosine_factor": 4.0}, "4 x cosine"), ({"attention_scale": "rsqrt"}, "rsqrt")):
+    for model, words in (({"attention": "rsqrt"}, "rsqrt, position"), ({"attention_scale": "cosine"}, "cosine")):
         changed = copy.deepcopy(MADE)
         changed["gpu/comparison_nuclei"]["config"]["model"] |= model
         write(results, changed)
-        assert f"**scale 1 in place of {words}**" in page()
+        assert f"as they are in place of {words}**" in page()
     told = comparisons.judged("X", [0.10, 0.20, 0.15], [0.16, 0.19, 0.17])
     assert told.endswith(": whether it helped cannot be told from these.")
 
@@ -240,12 +240,12 @@ def test_where_it_loses(results: Path) -> None:
     assert [work, "gpu", "dense, compiled", "2,048 MiB", "3,072 MiB"] in found
     assert [f"{work}, compiled", "gpu", "–", "–", "failed: RuntimeError: no"] in found
     assert ["scenes, 1 seed(s): Attention mechanism, ap", "cpu", "SOLO", "20.0", "15.0"] in found
-    stronger = {"Attention mechanism": [0.2], OTHER_SCALE: [0.3], "SOLO": [0.1]}
+    stronger = {"Attention mechanism": [0.2], OTHER_FORM: [0.3], "SOLO": [0.1]}
     write(results, {"cpu/comparison_scenes": comparison(stronger)})
-    assert ["scenes, 1 seed(s): Attention mechanism, ap", "cpu", OTHER_SCALE, "30.0", "20.0"] in [
+    assert ["scenes, 1 seed(s): Attention mechanism, ap", "cpu", OTHER_FORM, "30.0", "20.0"] in [
         row for row in where_it_loses.losses() if row[2] != "SOLO"
     ]
-    assert not [row for row in found if OTHER_SCALE in row[0]], "no default of this library"
+    assert not [row for row in found if OTHER_FORM in row[0]], "no default of this library"
     assert not [row for row in found if row[0].startswith("nuclei, 3 seed(s): Attention mechanism, ap ")]
     assert not [row for row in found if row[2] in ("dense", "torch.compile")]
 

@@ -138,28 +138,27 @@ def test_each_system_has_its_own_numbers_and_pictures(
     }
 
 
-def test_scales_are_more_systems(config: MakeConfig) -> None:
-    names = systems_of(config(), scales=True)
+def test_forms_are_more_systems(config: MakeConfig) -> None:
+    names = systems_of(config(), forms=True)
     assert names[:3] == systems_of(config())
     models = [system_config(config(), name, 0).model for name in names[2:]]
-    factors = [m.cosine_factor if m.attention_scale == "cosine" else None for m in models]
-    assert names[3:] == (
-        "Attention mechanism, scale 1",
-        "Attention mechanism, scale C^-1/2",
-        "Attention mechanism, 4 x cosine",
-    )
-    assert [m.attention_scale for m in models] == ["cosine", 1.0, "rsqrt", "cosine"]
-    assert factors == [1.0, None, None, 4.0]
-    assert all(model.attention for model in models)
-    literal = override(config(), ["model.attention_scale=1"])
-    assert "Attention mechanism, cosine" in systems_of(literal, scales=True)
-    assert "Attention mechanism, scale 1" not in systems_of(literal, scales=True)
-    stronger = override(config(), ["model.cosine_factor=4"])
-    assert "Attention mechanism, cosine" in systems_of(stronger, scales=True)
-    assert "Attention mechanism, 4 x cosine" not in systems_of(stronger, scales=True)
-    for name in (*systems_of(config())[:2], *systems_of(literal, scales=True)[3:]):
-        same = [system_config(c, name, 0) for c in (config(), literal, stronger)]
-        assert same[0] == same[1] == same[2], "what the configuration says of the scale is not theirs"
+    assert [(model.attention, model.attention_vectors) for model in models] == [
+        ("gated", "position"),
+        ("literal", "features"),
+        ("rsqrt", "features"),
+        ("cosine", "features"),
+        ("gated", "features"),
+        ("gated", "projection"),
+    ]
+    literal = override(config(), ["model.attention=literal", "model.attention_vectors=features"])
+    assert "Attention, dot products as they are" not in systems_of(literal, forms=True)
+    assert "Attention, gated, position" in systems_of(literal, forms=True)
+    # Without attention its form is nothing: finished runs serve whatever it is.
+    for name in names[:2]:
+        assert system_config(literal, name, 0) == system_config(config(), name, 0)
+        assert system_config(config(), name, 0).model.attention is None
+    with pytest.raises(ConfigError, match=r"expected model\.attention to be the form that is compared, got null"):
+        system_config(override(config(), ["model.attention=null"]), names[2], 0)
 
 
 def test_tables_are_of_the_test_images(config: MakeConfig, tmp_path: Path) -> None:

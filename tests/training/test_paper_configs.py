@@ -16,13 +16,18 @@ SYSTEMS = [
     "SOLO (no coords)",
     "SOLO",
     "Attention mechanism",
-    "Attention mechanism, scale 1",
-    "Attention mechanism, scale C^-1/2",
-    "Attention mechanism, 4 x cosine",
+    "Attention, dot products as they are",
+    "Attention, dot products x C^-1/2",
+    "Attention, cosines",
+    "Attention, gated",
+    "Attention, gated, projection",
 ]
 TINY = [
     "data.workers=0",
     "model.backbone=resnet18",
+    "model.pretrained=false",
+    "model.freeze=0",
+    "model.tile=null",
     "model.fpn_channels=32",
     "model.head_channels=32",
     "model.num_convs=1",
@@ -38,7 +43,7 @@ TINY = [
 
 def command(name: str, out: Path, *overrides: str) -> list[object]:
     config = ROOT / "configs" / f"{name}.yaml"
-    return ["compare", config, *TINY, *overrides, "--seeds", 1, "--scales", "--out", out]
+    return ["compare", config, *TINY, *overrides, "--seeds", 1, "--forms", "--out", out]
 
 
 def in_pieces(command: list[object]) -> None:
