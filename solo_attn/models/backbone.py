@@ -65,6 +65,9 @@ class Backbone(nn.Module):
         out_channels: channels of each level.
     """
 
+    body: nn.Module
+    fpn: nn.Module
+
     def __init__(
         self,
         body: nn.Module,
