@@ -157,7 +157,7 @@ def test_forms_are_more_systems(config: MakeConfig) -> None:
     for name in names[:2]:
         assert system_config(literal, name, 0) == system_config(config(), name, 0)
         assert system_config(config(), name, 0).model.attention is None
-    with pytest.raises(ConfigError, match=r"expected model\.attention to be the form that is compared, got null"):
+    with pytest.raises(ConfigError, match=r"expected model\.attention to be the form .*, got null"):
         system_config(override(config(), ["model.attention=null"]), names[2], 0)
 
 
