@@ -35,7 +35,7 @@ def test_the_python(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert re.match(r"\[\('(car|bus)', \d+\)", done.stdout)
+    assert re.match(r"\['(car|bus)'", done.stdout)
 
 
 def test_every_command_is_one() -> None:
