@@ -133,6 +133,15 @@ case("score below the threshold", "score", {CELL: 0.08}, GOOD)
 case("score of another class", "score", {(0, 1, 3, 3): 0.9}, GOOD)
 case("score below the last threshold", "score", {CELL: 0.3}, GOOD, final_score_threshold=0.5)
 case("a better neighbour", "points_nms", {CELL: 0.5, (0, 0, 3, 2): 0.9}, {**GOOD, (0, 3, 2): (0, 0, 16, 16)})
+# Four cells: of the two that draw it well one falls to its score, and the other comes further.
+BETWEEN = (16, 16, 16, 16)
+case(
+    "the cell that comes furthest",
+    "points_nms",
+    {(0, 0, 2, 2): 0.08, (0, 0, 3, 3): 0.5, (0, 0, 2, 3): 0.9},
+    {(0, 2, 2): BETWEEN, (0, 3, 3): BETWEEN},
+    box=BETWEEN,
+)
 # 32 pixels of stride 4, on a level of stride 32.
 LONG = (16, 16, 32, 16)
 case("few pixels", "area", {(4, 0, 0, 0): 0.9}, {(4, 0, 0): LONG}, box=LONG)
