@@ -126,7 +126,7 @@ LOOPS = (
         STORED,
         100 * PIXELS,
         100 * (4 * PIXELS + GIVEN),
-        30,
+        33,
     ),
     Loop(
         "mask_bits",
@@ -136,7 +136,7 @@ LOOPS = (
         SIGMOID,
         200 * PIXELS,
         200 * (PIXELS / 8 + GIVEN),
-        40,
+        43,
     ),
     Loop(
         "dice_loss",
@@ -146,7 +146,7 @@ LOOPS = (
         SIGMOID,
         300 * PIXELS,
         300 * (PIXELS + GIVEN),
-        40,
+        45,
     ),
     Loop(
         "dice_loss",
@@ -156,7 +156,7 @@ LOOPS = (
         SIGMOID,
         300 * PIXELS,
         300 * (PIXELS + 2 * GIVEN),
-        80,
+        107,
     ),
     Loop(
         "paste_masks",

@@ -75,7 +75,7 @@ def test_explain_shows_the_rows():
     (_, large), (_, small) = found.orders
     assert (large.least, small.least) == (1 << 20, 0)
     assert str(found).splitlines()[-2:] == [f"  grid_attention  {large}", f"  grid_attention  {small}"]
-    assert "triton before cuda from 1,048,576 elements on (reckoned): " in str(found)
+    assert "cuda before triton from 1,048,576 elements on (reckoned): " in str(found)
     assert len(solo_attn.explain("matrix_nms", device="cuda").orders) == 1
 
 

@@ -8,17 +8,6 @@ from solo_attn.backends import compiled
 from tools import sass
 from tools.kernel_resources import cuobjdump
 
-# Kernels that sass.py has a limit for and that the extension has not: the name goes when the kernel comes.
-AWAITED = {
-    "attention_residual_stream_kernel",
-    "attention_residual_gather_kernel",
-    "upsample_add_fwd_kernel",
-    "mask_bits_fwd_kernel",
-    "dice_loss_fwd_kernel",
-    "dice_loss_bwd_kernel",
-    "paste_masks_fwd_kernel",
-}
-
 NAME = "_ZN9solo_attn12upsample_add23upsample_add_fwd_kernelIfLi4ELb1EEEvPKT_"
 UNALIGNED = NAME.replace("Li4ELb1", "Li1ELb0")
 
@@ -122,10 +111,10 @@ def test_times():
 
 
 def test_a_kernel_that_falls_back_is_named():
-    dear = sass.Cost(30.1, 20)
-    assert [*sass.beyond({"upsample_add_fwd_kernel": sass.Cost(30, 20)})] == []
+    dear = sass.Cost(33.1, 20)
+    assert [*sass.beyond({"upsample_add_fwd_kernel": sass.Cost(33, 20)})] == []
     assert [*sass.beyond({"upsample_add_fwd_kernel": dear})] == [
-        "upsample_add_fwd_kernel: expected at most 30 instructions a pixel, got 30.1"
+        "upsample_add_fwd_kernel: expected at most 33 instructions a pixel, got 33.1"
     ]
     narrow = sass.Cost(1, 1, ("STG.E R0",))
     assert [*sass.beyond({"attention_residual_stream_kernel": narrow})] == [
@@ -148,8 +137,7 @@ def built():
 
 
 def test_kernels_are_found(built):
-    assert {loop.kernel for loop in sass.LOOPS} - set(built) == AWAITED
-    assert AWAITED & set(built) == set()
+    assert {loop.kernel for loop in sass.LOOPS} <= set(built)
 
 
 def test_no_kernel_falls_back(built):
