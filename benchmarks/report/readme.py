@@ -57,9 +57,10 @@ def results() -> str:
     long = stored.kept("nuclei")
     more = ""
     if long:
-        metrics = long["metrics"]
+        metrics = long["test_metrics"]
         more = (
-            f"Trained for longer, on all training images of the nuclei: AP {per_cent(metrics['ap'])}, AP50 "
+            "The recipe of `configs/nuclei_pretrained.yaml`, on the test images of the nuclei: AP "
+            f"{per_cent(metrics['ap'])}, AP50 "
             f"{per_cent(metrics['ap50'])} {measured_on(long['environment'], long['seconds'])}. "
         )
     return f"{table(head, lines)}\n\n{more}Machines and commits: {' '.join(dict.fromkeys(told)) or 'none'}."

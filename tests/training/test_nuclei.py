@@ -17,8 +17,8 @@ DATA = ROOT.parent / "shared" / "data" / "dsb2018"
 @pytest.mark.skipif(not DATA.is_dir(), reason="dsb2018 is not beside the repository")
 def test_nuclei_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its paths, sizes and limits fit: a few steps lower the loss of a few images."""
-    for part, keep in (("train", 4), ("test", 1)):
-        content = json.loads((DATA / f"instances_{part}.json").read_text(encoding="utf-8"))
+    for part, keep in (("train450", 4), ("val50", 1)):
+        content = json.loads((DATA / f"instances_paper_{part}.json").read_text(encoding="utf-8"))
         by_size = sorted(content["images"], key=lambda image: image["width"] * image["height"])
         ids = {image["id"] for image in by_size[:keep]}
         content["images"] = [image for image in content["images"] if image["id"] in ids]
@@ -26,8 +26,10 @@ def test_nuclei_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / f"{part}.json").write_text(json.dumps(content), encoding="utf-8")
     monkeypatch.chdir(ROOT)  # the configuration's paths are relative
     changes = [
-        f"data.train_annotations={tmp_path / 'train.json'}",
-        f"data.val_annotations={tmp_path / 'test.json'}",
+        f"data.train_annotations={tmp_path / 'train450.json'}",
+        f"data.val_annotations={tmp_path / 'val50.json'}",
+        "data.test_images=''",
+        "data.test_annotations=''",
         "data.workers=0",
         "train.max_steps=12",
         "train.warmup_steps=2",
