@@ -1,5 +1,5 @@
-// Probability maps of chosen cells by the walk down (spec 2, inference step 3): sigmoid at the level's own
-// size, only then enlarged.
+// Probability maps of chosen cells by the walk down (docs/method.md, "Inference" step 3): sigmoid at the
+// level's own size, only then enlarged.
 //
 // Where the result is enlarged once more, a thread makes the probabilities that its columns have taps in, two
 // for each column, when the walk reaches their row: twice as many columns on half as many rows, or on a

@@ -1,4 +1,4 @@
-// Maps at stride 4 to the original image, by a walk down of its own (spec 2, inference step 9).
+// Maps at stride 4 to the original image, by a walk down of its own (docs/method.md, "Inference" step 9).
 //
 // Two enlargements, to the padded input and to the original image, are one: a pixel's taps in the padded
 // input have three taps in the map between them, in each axis. A row of the map is enlarged along x, once,

@@ -55,7 +55,7 @@ def test_inspect_writes_what_train_takes(root: Path, converted: Path, tmp_path: 
     with Image.open(out / "contact_sheet.png") as sheet:
         assert sheet.width > sheet.height > 300
     before, after = load_config(tmp_path / "small.yaml"), load_config(mine)
-    assert after.model.num_grids == report["proposal"]["num_grids"] != before.model.num_grids
+    assert list(after.model.num_grids) == report["proposal"]["num_grids"] != list(before.model.num_grids)
     assert after.model.head_channels == 32
     code, text = run("train", mine, "--out", tmp_path / "run")
     assert code == 0
@@ -146,7 +146,7 @@ def test_proposal_scales_what_goes_with_the_input(root: Path, converted: Path) -
     assert factor > 1
     assert after.model.min_size == [24 * factor, 48 * factor]
     assert after.data.shortest_size == [32 * factor, 48 * factor]
-    assert after.data.crop_size == [40 * factor, 60 * factor]
+    assert list(after.data.crop_size) == [40 * factor, 60 * factor]
     assert after.model.max_detections == max(found.per_image)
     assert config.model.min_size == [24, 48]  # a copy
 

@@ -229,7 +229,7 @@ def test_what_the_file_says_is_kept(pair) -> None:
     assert done.info.class_names == list(CLASSES)
     assert done.info.category_ids == [1, 2, 3, 4, 5]
     assert done.info.model["coords"] == "inclusive"
-    assert done.info.model["attention"] is False
+    assert done.info.model["attention"] is None
     assert (done.info.model["min_size"], done.info.model["max_size"]) == (min(SIZE), max(SIZE))
     assert not ours.training
 

@@ -88,8 +88,8 @@ def test_grids_of_table_2():
     ("settings", "more"),
     [
         ({"attention": None}, 0),
-        ({"attention": "literal"}, 0),
-        ({}, 5 + 5),  # a gain and an offset for each level
+        ({"attention": "literal", "attention_vectors": "features"}, 0),
+        ({"attention_vectors": "features"}, 5 + 5),  # a gain and an offset for each level
         ({"attention_vectors": "projection"}, 10 + 32 * 256 + 32),
         ({"attention_vectors": "position"}, 10 + 32 * (256 + 20) + 32),
     ],
@@ -173,7 +173,7 @@ def test_grids_of_one_cell_need_groups_of_several_channels():
 
 def test_initial_weights():
     torch.manual_seed(0)
-    head = SOLOHead(80)
+    head = SOLOHead(80, attention_vectors="features")
     for output in [head.category_output, *head.mask_outputs]:
         assert torch.equal(output.bias, torch.full_like(output.bias, -4.595))
     assert math.isclose(1 / (1 + math.exp(4.595)), 0.01, rel_tol=1e-3)
@@ -300,7 +300,9 @@ def test_dense_masks_are_the_chosen_cells(attention):
 
 def test_the_gate_is_a_gain_and_an_offset():
     """Of a cell with itself, whose cosine is 1, it is g - c; of orthogonal cells -c."""
-    head = small_head(attention_gain=3.0, attention_offset=0.25, num_grids=(2, 2, 2, 2, 2))
+    head = small_head(
+        attention_vectors="features", attention_gain=3.0, attention_offset=0.25, num_grids=(2, 2, 2, 2, 2)
+    )
     grid = torch.zeros(1, 6, 2, 2, dtype=torch.float64)
     grid[0, :4] = 7 * torch.eye(4, dtype=torch.float64).unflatten(1, (2, 2))  # four orthogonal cells
     rows = head.attention(1, grid, torch.tensor([[0, 0], [0, 3]])) + head.attention.bias(1)
@@ -343,7 +345,7 @@ def test_cells_of_some_images_in_any_order():
 
 @pytest.mark.parametrize("coords", ["paper", "inclusive", None])
 def test_attention_is_of_features_before_coordinates(coords):
-    head = small_head(coords=coords, attention="literal")
+    head = small_head(coords=coords, attention="literal", attention_vectors="features")
     pyramid = [
         torch.randn(1, 6, *s, dtype=torch.float64) for s in ((16, 24), (8, 12), (4, 6), (2, 3), (1, 2))
     ]

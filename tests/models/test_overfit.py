@@ -87,7 +87,7 @@ def test_a_batch_is_learnt_by_heart(system, tmp_path):
     model = small(system, seed=1, **settings).train()
     images, targets = pictures()
     history = learn(model, images, targets)
-    assert history[0]["loss_mask"] > 1.5
+    assert history[0]["loss_mask"] > 1.2  # the position tells cells apart from the first step on
     assert history[-1]["loss_mask"] < 0.3  # dice, times lambda
     assert history[-1]["loss_category"] < 0.05 < 1 < history[0]["loss_category"]
 

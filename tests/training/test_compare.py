@@ -38,13 +38,13 @@ def test_systems_of_table_3(config: MakeConfig) -> None:
         system_config(config(), name, 7) for name in ("SOLO (no coords)", "SOLO", "Attention mechanism")
     ]
     assert [(s.model.coords, s.model.attention) for s in settings] == [
-        (None, False),
-        ("paper", False),
-        ("paper", True),
+        (None, None),
+        ("paper", None),
+        ("paper", "gated"),
     ]
     assert {s.train.seed for s in settings} == {7}
     for other in settings[1:]:
-        other.model.coords, other.model.attention = None, False
+        other.model.coords, other.model.attention = None, None
         assert other == settings[0]
     with pytest.raises(ConfigError, match="got 'YOLACT'"):
         system_config(config(), "YOLACT", 0)
@@ -97,9 +97,9 @@ def test_each_system_has_its_own_numbers_and_pictures(
     settings = config(epochs=1, learning_rate=0.1, warmup_steps=0)
     found = compare(settings, [3], tmp_path)
     kinds = {
-        "SOLO (no coords)": (None, False),
-        "SOLO": ("paper", False),
-        "Attention mechanism": ("paper", True),
+        "SOLO (no coords)": (None, None),
+        "SOLO": ("paper", None),
+        "Attention mechanism": ("paper", "gated"),
     }
     runs = {}
     for file in tmp_path.glob("runs/*/result.json"):
