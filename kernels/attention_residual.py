@@ -31,7 +31,7 @@ _COLUMNS = 8  # grid columns of a program that gathers
 
 # More rows at a time compute fewer of them twice, but the more there are to pick from, the longer it takes.
 _FWD_CONFIGS = (
-    config(4, num_stages=3, CELLS=16, ROWS=4, BLOCK_K=32),
+    config(8, CELLS=16, ROWS=4, BLOCK_K=32),
     config(8, CELLS=32, ROWS=4, BLOCK_K=16),
     config(8, CELLS=32, ROWS=8, BLOCK_K=16),
 )

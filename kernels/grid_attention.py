@@ -34,7 +34,7 @@ _CONFIGS = (
 _BWD_CONFIGS = (
     config(4, BLOCK=32, BLOCK_K=16),
     config(8, num_stages=3, BLOCK=64, BLOCK_K=16),
-    config(8, num_stages=3, BLOCK=32, BLOCK_K=32),
+    config(8, num_stages=1, BLOCK=32, BLOCK_K=32),
 )
 
 

@@ -217,8 +217,10 @@ def test_messages(checkout, value, message):
     assert message in done.stderr
 
 
-def test_without_torch(checkout):
+def test_without_torch(checkout, tmp_path):
     """Built without isolation in a Python that has no torch: the message says what to do."""
-    (checkout / "torch.py").write_text("raise ImportError('no torch here')")
-    done = backend(checkout, "build_wheel('dist')", PYTHONPATH=str(checkout))
+    folder = tmp_path / "without"  # not the checkout, which setup.py takes off sys.path
+    folder.mkdir()
+    (folder / "torch.py").write_text("raise ImportError('no torch here')")
+    done = backend(checkout, "build_wheel('dist')", PYTHONPATH=str(folder))
     assert "compiling its kernels needs torch >= 2.11 in the building Python (no torch here)" in done.stderr

@@ -107,7 +107,7 @@ def test_sanitizers_are_cut_off(tmp_path: Path) -> None:
     program.write_text("#!/bin/sh\ncase $2 in memcheck) sleep 600;; *) echo $2 $4 $5 $6;; esac\n")
     program.chmod(0o755)
     code = (
-        "import sys, pathlib; sys.path.insert(0, 'tests/gpu'); import test_gpu; "
+        "import sys, pathlib; sys.path[:0] = ['tests/gpu', 'tests/helpers']; import test_gpu; "
         "test_gpu.SANITIZER_SECONDS = 3; "
         f"found = test_gpu.Sanitized(pathlib.Path({str(tmp_path)!r})); "
         "print([found.wait(tool) for tool in ('memcheck', 'racecheck')])"
