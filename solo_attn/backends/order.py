@@ -89,7 +89,7 @@ ORDER: dict[str, tuple[Row, ...]] = {
 _ANY = Row((), (), 0, ("reference",), "reckoned", "nothing else knows this device")
 
 
-def row_of(op: str, device_type: str, dtype: torch.dtype, size: int | torch.SymInt | None = None) -> Row:
+def row_of(op: str, device_type: str, dtype: torch.dtype, size: int | None = None) -> Row:
     """The row that counts for an op on tensors like these; ``size`` as in `Row`, None for large ones.
 
     A size is looked at where a row depends on it, and nowhere else: torch.compile, where sizes are symbols,

@@ -115,7 +115,7 @@ def select(
     device_type: str,
     dtype: torch.dtype,
     backend: str | None = None,
-    size: int | torch.SymInt | None = None,
+    size: int | None = None,
 ) -> Backend:
     """The backend that runs ``op`` on tensors of this device and dtype.
 

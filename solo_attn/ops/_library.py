@@ -124,7 +124,7 @@ def pick(
     backend: str | None,
     variant: str = "",
     dtype: torch.dtype | None = None,
-    size: int | torch.SymInt | None = None,
+    size: int | None = None,
 ) -> OpOverload:
     """The op that runs ``op`` on ``x``: the chosen backend's, in its form ``variant`` ("_", "_rle").
 
