@@ -74,7 +74,7 @@ def larger(x: torch.Tensor) -> torch.Tensor:
 
 
 def far_larger(x: torch.Tensor) -> torch.Tensor:
-    """What attention that starts closed leaves of mask features is seen in the loss."""
+    """So much that the loss of a gated model shows it; it did not show 1.1 times."""
     return 10 * x if isinstance(x, torch.Tensor) and x.is_floating_point() else x
 
 
