@@ -69,11 +69,11 @@ def learned(photo: Tensor, target: dict[str, Tensor], steps: int) -> SOLO:
         max_size=sides[1],
     )  # fmt: skip
     assert model.head.attention is not None
-    gates = [model.head.attention.raw_gain, model.head.attention.offset]
+    gates = [model.head.attention.log_gain, model.head.attention.offset]
     rest = [p for p in model.parameters() if p.requires_grad and not any(p is gate for gate in gates)]
-    groups = [{"params": rest, "lr": 3e-3}, {"params": gates, "lr": 0.3, "weight_decay": 0.0}]
+    groups = [{"params": rest, "lr": 3e-3}, {"params": gates, "lr": 0.02, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [3e-3, 0.3], total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [3e-3, 0.02], total_steps=steps)
     for _ in range(steps):
         losses = model([photo], [target])
         optimizer.zero_grad()

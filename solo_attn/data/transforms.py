@@ -15,7 +15,7 @@ _SMALLEST, _LARGEST = 1e-3, 1e2  # of scale_jitter: beyond, nothing is left of a
 
 
 class RandomScale(v2.Transform):
-    """Resize by a random factor, keeping the ratio.
+    """Resize by a random factor, keeping the ratio; halving is as likely as doubling.
 
     Args:
         low: smallest factor.
@@ -37,7 +37,7 @@ class RandomScale(v2.Transform):
         height, width = v2.functional.get_size(
             next(x for x in flat_inputs if isinstance(x, tv_tensors.Image))
         )
-        factor = self.low + (self.high - self.low) * torch.rand(()).item()
+        factor = self.low * (self.high / self.low) ** torch.rand(()).item()
         if self.canvas is not None:
             factor *= min(self.canvas[0] / height, self.canvas[1] / width)
         return {"size": [max(1, round(height * factor)), max(1, round(width * factor))]}
@@ -74,16 +74,25 @@ class RandomQuarterTurn(nn.Module):
 
 
 class FitBoxes(nn.Module):
-    """Make boxes those of the masks again, and drop objects of which nothing is left.
+    """Make boxes those of the masks again, and drop objects of which too little is left.
 
     SOLO chooses an object's level by its box and its cell by its mask: the two must speak of the same part.
+
+    Args:
+        min_area: pixels that stay an object, at least 1.
     """
+
+    def __init__(self, min_area: int = 1) -> None:
+        super().__init__()
+        self.min_area = min_area
 
     def forward(self, image: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """(image, target) with fitted boxes; x2 is the last column + 1."""
         masks = target["masks"].as_subclass(Tensor)
         rows, columns = masks.amax(2) > 0, masks.amax(1) > 0
         there = rows.any(1)
+        if self.min_area > 1:
+            there &= (masks > 0).flatten(1).sum(1) >= self.min_area
         (top, bottom), (left, right) = _span(rows[there]), _span(columns[there])
         if not there.all():  # a copy costs more than all the rest
             masks = masks[there]
@@ -113,6 +122,7 @@ def train_transforms(
     flip: float = 0.5,
     vertical_flip: float = 0.0,
     colour: float = 0.0,
+    min_area: int = 1,
 ) -> v2.Compose:
     """Random variations of a training image, in the order of the arguments.
 
@@ -122,16 +132,16 @@ def train_transforms(
         canvas: (height, width) in pixels, or the side, that the image is fitted to with its ratio kept,
             before the factor of ``scale_jitter``, and cropped or padded to after it, as ``crop_size`` does:
             every result has this size. None for none; not together with ``shortest_size`` or ``crop_size``.
-        scale_jitter: (low, high) of a random factor on the image's size, or None.
+        scale_jitter: (low, high) of a random factor on the image's size, its logarithm uniform, or None.
         crop_size: (height, width) in pixels of a random crop, or its side; a smaller image comes to lie
             anywhere in it, the rest being the mean colour. None for no crop.
         flip: probability of a horizontal flip.
         vertical_flip: probability of a vertical flip.
         colour: strength of brightness, contrast and saturation jitter; 0 for none.
+        min_area: objects of fewer pixels at the end are left out.
 
     Returns:
-        (image, target) -> (float32 image in 0..1, target); boxes are those of the masks, and objects that
-        have no pixel left are gone.
+        (image, target) -> (float32 image in 0..1, target); boxes are those of the masks.
 
     Raises:
         ValueError: an argument out of its range.
@@ -141,6 +151,8 @@ def train_transforms(
             raise ValueError(f"train_transforms: expected {name} in [0, 1], got {value}")
     if not 0 <= colour < math.inf:
         raise ValueError(f"train_transforms: expected colour >= 0 and finite, got {colour}")
+    if min_area < 1:
+        raise ValueError(f"train_transforms: expected min_area >= 1, got {min_area}")
     steps: list[nn.Module] = [RandomQuarterTurn()] if rotate90 else []
     if shortest_size is not None:
         if len(shortest_size) == 0 or min(shortest_size) < 1:
@@ -173,7 +185,7 @@ def train_transforms(
     if colour:
         steps.append(v2.ColorJitter(brightness=colour, contrast=colour, saturation=colour))
     # Cropping cuts and drops objects, and resizing can leave one without a pixel.
-    return v2.Compose([*steps, FitBoxes(), *_to_float()])
+    return v2.Compose([*steps, FitBoxes(min_area), *_to_float()])
 
 
 def _is_jitter(pair: Sequence[float]) -> bool:

@@ -30,18 +30,17 @@ def position_code(side: int, like: Tensor) -> Tensor:
 class GridAttention(nn.Module):
     """What the attention branch adds to the mask logits of a level's cells.
 
-    With ``attention`` "gated" that is g cos(V_k, V_n) - c for cell k at cell n, enlarged to the masks. The
-    gain g > 0 and c are learned for each level; c begins at g times the cosine at which the sum is 0. In the
-    ops the gain is sqrt(g) on all vectors and c a bias of the logits, so each fused kernel serves as it is.
-    The gain is the softplus of its parameter: no step of an optimizer can multiply it, and the logits depend
-    on either parameter by a factor of 1 at most, as on any bias.
+    With ``attention`` "gated" that is g (cos(V_k, V_n) - b) for cell k at cell n, enlarged to the masks. The
+    gain g > 0 and b, the cosine at which the sum is 0, are learned for each level. In the ops the gain is
+    sqrt(g) on all vectors and -g b a bias of the logits, so each fused kernel serves as it is. Of the gain
+    its logarithm is learned: training multiplies it several times over, by steps that fit any size of it.
 
     Args:
         settings: ``attention``, ``attention_vectors``, ``attention_gain`` and ``attention_offset``.
         in_channels: channels of the cells' features.
     """
 
-    raw_gain: nn.Parameter
+    log_gain: nn.Parameter
     offset: nn.Parameter
     projection: nn.Conv2d
 
@@ -50,9 +49,8 @@ class GridAttention(nn.Module):
         self.form, self.of = settings.attention, settings.attention_vectors
         levels = len(settings.num_grids)
         if self.form == "gated":
-            begin = settings.attention_gain
-            self.raw_gain = nn.Parameter(torch.full((levels,), begin + math.log(-math.expm1(-begin))))
-            self.offset = nn.Parameter(torch.full((levels,), begin * settings.attention_offset))
+            self.log_gain = nn.Parameter(torch.full((levels,), math.log(settings.attention_gain)))
+            self.offset = nn.Parameter(torch.full((levels,), settings.attention_offset))
         if self.of != "features":
             code = CODE_CHANNELS if self.of == "position" else 0
             self.projection = nn.Conv2d(in_channels + code, PROJECTED, 1)
@@ -84,7 +82,7 @@ class GridAttention(nn.Module):
 
     def gain(self, level: int) -> Tensor:
         """g of a level, > 0, where attention is "gated"."""
-        return F.softplus(self.raw_gain[level])
+        return self.log_gain[level].exp()
 
     def scale(self, grid: Tensor) -> float:
         """What multiplies the dot products."""
@@ -94,10 +92,10 @@ class GridAttention(nn.Module):
         return float(channels[self.of]) ** -0.5
 
     def bias(self, level: int) -> Tensor | None:
-        """-c, what the level's mask logits have beside the rows of `forward`; None without an offset."""
+        """-g b, what the level's mask logits have beside the rows of `forward`; None without an offset."""
         if self.form != "gated":
             return None
-        return -self.offset[level]
+        return -self.gain(level) * self.offset[level]
 
 
 def _unit(vectors: Tensor) -> Tensor:

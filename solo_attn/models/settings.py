@@ -32,7 +32,7 @@ class HeadSettings(Settings):
     coords: Literal["paper", "inclusive"] | None = "paper"
     """Coordinate channels of the mask branch: eq. 1, with both ends as mmdetection has them, or none."""
     attention: Literal["gated", "cosine", "rsqrt", "literal"] | None = "gated"
-    """What is added to the mask logits: g cosine - c with g and c learned for each level, the cosines, the
+    """What is added to the mask logits: g (cosine - b) with g and b learned for each level, the cosines, the
     dot products times C^-1/2, the dot products as the paper has them, or nothing."""
     attention_vectors: Literal["features", "projection", "position"] = "position"
     """V of eq. 2: the features of the cells (the paper's), a learned projection of them to 32 channels, or a
@@ -40,7 +40,7 @@ class HeadSettings(Settings):
     attention_gain: Annotated[Number, Gt(0)] = 5.0
     """g that training begins with, where attention is "gated"."""
     attention_offset: Number = 0.5
-    """The cosine c / g at which the sum is 0 when training begins, where attention is "gated"."""
+    """b, the cosine at which the sum is 0, that training begins with, where attention is "gated"."""
     masks: Literal["chosen", "dense"] = "chosen"
     """Make the masks of those cells only that targets or scores choose, or the S^2 x 2h x 2w logits of all of
     them, as the paper's figure 2 draws it: the same results, more time and memory."""

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ..ops import mask_iou
 
-SAME_IOU = 0.5  # of what both tiles see of it, from which on two masks are one object
-SAME_SHARE = 0.7  # of the smaller one that lies in the other, likewise
+SAME_IOU = 0.5  # from which on the masks of two tiles are one object
 TILES_AT_ONCE = 4
 
 Instances = dict[str, Any]
@@ -82,7 +81,7 @@ def find_pieces(
     places = [(y, x) for y in tile_starts(height, tile, overlap) for x in tile_starts(width, tile, overlap)]
     seen: list[tuple[tuple[int, int, int, int], list[int]]] = []  # a tile's extent, and its pieces
     pieces: list[Piece] = []
-    owner: list[int] = []
+    same: list[list[int]] = []  # of each piece, those of other tiles that are the same object
     for first in range(0, len(places), TILES_AT_ONCE):
         some = places[first : first + TILES_AT_ONCE]
         crops = [_padded(image[:, y : y + tile, x : x + tile], tile, fill) for y, x in some]
@@ -91,15 +90,13 @@ def find_pieces(
             new = _pieces(found, extent, (height, width), overlap)
             numbers = list(range(len(pieces), len(pieces) + len(new)))
             pieces += new
-            owner += numbers
+            same += [[] for _ in new]
             for other, members in seen:
-                _join(pieces, owner, (extent, numbers), (other, members))
+                for i, j in _matches(pieces, (extent, numbers), (other, members)):
+                    same[i].append(j)
+                    same[j].append(i)
             seen.append((extent, numbers))
-    groups: dict[int, list[Piece]] = {}
-    for number, piece in enumerate(pieces):
-        groups.setdefault(_root(owner, number), []).append(piece)
-    whole = [_united(group) for group in groups.values()]
-    return sorted(whole, key=lambda piece: -piece.score)
+    return sorted(map(_united, _groups(pieces, same)), key=lambda piece: -piece.score)
 
 
 def _padded(crop: Tensor, tile: int, fill: Sequence[float]) -> Tensor:
@@ -135,40 +132,57 @@ def _pieces(
     return pieces
 
 
-def _join(
+def _matches(
     pieces: list[Piece],
-    owner: list[int],
     mine: tuple[tuple[int, int, int, int], list[int]],
     other: tuple[tuple[int, int, int, int], list[int]],
-) -> None:
-    """Give the objects that two tiles both see one owner."""
+) -> list[tuple[int, int]]:
+    """Pairs of two tiles' pieces that show one object.
+
+    Of a cut piece only what both tiles see is compared. Two whole pieces are compared as wholes, or a rim of
+    one object that reaches into the other tile would be taken for what it touches there.
+    """
     top, left = max(mine[0][0], other[0][0]), max(mine[0][1], other[0][1])
     bottom, right = min(mine[0][2], other[0][2]), min(mine[0][3], other[0][3])
     if top >= bottom or left >= right:
-        return
+        return []
     stacks, numbers = [], []
     for _, members in (mine, other):
         windows = {k: pieces[k].window(top, left, bottom, right) for k in members}
         there = {k: window for k, window in windows.items() if window.any()}
         if not there:
-            return
+            return []
         stacks.append(torch.stack(list(there.values())))
         numbers.append(list(there))
-    areas = [stack.flatten(1).sum(1).double() for stack in stacks]
+    seen = [stack.flatten(1).sum(1).double() for stack in stacks]
+    whole = [torch.tensor([float(pieces[k].mask.sum()) for k in members]).double() for members in numbers]
     iou = mask_iou(*stacks).double()
-    total = areas[0][:, None] + areas[1][None, :]
-    common = iou * total / (1 + iou)
-    same = (iou >= SAME_IOU) | (common >= SAME_SHARE * torch.minimum(areas[0][:, None], areas[1][None, :]))
-    for i, j in same.nonzero().tolist():
-        first, second = numbers[0][i], numbers[1][j]
-        if pieces[first].label == pieces[second].label:
-            owner[_root(owner, first)] = _root(owner, second)
+    common = iou * (seen[0][:, None] + seen[1][None, :]) / (1 + iou)
+    cut = [torch.tensor([pieces[k].cut for k in members]) for members in numbers]
+    of_wholes = common / (whole[0][:, None] + whole[1][None, :] - common)
+    iou = torch.where(cut[0][:, None] | cut[1][None, :], iou, of_wholes)
+    pairs = ((numbers[0][i], numbers[1][j]) for i, j in (iou >= SAME_IOU).nonzero().tolist())
+    return [(i, j) for i, j in pairs if pieces[i].label == pieces[j].label]
 
 
-def _root(owner: list[int], number: int) -> int:
-    while owner[number] != number:
-        number = owner[number]
-    return number
+def _groups(pieces: list[Piece], same: list[list[int]]) -> list[list[Piece]]:
+    """Pieces by object: the best one with all that match it, and what a cut one goes on in, tile by tile."""
+    groups, taken = [], [False] * len(pieces)
+    for first in sorted(range(len(pieces)), key=lambda k: -pieces[k].score):
+        if taken[first]:
+            continue
+        group, ends = [first], [first]
+        taken[first] = True
+        while ends:
+            end = ends.pop()
+            for k in same[end]:
+                if not taken[k]:
+                    taken[k] = True
+                    group.append(k)
+                    if pieces[end].cut and pieces[k].cut:
+                        ends.append(k)
+        groups.append([pieces[k] for k in group])
+    return groups
 
 
 def _united(group: list[Piece]) -> Piece:

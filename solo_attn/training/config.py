@@ -63,13 +63,18 @@ class DataConfig(Settings):
     take the size that images are predicted at (``model.min_size``, ``max_size``), and
     ``model.resize_in_training: false``. In place of ``shortest_size`` and ``crop_size``; null for none."""
     scale_jitter: tuple[MoreThanZero, MoreThanZero] | None = None
-    """[low, high] of a random factor on the image's size, or null."""
+    """[low, high] of a random factor on the image's size, whose logarithm is uniform, or null."""
     crop_size: Positive | tuple[Positive, Positive] | None = None
     """Side in pixels of a random square crop (or [height, width]), or null."""
     colour: Annotated[Number, Ge(0)] = 0.0
     """Strength of brightness, contrast and saturation jitter; 0 for none."""
     copy_paste: Chance = 0.0
     """Probability that objects of another training image are pasted into one, at the place they had."""
+    min_area: Positive = 1
+    """Pixels that an object must have after all this; a smaller one is left out of training."""
+    sample_power: Annotated[Number, Ge(0), Le(10)] = 0.0
+    """Draw images with probabilities proportional to (objects + 1) ** ``sample_power``, some more than once
+    an epoch, so that crowded ones come more often; 0 takes each once."""
     on_degenerate: Literal["error", "skip"] = "error"
     """What to do about boxes without width or height (COCO 2017 has some)."""
     check_images: Flag = True
@@ -115,7 +120,7 @@ class TrainConfig(Settings):
     cache_features: MoreThanZero | None = None
     """Keep the maps of a frozen backbone in memory, up to so many GiB, in place of making them at every step
     (`solo_attn.training.features`), or null. Only the backbone's body: pyramid and head learn."""
-    gate_rate: MoreThanZero = 20.0
+    gate_rate: MoreThanZero = 7.0
     """Factor on the learning rate of the attention's gains and offsets, which have no weight decay."""
     momentum: Annotated[Number, Ge(0), Lt(1)] = 0.9
     """Of SGD."""

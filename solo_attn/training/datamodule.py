@@ -14,10 +14,11 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from ..data import CocoInstances, CopyPaste, collate, eval_transforms, train_transforms
-from ..data.validate import raise_faults
+from ..data.validate import is_object, raise_faults
 from ..models.solo import resized_size
 from .config import Config, ConfigError
 
@@ -30,9 +31,9 @@ def mix(*parts: int) -> int:
 class PositionSampler(Sampler[tuple[int, int]]):
     """Yields (epoch, index), shuffled anew each epoch, from ``batches_done`` on.
 
-    Each epoch is padded with its own first images to whole batches on all ranks, so that every image comes
-    at least once in each epoch. Rank r takes every world-th image from the r-th on: what all ranks see in
-    one step is what one process with the larger batch sees.
+    Each epoch is padded with its own first images to whole batches on all ranks, so that without weights
+    every image comes at least once in each epoch. Rank r takes every world-th image from the r-th on: what
+    all ranks see in one step is what one process with the larger batch sees.
 
     Args:
         length: images in the dataset.
@@ -40,6 +41,7 @@ class PositionSampler(Sampler[tuple[int, int]]):
         seed: of the order.
         rank: of this process.
         world_size: processes that train together.
+        weights: draw images with probabilities proportional to these [length] and with replacement, or None.
     """
 
     length: int
@@ -47,11 +49,20 @@ class PositionSampler(Sampler[tuple[int, int]]):
     seed: int
     rank: int
     world_size: int
+    weights: Tensor | None
     batches_per_epoch: int
 
-    def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        weights: Tensor | None = None,
+    ) -> None:
         self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.weights = rank, world_size, weights
         self.batches_per_epoch = math.ceil(length / (batch_size * world_size))
         self.batches_done = 0
 
@@ -62,7 +73,12 @@ class PositionSampler(Sampler[tuple[int, int]]):
         # The position is read here and not at the first item: workers begin to fetch before that.
         epoch, skip = divmod(self.batches_done, self.batches_per_epoch)
         generator = torch.Generator().manual_seed(mix(self.seed, epoch))
-        order = torch.randperm(self.length, generator=generator).tolist()
+        if self.weights is None:
+            order = torch.randperm(self.length, generator=generator).tolist()
+        else:
+            order = torch.multinomial(
+                self.weights, self.length, replacement=True, generator=generator
+            ).tolist()
         total = len(self) * self.world_size
         order = (order * math.ceil(total / self.length))[:total]
         mine = order[self.rank :: self.world_size][skip * self.batch_size :]
@@ -129,6 +145,7 @@ class SOLODataModule(pl.LightningDataModule):
                 crop_size=data.crop_size,
                 colour=data.colour,
                 vertical_flip=data.vertical_flip,
+                min_area=data.min_area,
             )
         except ValueError as error:
             raise ConfigError(f"config: the section data does not make transforms: {error}") from error
@@ -209,7 +226,8 @@ class SOLODataModule(pl.LightningDataModule):
         """This rank's share of the training images."""
         seed, batch_size = self.config.train.seed, self.config.train.batch_size
         rank, world_size = self._ranks()
-        self._sampler = PositionSampler(len(self.train_set), batch_size, seed, rank, world_size)
+        weights = self._weights()
+        self._sampler = PositionSampler(len(self.train_set), batch_size, seed, rank, world_size, weights)
         self._sampler.batches_done = self.batches_done
         dataset = CopyPaste(self.train_set, self.config.data.copy_paste)
         return self._loader(SeededDataset(dataset, seed), batch_size, self._sampler)
@@ -219,6 +237,15 @@ class SOLODataModule(pl.LightningDataModule):
         rank, world_size = self._ranks()
         share = Subset(self.val_set, range(rank, len(self.val_set), world_size))
         return self._loader(share, self.config.train.eval_batch_size, None)
+
+    def _weights(self) -> Tensor | None:
+        """What images are drawn by, None where each comes once an epoch."""
+        power, found = self.config.data.sample_power, self.train_set
+        if power == 0:
+            return None
+        annotations = (found.coco.imgToAnns.get(image_id, []) for image_id in found.image_ids)
+        objects = [sum(map(is_object, of_image)) for of_image in annotations]
+        return (torch.tensor(objects, dtype=torch.float64) + 1) ** power
 
     def _ranks(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

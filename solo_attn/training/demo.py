@@ -48,7 +48,6 @@ def demo_config() -> Config:
             warmup_steps=20,
             schedule="cosine",
             ema=0.99,
-            gate_rate=40,
             precision="auto",
             log_every=10,
         ),

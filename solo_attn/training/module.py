@@ -81,7 +81,7 @@ class SOLOModule(pl.LightningModule):
                 group = "rest"
                 if name.startswith("backbone.body."):
                     group = "body"
-                elif name.startswith("head.attention.") and name.endswith(("raw_gain", "offset")):
+                elif name.startswith("head.attention.") and name.endswith(("log_gain", "offset")):
                     group = "gate"
                 groups[group].append(parameter)
         decay = train.weight_decay

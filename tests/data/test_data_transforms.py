@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 
 from solo_attn.data import eval_transforms, train_transforms
-from solo_attn.data.transforms import FitBoxes, RandomQuarterTurn
+from solo_attn.data.transforms import FitBoxes, RandomQuarterTurn, RandomScale
 
 SIZE = (40, 60)
 
@@ -144,6 +144,26 @@ def test_scale_jitter_resizes_all_alike() -> None:
     present = target["masks"].amax((1, 2)) > 0
     doubled = target["masks"][present].repeat_interleave(2, 1).repeat_interleave(2, 2)
     assert torch.equal(scaled["masks"], doubled)
+
+
+def test_halving_is_as_likely_as_doubling() -> None:
+    torch.manual_seed(0)
+    vary = RandomScale(0.5, 2.0)
+    image = [tv_tensors.Image(torch.zeros(3, 1000, 1000))]
+    sides = torch.tensor([vary.make_params(image)["size"][0] for _ in range(400)])
+    assert (sides < 1000).float().mean() == pytest.approx(0.5, abs=0.08)
+    assert (sides < 707).float().mean() == pytest.approx(0.25, abs=0.08)
+
+
+def test_objects_that_became_too_small_are_left_out() -> None:
+    image, target = sample()
+    areas = target["masks"].flatten(1).sum(1)
+    limit = int(areas.max())
+    _, found = train_transforms(flip=0, min_area=limit)(image, target)
+    assert torch.equal(found["masks"], target["masks"][areas >= limit])
+    assert 0 < len(found["labels"]) < len(areas)
+    with pytest.raises(ValueError, match="train_transforms: expected min_area >= 1, got 0"):
+        train_transforms(min_area=0)
 
 
 def test_object_lost_in_shrinking_is_dropped() -> None:

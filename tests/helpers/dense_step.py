@@ -98,7 +98,7 @@ def attention_map(branch, level, grid):
     cosines = dots / (lengths.flatten(1)[:, :, None, None] * lengths[:, None])
     if branch.form == "cosine":
         return cosines
-    return (1 + branch.raw_gain[level].exp()).log() * cosines - branch.offset[level]
+    return branch.log_gain[level].exp() * (cosines - branch.offset[level])
 
 
 def dense_losses(model, images, targets):

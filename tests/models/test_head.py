@@ -218,7 +218,7 @@ def learned(head):
     """Gains and offsets that differ between levels, and are not what they begin with."""
     branch = head.attention
     if branch is not None and branch.form == "gated":
-        nn.init.normal_(branch.raw_gain)
+        nn.init.normal_(branch.log_gain)
         nn.init.normal_(branch.offset)
     return head
 
@@ -299,7 +299,7 @@ def test_dense_masks_are_the_chosen_cells(attention):
 
 
 def test_the_gate_is_a_gain_and_an_offset():
-    """Of a cell with itself, whose cosine is 1, it is g - c; of orthogonal cells -c."""
+    """Of a cell with itself, whose cosine is 1, it is g (1 - b); of orthogonal cells -g b."""
     head = small_head(
         attention_vectors="features", attention_gain=3.0, attention_offset=0.25, num_grids=(2, 2, 2, 2, 2)
     )

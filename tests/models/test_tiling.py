@@ -82,6 +82,14 @@ def test_an_object_larger_than_a_tile_is_put_together():
     assert sorted(found["boxes"].tolist()) == [[6.0, 6.0, 19.0, 19.0], [35.0, 5.0, 176.0, 146.0]]
 
 
+def test_a_mask_over_several_objects_takes_none_of_them():
+    """Small objects at a larger mask's place stay: they were one object by what lies in the overlap."""
+    small = [(20, column, 5) for column in range(12, 200, 14)]
+    masks = disks([*small, (20, 70, 30), (60, 44, 6), (60, 58, 7)])  # the last two touch
+    found = found_in(masks, 64, 40)
+    assert {mask.numpy().tobytes() for mask in masks} <= {mask.numpy().tobytes() for mask in found["masks"]}
+
+
 def test_objects_of_two_classes_in_one_place_stay_two():
     masks = disks([(75, 60, 11), (75, 60, 11)])
     found = found_in(masks, 64, 24, torch.tensor([0, 1]))

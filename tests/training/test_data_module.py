@@ -90,3 +90,18 @@ def test_a_thin_training_image_that_is_not_resized_stays(tmp_path: Path, setting
 def test_sizes_that_make_no_model_are_no_fault_of_the_images(tmp_path: Path, model: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"(min|max)_size"):
         train(configured(tmp_path, model=model), tmp_path / "run")
+
+
+def test_crowded_images_are_drawn_more_often(tmp_path: Path) -> None:
+    """By (objects + 1) ** sample_power, in which crowd regions and the empty image count as none."""
+    config = configured(tmp_path)
+    annotations = json.loads(Path(config.data.train_annotations).read_text())
+    (image,), (one,) = annotations["images"], annotations["annotations"]
+    annotations["images"] = [image, {**image, "id": 8}]
+    annotations["annotations"] = [{**one, "id": k + 1} for k in range(8)]
+    Path(config.data.train_annotations).write_text(json.dumps(annotations))
+    config.data.sample_power = 0.5
+    loader = SOLODataModule(config).train_dataloader()
+    assert loader.sampler.weights.tolist() == [3.0, 1.0]  # type: ignore[union-attr]
+    config.data.sample_power = 0.0
+    assert SOLODataModule(config).train_dataloader().sampler.weights is None  # type: ignore[union-attr]

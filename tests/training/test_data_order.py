@@ -37,6 +37,18 @@ def test_goes_on_in_the_middle_of_an_epoch() -> None:
     assert len(later) == len(whole) == 12
 
 
+def test_images_are_drawn_by_their_weights() -> None:
+    weights = torch.tensor([0.0, 1.0, 3.0])
+    sampler = PositionSampler(3, 1, seed=0, weights=weights)
+    drawn = []
+    for epoch in range(400):
+        sampler.batches_done = 3 * epoch
+        drawn += [index for _, index in sampler]
+    counts = torch.tensor(drawn).bincount(minlength=3)
+    assert counts[0] == 0
+    assert counts[2] / counts.sum() == pytest.approx(0.75, abs=0.04)
+
+
 def test_epochs_and_seeds_differ() -> None:
     first, second, other = (PositionSampler(50, 5, seed) for seed in (0, 0, 1))
     second.batches_done = 10

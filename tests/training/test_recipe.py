@@ -24,7 +24,7 @@ from solo_attn.training import (
 from solo_attn.training import module as module_file
 
 MakeConfig = Callable[..., Config]
-GATES = ("head.attention.raw_gain", "head.attention.offset")  # with no weight decay
+GATES = ("head.attention.log_gain", "head.attention.offset")  # with no weight decay
 
 
 @pytest.fixture
