@@ -8,6 +8,7 @@ from itertools import groupby, product
 from typing import Any
 
 from solo_attn.evaluation import CocoMetrics, paper_table3, paper_table4
+from solo_attn.evaluation.errors import FALSE, MISSED
 
 from ..end_to_end.jobs import BATCHES, DTYPES, WHAT, job_name, why_failed
 from . import speed, stored
@@ -81,6 +82,44 @@ def nuclei() -> str:
         "![Losses and AP over the steps](images/nuclei_curve.png)\n\n"
         "What it finds on three test images (scores from 0.3), each instance in a colour of its own:\n\n"
         "![Masks of the nuclei found on three images](images/nuclei_found.png)"
+    )
+
+
+def recipe() -> str:
+    """What each part of the recipe for nuclei gives, and where it loses objects."""
+    found = stored.kept("recipe")
+    if not found:
+        return "Not measured yet."
+    rows = [
+        [
+            name,
+            f"{row['steps']:,}",
+            f"{row['dice']:.3f}",
+            per_cent(row["ap"]),
+            per_cent(row["ap50"]),
+            f"{row['seconds'] / 60:.1f}",
+        ]
+        for name, row in found["rows"].items()
+    ]
+    errors = found["errors"]
+    lost = ", ".join(
+        f"{count} {MISSED[reason]}" for reason, count in errors["missed_by_reason"].items() if count
+    )
+    false = ", ".join(
+        f"{count:,} {FALSE[kind]}" for kind, count in errors["false_positives_by_kind"].items() if count
+    )
+    parts = "; ".join(
+        f"{name}: AP {per_cent(errors[name]['ap'])}, AP50 {per_cent(errors[name]['ap50'])}"
+        for name in ("as it is", "perfect masks", "perfect scores")
+    )
+    missed = sum(errors["missed_by_reason"].values())
+    return (
+        f"{table(['changed', 'steps', 'dice loss', 'AP', 'AP50', 'minutes'], rows)}\n\n"
+        f"`{found['config']}`, on the validation images, one seed each: differences of a point or two say "
+        f"nothing. {measured_on(found['environment'])}\n\n"
+        f"Where the recipe itself fails, on the {errors['images']} validation images that are one tile "
+        f"(`solo-attn eval --errors`): of {errors['objects']:,} objects {missed:,} are missed at IoU 0.5: "
+        f"{lost}. Instances that match no object: {false}. {parts}."
     )
 
 
@@ -207,6 +246,7 @@ def unmeasured() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "nuclei": nuclei,
+    "recipe": recipe,
     "comparisons": comparisons,
     "attention_scale": attention_scale,
     "demo": demo,

@@ -29,6 +29,10 @@ def eval_command(
             "FILE.errors.json and FILE.errors.png.",
         ),
     ] = False,
+    picture: Annotated[
+        Path | None,
+        typer.Option("--picture", help="Draw some images, what was found beside the objects that there are."),
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, ...; auto takes the best.")] = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 1,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that load images.")] = 0,
@@ -48,7 +52,7 @@ def eval_command(
     COCO's numbers are defined with 100 instances of an image; others are not to be compared with them.
     """
     from ..data import CocoInstances, eval_transforms
-    from ..evaluation import evaluate_model, find_errors
+    from ..evaluation import evaluate_model, find_errors, found_beside_truth
     from ..formats import write_results
     from ..models import load_model
 
@@ -92,3 +96,6 @@ def eval_command(
         if errors:
             report.save(out.with_suffix(".errors.json"))
             report.draw(out.with_suffix(".errors.png"))
+    if picture is not None:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        found_beside_truth(dataset, results, picture)

@@ -6,7 +6,7 @@ with extra_train("solo_attn.evaluation"):
     from .coco_metrics import METRICS, CocoMetrics, evaluate, evaluate_model
     from .curves import learning_curve
     from .errors import ErrorReport, find_errors
-    from .pictures import draw_instances, instance_colours, side_by_side
+    from .pictures import draw_instances, found_beside_truth, instance_colours, side_by_side
     from .tables import SYSTEMS, comparison_plot, paper_table3, paper_table4, rich_table, summary_json
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "evaluate",
     "evaluate_model",
     "find_errors",
+    "found_beside_truth",
     "instance_colours",
     "learning_curve",
     "paper_table3",

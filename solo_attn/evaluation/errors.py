@@ -209,13 +209,17 @@ def find_errors(
         The report, and the results as `evaluate_model` gives them.
 
     Raises:
-        ValueError: another ``iou``, or a model that predicts by tiles: its cells are not those of the image.
+        ValueError: another ``iou``; or a model that predicts by tiles, and an image that is not exactly one:
+            an object has cells in several tiles then.
     """
     thresholds = np.linspace(0.5, 0.95, 10)
     if not np.isclose(thresholds, iou).any():
         fail("find_errors", "iou", "to be one of 0.5, 0.55, ..., 0.95", repr(iou))
-    if model.settings.tile is not None:
-        fail("find_errors", "model.settings.tile", "to be None", repr(model.settings.tile))
+    tile = model.settings.tile
+    for image_id in dataset.image_ids if tile is not None else ():
+        size = (dataset.coco.imgs[image_id]["height"], dataset.coco.imgs[image_id]["width"])
+        if size != (tile, tile):
+            fail("find_errors", f"image id {image_id}", f"to be one tile, {tile} x {tile} pixels", f"{size}")
     device = next(model.parameters()).device
     model.eval()
     every: list[list[dict[str, Any]]] = [[], [], []]

@@ -5,16 +5,19 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
+from pycocotools.mask import decode
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from .._utils.checks import Prediction, check_prediction, check_tensor, fail
 from .._utils.files import replacing
+from ..data import CocoInstances
 
 GOLDEN_RATIO = 0.618033988749895
 TEXT_FROM = 200  # pixels of the shorter side from which names are written
@@ -136,6 +139,54 @@ def side_by_side(
             grid[row, number].set_axis_off()
     with replacing(path, "side_by_side") as temporary:
         figure.savefig(temporary, dpi=200)
+
+
+def found_beside_truth(
+    dataset: CocoInstances,
+    results: Sequence[Mapping[str, Any]],
+    path: str | Path,
+    *,
+    rows: int = 4,
+    score_threshold: float = 0.3,
+) -> None:
+    """Images of a dataset with their objects, and beside them with the instances that were found.
+
+    Args:
+        dataset: the images, with `eval_transforms`.
+        results: COCO results with run lengths, as `evaluate_model` gives them.
+        path: an image file; see `side_by_side`.
+        rows: images at most, evenly spread from the one with the fewest objects to the one with the most.
+        score_threshold: scores from which instances are drawn, inclusive.
+
+    Raises:
+        OSError: ``path`` cannot be written.
+    """
+    order = sorted(
+        range(len(dataset)), key=lambda k: len(dataset.coco.imgToAnns.get(dataset.image_ids[k], []))
+    )
+    count = min(rows, len(order))
+    chosen = [order[(len(order) - 1) * row // max(1, count - 1)] for row in range(count)]
+    images, truth, found = [], [], []
+    for index in chosen:
+        image, target = dataset[index]
+        mine = [result for result in results if result["image_id"] == int(target["image_id"])]
+        masks = [torch.from_numpy(decode(result["segmentation"])) for result in mine]
+        images.append(image)
+        truth.append({key: target[key] for key in ("boxes", "labels", "masks")})
+        boxes = torch.tensor([result["bbox"] for result in mine], dtype=torch.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        labels = [dataset.category_ids.index(result["category_id"]) for result in mine]
+        prediction = {
+            "boxes": boxes,
+            "labels": torch.tensor(labels, dtype=torch.int64),
+            "scores": torch.tensor([result["score"] for result in mine], dtype=torch.float32),
+            "masks": torch.stack(masks) > 0 if masks else torch.zeros(0, *image.shape[1:], dtype=torch.bool),
+        }
+        found.append(prediction)
+    side_by_side(
+        images, {f"Found, scores from {score_threshold:g}": found}, path, class_names=dataset.class_names,
+        ground_truth=truth, score_threshold=score_threshold,
+    )  # fmt: skip
 
 
 def _as_bytes(image: Tensor) -> Tensor:

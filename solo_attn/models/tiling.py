@@ -29,6 +29,7 @@ class Piece:
         label: its class.
         score: of the tile's prediction.
         cut: whether it touches a border of the tile that lies inside the picture.
+        area: pixels of ``mask``.
     """
 
     top: int
@@ -37,6 +38,14 @@ class Piece:
     label: int
     score: float
     cut: bool
+    area: int
+
+    def reaches(self, top: int, left: int, bottom: int, right: int) -> bool:
+        """Whether its box has pixels in a part of the picture."""
+        height, width = self.mask.shape
+        return max(top, self.top) < min(bottom, self.top + height) and max(left, self.left) < min(
+            right, self.left + width
+        )
 
     def window(self, top: int, left: int, bottom: int, right: int) -> Tensor:
         """Its pixels in a part of the picture: bool [bottom - top, right - left]."""
@@ -113,7 +122,7 @@ def _pieces(
 ) -> list[Piece]:
     top, left, bottom, right = extent
     masks = found["masks"][:, : bottom - top, : right - left].cpu()
-    rows, columns = masks.any(2), masks.any(1)
+    rows, columns, areas = masks.any(2), masks.any(1), masks.flatten(1).sum(1)
     pieces = []
     for k in rows.any(1).nonzero().flatten().tolist():
         y, x = rows[k].nonzero().flatten(), columns[k].nonzero().flatten()
@@ -128,7 +137,7 @@ def _pieces(
             continue
         mask = masks[k, y0:y1, x0:x1].clone()
         label, score = int(found["labels"][k]), float(found["scores"][k])
-        pieces.append(Piece(top + y0, left + x0, mask, label, score, cut))
+        pieces.append(Piece(top + y0, left + x0, mask, label, score, cut, int(areas[k])))
     return pieces
 
 
@@ -148,14 +157,14 @@ def _matches(
         return []
     stacks, numbers = [], []
     for _, members in (mine, other):
-        windows = {k: pieces[k].window(top, left, bottom, right) for k in members}
-        there = {k: window for k, window in windows.items() if window.any()}
+        near = (k for k in members if pieces[k].reaches(top, left, bottom, right))
+        there = {k: window for k in near if (window := pieces[k].window(top, left, bottom, right)).any()}
         if not there:
             return []
         stacks.append(torch.stack(list(there.values())))
         numbers.append(list(there))
     seen = [stack.flatten(1).sum(1).double() for stack in stacks]
-    whole = [torch.tensor([float(pieces[k].mask.sum()) for k in members]).double() for members in numbers]
+    whole = [torch.tensor([pieces[k].area for k in members]).double() for members in numbers]
     iou = mask_iou(*stacks).double()
     common = iou * (seen[0][:, None] + seen[1][None, :]) / (1 + iou)
     cut = [torch.tensor([pieces[k].cut for k in members]) for members in numbers]
@@ -193,7 +202,7 @@ def _united(group: list[Piece]) -> Piece:
     bottom = max(p.top + p.mask.shape[0] for p in group)
     right = max(p.left + p.mask.shape[1] for p in group)
     mask = torch.stack([piece.window(top, left, bottom, right) for piece in group]).any(0)
-    return Piece(top, left, mask, best.label, best.score, True)
+    return Piece(top, left, mask, best.label, best.score, True, int(mask.sum()))
 
 
 def assemble(pieces: Sequence[Piece], size: tuple[int, int], rle: bool) -> Instances:

@@ -35,13 +35,15 @@ _OF_ATTENTION = ("attention_vectors", "attention_gain", "attention_offset")
 
 FORMS: dict[str, dict[str, str]] = {
     "Attention, dot products as they are": {"attention": "literal", "attention_vectors": "features"},
-    "Attention, dot products x C^-1/2": {"attention": "rsqrt", "attention_vectors": "features"},
-    "Attention, cosines": {"attention": "cosine", "attention_vectors": "features"},
     "Attention, gated": {"attention": "gated", "attention_vectors": "features"},
     "Attention, gated, projection": {"attention": "gated", "attention_vectors": "projection"},
     "Attention, gated, position": {"attention": "gated", "attention_vectors": "position"},
 }
-"""Ways to add the attention (docs/method.md, "Attention"); the first is the paper's, to the letter."""
+"""Ways to add the attention (docs/method.md, "Attention"): the paper's to the letter, and the gate on each V.
+
+Bare cosines and products times C^-1/2 are not among them: what they come to is known (docs/results.md, "The
+scale of the attention").
+"""
 
 
 @dataclass(frozen=True)

@@ -278,5 +278,14 @@ def test_what_cannot_be_asked(tmp_path: Path) -> None:
     data = dataset(tmp_path, [(THERE, 0)])
     with pytest.raises(ValueError, match=r"find_errors: expected iou to be one of 0\.5, 0\.55, .* got 0\.52"):
         find_errors(Made({}, {}), data, iou=0.52)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"find_errors: expected model\.settings\.tile to be None, got 64"):
-        find_errors(Made({}, {}, tile=64), data)  # type: ignore[arg-type]
+    expected = rf"find_errors: expected image id 3 to be one tile, 32 x 32 pixels, got \({SIDE}, {SIDE}\)"
+    with pytest.raises(ValueError, match=expected):
+        find_errors(Made({}, {}, tile=32), data)  # type: ignore[arg-type]
+
+
+def test_an_image_that_is_one_tile_is_an_image(tmp_path: Path) -> None:
+    data = dataset(tmp_path, [(THERE, 0), (around(6, 6), 0)])
+    scores, masks = {CELL: 0.9}, {(0, 3, 3): THERE}
+    whole, tiled = (find_errors(Made(scores, masks, tile=tile), data)[0] for tile in (None, SIDE))  # type: ignore[arg-type]
+    assert whole == tiled
+    assert len(whole.missed) == 1

@@ -145,8 +145,6 @@ def test_forms_are_more_systems(config: MakeConfig) -> None:
     assert [(model.attention, model.attention_vectors) for model in models] == [
         ("gated", "position"),
         ("literal", "features"),
-        ("rsqrt", "features"),
-        ("cosine", "features"),
         ("gated", "features"),
         ("gated", "projection"),
     ]
