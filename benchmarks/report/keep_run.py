@@ -1,7 +1,8 @@
 """Keep a finished run's numbers beside the code, for `make results` to write into the README.
 
 python -m benchmarks.report.keep_run demo demo
-python -m benchmarks.report.keep_run nuclei runs/nuclei runs/nuclei/overlays/results.json
+python -m benchmarks.report.keep_run nuclei nuclei_small runs/nuclei_small
+python -m benchmarks.report.keep_run nuclei nuclei_pretrained runs/nuclei --found runs/overlays/results.json
 python -m benchmarks.report.keep_run comparison nuclei runs/compare
 python -m benchmarks.report.keep_run inspect nuclei=runs/inspect_nuclei photographs=runs/inspect_photographs
 """
@@ -30,13 +31,25 @@ def demo(folder: Annotated[Path, typer.Argument(help="The folder that `solo-attn
     shutil.copyfile(folder / "figure5.png", IMAGES / "demo_figure5.png")
 
 
+class Recipe(str, Enum):
+    """Configurations for nuclei whose numbers docs/results.md shows."""
+
+    nuclei_pretrained = "nuclei_pretrained"
+    nuclei_small = "nuclei_small"
+
+
 @app.command()
 def nuclei(
+    name: Annotated[Recipe, typer.Argument(help="The configuration that was trained.")],
     run: Annotated[Path, typer.Argument(help="The folder that `solo-attn train` wrote.")],
-    found: Annotated[Path, typer.Argument(help="results.json that `solo-attn predict` wrote.")],
+    found: Annotated[
+        Path | None, typer.Option(help="results.json that `solo-attn predict` wrote, to draw some of.")
+    ] = None,
 ) -> None:
     """Numbers of a training, and the instances found on a few images from crowded to sparse."""
-    shutil.copyfile(run / "result.json", RESULTS / CPU / "nuclei.json")
+    shutil.copyfile(run / "result.json", RESULTS / CPU / f"{name.value}.json")
+    if found is None:
+        return
     images: dict[str, list[dict[str, object]]] = {}
     for result in json.loads(found.read_text(encoding="utf-8")):
         if result["score"] >= SCORE:

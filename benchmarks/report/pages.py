@@ -39,7 +39,7 @@ if __name__ == "__main__":
     for page in PAGES:
         (ROOT / page).write_text(filled(page), encoding="utf-8")
     IMAGES.mkdir(parents=True, exist_ok=True)
-    learning_curve(stored.kept("nuclei")["curve"], IMAGES / "nuclei_curve.png")
+    learning_curve(stored.kept("nuclei_pretrained")["curve"], IMAGES / "nuclei_curve.png")
     draw_found(IMAGES / "nuclei_found.png")
     if stored.kept("ops"):
         speed.plot(stored.kept, IMAGES / "speed.svg")

@@ -7,7 +7,7 @@ from statistics import mean
 
 from . import speed, stored
 from .comparisons import ATTENTION, DATA, NO_COORDS, SOLO, difference, form_of, seeds_of
-from .results_page import measured_where
+from .results_page import NUCLEI, measured_where
 from .stored import measured_on, per_cent, table
 
 ROWS = ("mmdet_nms_real", "mmdet_train", "paste_masks_rle")
@@ -54,15 +54,15 @@ def results() -> str:
         runs = [run for system in seeds for run in found["runs"].get(system, [])]
         told += [measured_on(run.get("environment", found["environment"])) for run in runs]
     head = ["data", NO_COORDS, SOLO, "SOLO + attention", "attention: change of AP (95 %)"]
-    long = stored.kept("nuclei")
     more = ""
-    if long:
-        metrics = long["test_metrics"]
-        more = (
-            "The recipe of `configs/nuclei_pretrained.yaml`, on the test images of the nuclei: AP "
-            f"{per_cent(metrics['ap'])}, AP50 "
-            f"{per_cent(metrics['ap50'])} {measured_on(long['environment'], long['seconds'])}. "
-        )
+    for recipe in NUCLEI:
+        if long := stored.kept(recipe):
+            metrics = long["test_metrics"]
+            more += (
+                f"The recipe of `configs/{recipe}.yaml`, on the test images of the nuclei: AP "
+                f"{per_cent(metrics['ap'])}, AP50 "
+                f"{per_cent(metrics['ap50'])} {measured_on(long['environment'], long['seconds'])}. "
+            )
     return f"{table(head, lines)}\n\n{more}Machines and commits: {' '.join(dict.fromkeys(told)) or 'none'}."
 
 

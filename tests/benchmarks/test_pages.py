@@ -25,7 +25,7 @@ def test_a_page_says_what_was_measured(name: str) -> None:
 @pytest.mark.parametrize(
     ("page", "file", "change"),
     [
-        ("README.md", "nuclei", lambda found: found["test_metrics"].update(ap50=0.123)),
+        ("README.md", "nuclei_pretrained", lambda found: found["test_metrics"].update(ap50=0.123)),
         ("README.md", "mmdet", lambda found: found["benchmarks"].pop("mmdet_train")),
         ("docs/install.md", "abi", lambda found: found.update(passed=3)),
         ("docs/results.md", "mmdet", lambda found: found["benchmarks"]["mmdet_train"]["memory"].clear()),
@@ -64,7 +64,7 @@ def test_every_result_names_machine_and_commit() -> None:
     assert paths
     for path in paths:
         if path.stem == "nuclei_found":
-            continue  # what was drawn from the run of nuclei.json
+            continue  # what was drawn from the run of nuclei_pretrained.json
         found = str(json.loads(path.read_text(encoding="utf-8")))
         for key in ("commit", "device", "date", "torch"):
             assert re.search(rf"'{key}': '[^']+'", found), (path, key)

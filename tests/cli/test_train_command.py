@@ -33,8 +33,11 @@ def test_eval(trained: TrainResult, config: MakeConfig, tmp_path: Path) -> None:
     data = config().data
     out = tmp_path / "deep" / "results.json"
     where = ["--images", data.val_images, "--annotations", data.val_annotations]
-    code, output = run("eval", trained.last, *where, "--out", out, "--device", "cpu")
+    picture = tmp_path / "deeper" / "found.png"
+    arguments = ["--out", out, "--picture", picture, "--device", "cpu"]
+    code, output = run("eval", trained.last, *where, *arguments)
     assert code == 0
+    assert picture.stat().st_size > 1000
     assert str(trained.metrics) in output
     results = json.loads(out.read_text())
     assert len(results) > 0

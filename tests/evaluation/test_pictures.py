@@ -3,8 +3,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from small_coco import CocoSet, block, compressed
 
-from solo_attn.evaluation import draw_instances, instance_colours, learning_curve, side_by_side
+from solo_attn.data import CocoInstances, eval_transforms
+from solo_attn.evaluation import (
+    draw_instances,
+    found_beside_truth,
+    instance_colours,
+    learning_curve,
+    pictures,
+    side_by_side,
+)
 
 NAMES = ["person", "car"]
 
@@ -161,6 +170,32 @@ def test_side_by_side(tmp_path):
     side_by_side(images[:1], {"SOLO": found[:1]}, one, class_names=NAMES, column_width=2)
     with Image.open(one) as picture:
         assert picture.width == 400
+
+
+def test_what_was_found_stands_beside_what_is_there(tmp_path, monkeypatch):
+    """The results of an image in its row, from the score on; rows from few objects to many."""
+    data = CocoSet(tmp_path / "set")
+    dataset = CocoInstances(*data.write(), eval_transforms())
+    mask = block(3, 4, 10, 8)
+    found = {"image_id": 7, "category_id": dataset.category_ids[-1], "bbox": [3, 4, 10, 8]}
+    results = [{**found, "segmentation": compressed(mask), "score": score} for score in (0.9, 0.2)]
+    seen = {}
+    monkeypatch.setattr(pictures, "side_by_side", lambda *args, **kwargs: seen.update(args=args, **kwargs))
+    found_beside_truth(dataset, results, tmp_path / "x.png", rows=2)
+    images, (column,), path = seen["args"][0], seen["args"][1].values(), seen["args"][2]
+    assert path == tmp_path / "x.png"
+    assert [len(one["labels"]) for one in seen["ground_truth"]] == sorted(
+        len(one["labels"]) for one in seen["ground_truth"]
+    )
+    assert len(images) == len(column) == 2
+    assert len(column[0]["scores"]) == 0
+    assert column[1]["labels"].tolist() == [len(dataset.category_ids) - 1] * 2
+    assert torch.equal(column[1]["masks"][0], torch.from_numpy(mask) > 0)
+    assert column[1]["boxes"][0].tolist() == [3, 4, 13, 12]
+    monkeypatch.undo()
+    found_beside_truth(dataset, results, tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.width == 1600
 
 
 def test_side_by_side_bad_arguments(tmp_path):
