@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+_GREY = 124  # close to the mean of ImageNet's colours, which the model's normalisation makes 0
 _SMALLEST, _LARGEST = 1e-3, 1e2  # of scale_jitter: beyond, nothing is left of an image or no memory
 
 
@@ -45,6 +47,63 @@ class RandomScale(v2.Transform):
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Resize one of them."""
         return self._call_kernel(v2.functional.resize, inpt, params["size"])
+
+
+class RandomScaledCrop(nn.Module):
+    """`RandomScale`, and of its result a random crop; a smaller one comes to lie anywhere on the crop.
+
+    The crop is cut out of the image first and then resized, with those masks that have a pixel in it: in a
+    picture of 375 nuclei, resizing all of them and cropping afterwards took ten times as long.
+
+    Args:
+        low: smallest factor.
+        high: largest factor.
+        size: (height, width) in pixels of the result.
+        fitted: the image is fitted to ``size`` before.
+    """
+
+    def __init__(self, low: float, high: float, size: tuple[int, int], fitted: bool = False) -> None:
+        super().__init__()
+        self.scale = RandomScale(low, high, size if fitted else None)
+        self.size = size
+
+    def forward(self, image: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """(image, target) of that size; the boxes are not those of the masks until `FitBoxes`."""
+        scaled = self.scale.make_params([image])["size"]
+        # Of each side: where the window begins in the image, its length there and in the result, its place.
+        (top, height, rows, above), (left, width, columns, before) = (
+            _window(length, new, wanted)
+            for length, new, wanted in zip(image.shape[1:], scaled, self.size, strict=True)
+        )
+        masks = target["masks"][:, top : top + height, left : left + width].as_subclass(Tensor)
+        there = torch.tensor([bool(mask.any()) for mask in masks.numpy()], dtype=torch.bool)
+        masks = masks if there.all() else masks[there]
+        picture = image[:, top : top + height, left : left + width].as_subclass(Tensor)
+        if (rows, columns) != (height, width):
+            picture = v2.functional.resize(picture, [rows, columns])
+            nearest = v2.InterpolationMode.NEAREST
+            masks = v2.functional.resize(masks, [rows, columns], nearest)
+        if (rows, columns) != self.size:
+            padding = [before, above, self.size[1] - before - columns, self.size[0] - above - rows]
+            picture = v2.functional.pad(picture, padding, fill=_GREY)
+            masks = v2.functional.pad(masks, padding, fill=0)
+        boxes = tv_tensors.BoundingBoxes(
+            target["boxes"].as_subclass(Tensor)[there], format="XYXY", canvas_size=self.size
+        )
+        cropped = {"boxes": boxes, "labels": target["labels"][there], "masks": tv_tensors.Mask(masks)}
+        return tv_tensors.Image(picture), {**target, **cropped}
+
+
+def _window(length: int, scaled: int, wanted: int) -> tuple[int, int, int, int]:
+    """Of a side that is resized from ``length`` to ``scaled``, a random part that makes ``wanted`` at most.
+
+    Returns:
+        Where it begins, its length, the length that it becomes, and where that begins on the result.
+    """
+    if scaled <= wanted:
+        return 0, length, scaled, int(torch.randint(wanted - scaled + 1, ()))
+    part = max(1, round(length * wanted / scaled))
+    return int(torch.randint(length - part + 1, ())), part, wanted, 0
 
 
 class RandomQuarterTurn(nn.Module):
@@ -92,7 +151,9 @@ class FitBoxes(nn.Module):
         rows, columns = masks.amax(2) > 0, masks.amax(1) > 0
         there = rows.any(1)
         if self.min_area > 1:
-            there &= (masks > 0).flatten(1).sum(1) >= self.min_area
+            # NumPy's count of bytes is a hundred times as fast as torch's sum of them.
+            areas = [np.count_nonzero(mask) for mask in masks.numpy()]
+            there &= torch.tensor(areas, dtype=torch.int64) >= self.min_area
         (top, bottom), (left, right) = _span(rows[there]), _span(columns[there])
         if not there.all():  # a copy costs more than all the rest
             masks = masks[there]
@@ -171,13 +232,12 @@ def train_transforms(
             f"train_transforms: expected scale_jitter (low, high), {_SMALLEST} <= low <= high <= {_LARGEST}, "
             f"got {scale_jitter}"
         )
-    if scale_jitter is not None or fitted is not None:
-        steps.append(RandomScale(*(scale_jitter or (1.0, 1.0)), canvas=fitted))
+    jitter = scale_jitter or (1.0, 1.0)
     if crop_size is not None:
         size = _size("crop_size", crop_size)
-        # 124 is close to the mean of ImageNet's colours, which the model's normalisation makes 0.
-        fill = {tv_tensors.Image: 124, "others": 0}
-        steps.append(v2.RandomCrop(size, pad_if_needed=True, fill=fill))
+        steps.append(RandomScaledCrop(*jitter, size, fitted is not None))
+    elif scale_jitter is not None:
+        steps.append(RandomScale(*jitter))
     if flip:
         steps.append(v2.RandomHorizontalFlip(flip))
     if vertical_flip:

@@ -121,6 +121,32 @@ def test_crop_larger_than_the_image_pads_with_grey() -> None:
     assert ((out * 255).round() == 124).all(0).sum() >= 80 * 80 - 40 * 60
 
 
+def test_a_scaled_crop_is_a_part_of_the_scaled_image() -> None:
+    """Cutting first and resizing then gives what the whole image, resized, shows there; any part comes."""
+    torch.manual_seed(0)
+    image, target = sample()
+    whole = target["masks"].repeat_interleave(2, 1).repeat_interleave(2, 2)
+    places = set()
+    for _ in range(60):
+        out, cropped = train_transforms(flip=0, crop_size=(20, 24), scale_jitter=(2.0, 2.0))(image, target)
+        check(out, cropped)
+        assert out.shape == (3, 20, 24)
+        fits = [
+            (top, left)
+            for top in range(0, 61, 2)
+            for left in range(0, 97, 2)
+            if all(
+                torch.equal(mask, whole[label, top : top + 20, left : left + 24])
+                for mask, label in zip(cropped["masks"], cropped["labels"], strict=True)
+            )
+        ]
+        assert fits
+        if len(cropped["labels"]) > 1:
+            places.add(fits[0])
+    assert max(top for top, _ in places) - min(top for top, _ in places) > 30
+    assert max(left for _, left in places) - min(left for _, left in places) > 40
+
+
 def test_crop_without_any_object() -> None:
     torch.manual_seed(0)
     image, target = sample(0)
