@@ -121,30 +121,33 @@ def test_crop_larger_than_the_image_pads_with_grey() -> None:
     assert ((out * 255).round() == 124).all(0).sum() >= 80 * 80 - 40 * 60
 
 
-def test_a_scaled_crop_is_a_part_of_the_scaled_image() -> None:
-    """Cutting first and resizing then gives what the whole image, resized, shows there; any part comes."""
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_scaled_crop_is_a_part_of_the_scaled_image(axis: int) -> None:
+    """Each row (or column) is an object: those of the part become two pixels wide, and any part comes."""
     torch.manual_seed(0)
-    image, target = sample()
-    whole = target["masks"].repeat_interleave(2, 1).repeat_interleave(2, 2)
-    places = set()
+    image, target = sample(1)
+    target["labels"] = torch.arange(SIZE[axis])
+    target["boxes"] = tv_tensors.BoundingBoxes(
+        target["boxes"].repeat(SIZE[axis], 1), format="XYXY", canvas_size=SIZE
+    )  # type: ignore[call-overload]
+    lines = torch.eye(SIZE[axis], dtype=torch.uint8)
+    lines = (
+        lines[:, :, None].expand(-1, -1, SIZE[1]) if axis == 0 else lines[:, None, :].expand(-1, SIZE[0], -1)
+    )
+    target["masks"] = tv_tensors.Mask(lines.contiguous())
+    length, wanted = (20, 24)[axis], (20, 24)[axis] // 2
+    firsts = set()
     for _ in range(60):
         out, cropped = train_transforms(flip=0, crop_size=(20, 24), scale_jitter=(2.0, 2.0))(image, target)
         check(out, cropped)
-        assert out.shape == (3, 20, 24)
-        fits = [
-            (top, left)
-            for top in range(0, 61, 2)
-            for left in range(0, 97, 2)
-            if all(
-                torch.equal(mask, whole[label, top : top + 20, left : left + 24])
-                for mask, label in zip(cropped["masks"], cropped["labels"], strict=True)
-            )
-        ]
-        assert fits
-        if len(cropped["labels"]) > 1:
-            places.add(fits[0])
-    assert max(top for top, _ in places) - min(top for top, _ in places) > 30
-    assert max(left for _, left in places) - min(left for _, left in places) > 40
+        first = int(cropped["labels"][0])
+        assert cropped["labels"].tolist() == list(range(first, first + wanted))
+        expected = torch.eye(wanted, dtype=torch.uint8).repeat_interleave(2, 1)
+        assert torch.equal(cropped["masks"].amax(2 - axis), expected)
+        assert torch.equal(cropped["masks"].amin(2 - axis), expected)
+        assert cropped["masks"].shape[1 + axis] == length
+        firsts.add(first)
+    assert (min(firsts), max(firsts)) == (0, SIZE[axis] - wanted)
 
 
 def test_crop_without_any_object() -> None:
