@@ -17,8 +17,6 @@ SYSTEMS = [
     "SOLO",
     "Attention mechanism",
     "Attention, dot products as they are",
-    "Attention, dot products x C^-1/2",
-    "Attention, cosines",
     "Attention, gated",
     "Attention, gated, projection",
 ]
