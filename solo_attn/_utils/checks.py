@@ -66,6 +66,27 @@ def check_like(op: str, argument: str, x: Tensor, like: str, other: Tensor, *, d
         fail(op, argument, f"of {like}'s dtype {other.dtype}", str(x.dtype))
 
 
+_CELLS = "grid_attention: expected cells of (image < {}, cell < {})"
+CELLS_IN_RANGE = _CELLS.format("B", "S*S")
+"""What a GPU asserts of chosen cells, whose numbers the host does not know; as in csrc/grid_attention."""
+
+
+def check_cells(cells: Tensor, images: int, count: int) -> None:
+    """Refuse chosen cells [K, 2] of `grid_attention` outside the batch or the grid, before anything is read.
+
+    Args:
+        cells: int64 [K, 2] of (image, cell).
+        images: B.
+        count: S * S.
+    """
+    if cells.shape[0] == 0:
+        return
+    low, high = cells.amin(0).tolist(), cells.amax(0).tolist()
+    if low[0] < 0 or high[0] >= images or low[1] < 0 or high[1] >= count:
+        got = f"images {low[0]}..{high[0]} and cells {low[1]}..{high[1]}"
+        raise ValueError(f"{_CELLS.format(images, count)}, got {got}")
+
+
 def check_prediction(
     function: str, prediction: Prediction, classes: int, *, scores: bool = True, rle: bool = False
 ) -> None:
