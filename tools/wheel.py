@@ -30,7 +30,7 @@ NAME = r"solo_attn-[\w.]+-cp310-abi3-(manylinux_2_\d+_\w+\.?)+(linux_\w+)?"
 
 def run(*command: object) -> str:
     """What a program prints; where it fails, that is the message."""
-    # The programs are beside Python, or on PATH as in the container of manylinux, whose Python has none of them.
+    # The programs are beside Python, or on PATH as in the container of manylinux.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         list(map(str, command)),

@@ -1,4 +1,4 @@
-"""Checks of arguments: one form of message, naming the argument, what was expected and what came."""
+"""Checks of arguments, with one form of message: the argument, what was expected, what was given."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHAPES = {"boxes": "[N, 4]", "labels": "[N]", "scores": "[N]", "masks": "[N, H,
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """float32 for half precision, else the dtype itself: what sums are made in."""
+    """The dtype of sums: float32 for half precision, else the dtype itself."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 

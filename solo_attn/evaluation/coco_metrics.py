@@ -85,19 +85,19 @@ def evaluate(
 ) -> CocoMetrics:
     """COCO's evaluation of ``results``, neither argument changed, nothing printed.
 
-    Made right where pycocotools alone goes wrong or stops: no results at all; annotations whose id is 0
+    It handles cases where pycocotools alone is wrong or stops: no results at all; annotations whose id is 0
     (taken for "no match") or used twice; results with ``bbox`` beside ``segmentation`` (sized by the box,
-    which moves them between small, medium and large); masks of another size than the image (never matched,
-    without a word).
+    which moves them between small, medium and large); masks of another size than the image (never
+    matched, without a message).
 
     Args:
         coco_gt: ground truth, a COCO object or its JSON file; ``info`` and ``licenses`` are not needed.
         results: COCO results as `coco_results` makes them, or a JSON file of them.
         iou_type: "segm", or "bbox" for the boxes.
         image_ids: evaluate these images only; results on other images are left out.
-        max_detections: best results of an image that count, at least 10. COCO's numbers are defined with 100;
-            data with more objects an image needs more, and is then not to be compared with others' at 100.
-            pycocotools prints AP -1 without a limit of 100; here AP is that of ``max_detections``.
+        max_detections: how many of an image's results count, the best first; at least 10. COCO's numbers are
+            defined with 100; images with more objects need more, and then the numbers are not comparable with
+            those at 100. With another limit than 100, pycocotools prints AP -1; here AP is that of the limit.
 
     Raises:
         DatasetError: faults of ``coco_gt``, by the checks that training has too.
@@ -163,11 +163,12 @@ def evaluate_model(
     """COCO's twelve numbers of a model on a dataset, and the results they were made from.
 
     Args:
-        model: on the device that it shall run on.
+        model: on the device to run on.
         dataset: with `eval_transforms`.
         batch_size: images at a time.
         workers: processes that load images.
-        max_detections: best instances of an image that count; COCO's numbers are defined with 100.
+        max_detections: how many of an image's instances count, the best first; COCO's numbers are defined
+            with 100.
         advance: called with the number of images done after each batch.
     """
     device = next(model.parameters()).device
