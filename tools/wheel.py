@@ -29,7 +29,7 @@ NAME = r"solo_attn-[\w.]+-cp310-abi3-(manylinux_2_\d+_\w+\.?)+(linux_\w+)?"
 
 
 def run(*command: object) -> str:
-    """What a program prints; where it fails, that is the message."""
+    """The output of a program; if it fails, that is the error message."""
     # The programs are beside Python, or on PATH as in the container of manylinux.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
@@ -45,7 +45,7 @@ def run(*command: object) -> str:
 
 
 def version() -> str:
-    """The one of solo_attn/__init__.py."""
+    """The version in solo_attn/__init__.py."""
     for node in ast.parse((ROOT / "solo_attn" / "__init__.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and [ast.unparse(name) for name in node.targets] == ["__version__"]:
             return str(ast.literal_eval(node.value))
@@ -72,7 +72,7 @@ def repair(wheel: Path, folder: Path) -> Path:
 
 
 def problems(wheel: Path) -> list[str]:
-    """What keeps the wheel from being published."""
+    """The reasons why the wheel cannot be published."""
     found = []
     if not re.fullmatch(NAME, wheel.stem):
         found.append(f"expected a name as solo_attn-0.1.0-cp310-abi3-manylinux_2_28_x86_64, got {wheel.stem}")
@@ -99,7 +99,7 @@ def problems(wheel: Path) -> list[str]:
 
 
 def main() -> None:
-    """See above."""
+    """The command line; see the top of this file."""
     parser = argparse.ArgumentParser(prog="python -m tools.wheel", description="Wheels for a package index.")
     actions = parser.add_subparsers(dest="action", required=True)
     actions.add_parser("build").add_argument("folder", type=Path)

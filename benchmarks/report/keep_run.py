@@ -1,4 +1,4 @@
-"""Keep a finished run's numbers beside the code, for `make results` to write into the README.
+"""Store a finished run's numbers in benchmarks/results, from which `make results` writes the pages.
 
 python -m benchmarks.report.keep_run demo demo
 python -m benchmarks.report.keep_run nuclei runs/nuclei runs/nuclei/overlays/results.json
@@ -35,7 +35,7 @@ def nuclei(
     run: Annotated[Path, typer.Argument(help="The folder that `solo-attn train` wrote.")],
     found: Annotated[Path, typer.Argument(help="results.json that `solo-attn predict` wrote.")],
 ) -> None:
-    """Numbers of a training, and the instances found on a few images from crowded to sparse."""
+    """Numbers of a training, and the instances found on a few images, from many objects to few."""
     shutil.copyfile(run / "result.json", RESULTS / CPU / "nuclei.json")
     images: dict[str, list[dict[str, object]]] = {}
     for result in json.loads(found.read_text(encoding="utf-8")):
@@ -48,7 +48,7 @@ def nuclei(
 
 
 class Data(str, Enum):
-    """What systems are compared on; docs/results.md has a place for each."""
+    """The datasets that systems are compared on; docs/results.md has a section for each."""
 
     nuclei = "nuclei"
     scenes = "scenes"
@@ -60,7 +60,7 @@ def comparison(
     folder: Annotated[Path, typer.Argument(help="The folder that `solo-attn compare` wrote.")],
     machine: Annotated[str, typer.Option(help="A folder of benchmarks/results.")] = CPU,
 ) -> None:
-    """Numbers and plot of a finished comparison; of drawn scenes also the systems' instances.
+    """Numbers and plot of a finished comparison; for synthetic scenes also the systems' instances.
 
     Photographs stay with their dataset.
     """
@@ -76,7 +76,7 @@ def comparison(
 def inspect(
     reports: Annotated[list[str], typer.Argument(help="NAME=FOLDER that `solo-attn inspect` wrote.")],
 ) -> None:
-    """What was counted on each dataset."""
+    """The counts of each dataset."""
     named = (report.partition("=") for report in reports)
     found = {name: json.loads((Path(folder) / "inspect.json").read_text()) for name, _, folder in named}
     (RESULTS / CPU / "inspect.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
