@@ -53,7 +53,7 @@ def quick(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="session")
 def predicted_masks() -> tuple[Tensor, Tensor, Tensor]:
-    """What models predicted on COCO images, where that lies beside the repository.
+    """Predictions of models on COCO images, if they are beside the repository.
 
     Bool [n, 200, 336], labels and scores of the busiest images: images apart, so labels made to differ.
     """
@@ -77,7 +77,7 @@ def predicted_masks() -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.fixture
 def race(benchmark: Any, device: str, quick: bool) -> Callable[..., None]:
-    """Runs contenders, the first of which is ours, and stores their times, memory and what else is said."""
+    """Runs contenders, the first of which is ours, and stores their times, memory and other facts."""
 
     def run(
         contenders: Mapping[str, Contender], memory: Mapping[str, int] | None = None, **said: Any
@@ -107,7 +107,7 @@ def measure(race: Callable[..., None], device: str, quick: bool) -> Callable[...
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    """What a number was measured on, as all stored results say it; not the machine's name on its network."""
+    """Machine and versions, as in all stored results, without the machine's host name."""
     machine_info.clear()
     torch.set_num_threads(min(THREADS, torch.get_num_threads()))
     machine_info.update(environment(str(config.getoption("--device"))))
@@ -121,7 +121,7 @@ def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict
 def pytest_benchmark_update_json(
     config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]
 ) -> None:
-    """Keep of each benchmark what its contenders took: the statistics of whole rounds say nothing."""
+    """Keep the contenders' times of each benchmark: the statistics of whole rounds are meaningless."""
     kept = {entry["name"].removeprefix("test_"): entry["extra_info"] for entry in output_json["benchmarks"]}
     facts = output_json["machine_info"]
     output_json.clear()

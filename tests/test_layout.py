@@ -116,6 +116,18 @@ def test_a_folder_keeps_what_is_private_to_it(path):
     assert private(path.read_text(), package_of(path)) == []
 
 
+def test_nothing_runs_the_reference_but_the_ops():
+    """Each op falls back to its own; what the reference shares with others stands in _utils."""
+    users = {
+        path.relative_to(ROOT).as_posix(): {name for name in found if folder(name) == "reference"}
+        for path in SOURCES
+        if home(path) != "reference" and (found := names(ast.parse(path.read_text()), package_of(path)))
+    }
+    assert {path: found for path, found in users.items() if found} == {
+        f"solo_attn/ops/{op}.py": {f"solo_attn.reference.{op}"} for op in OPS
+    }
+
+
 @pytest.mark.parametrize(
     ("package", "line", "wrong"),
     [
@@ -229,7 +241,9 @@ def test_an_op_is_public(op):
 
 
 LONGEST, SHORTEST = 350, 30
-SHORT = {"solo_attn/reference/upsample_add.py"}  # an op has its name in every folder
+SHORT = {
+    f"solo_attn/reference/{op}.py" for op in ("matrix_nms", "upsample_add")
+}  # an op has its name in every folder
 
 
 def test_files_stay_short():

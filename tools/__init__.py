@@ -1,1 +1,1 @@
-"""Checks of what is built: neither product nor benchmark."""
+"""Tools that check what is built: wheels, ABIs, machine code, and the tests of a change."""

@@ -42,7 +42,7 @@ FACTS = (
 
 
 def run(*command: object, cwd: Path = FOLDER) -> str:
-    """What a command prints; it is shown where the command fails."""
+    """The output of a command; it is shown if the command fails."""
     done = subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"abi: {' '.join(map(str, command))}\n{done.stdout}{done.stderr}")

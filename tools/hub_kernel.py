@@ -1,4 +1,4 @@
-"""The folder that Hugging Face's `kernels` loads the ops from, made of a built wheel.
+"""Make a folder from which Hugging Face's `kernels` loads the ops, from a built wheel.
 
 python -m tools.hub_kernel WHEEL FOLDER       # FOLDER/build.toml and FOLDER/build/<variant>/
 
@@ -19,7 +19,8 @@ import zipfile
 from pathlib import Path
 
 # The ops and what they stand on: torch, Triton where it runs, and nothing else.
-PARTS = ("_C.abi3.so", "_build.json", "_utils/checks.py", "backends", "kernels", "ops", "reference")
+UTILITIES = ("_utils/bits.py", "_utils/checks.py", "_utils/decay.py")
+PARTS = ("_C.abi3.so", "_build.json", *UTILITIES, "backends", "kernels", "ops", "reference")
 STABLE_ABI = "211"  # the torch whose stable ABI setup.py compiles for
 INIT = """\"\"\"The ops of solo-attn.\"\"\"
 
@@ -42,7 +43,7 @@ src = []
 
 
 def variant(facts: dict[str, object], wheel: str) -> str:
-    """As in torch-stable-abi211-cu130-x86_64-linux."""
+    """The name of the build, such as torch-stable-abi211-cu130-x86_64-linux."""
     found = re.search(r"(?:linux|manylinux\w*?)_(x86_64|aarch64)$", wheel)
     if found is None or facts["build"] == "none":
         raise SystemExit(f"hub_kernel: expected a wheel for Linux with compiled kernels, got {wheel}")
@@ -52,7 +53,7 @@ def variant(facts: dict[str, object], wheel: str) -> str:
 
 
 def assemble(wheel: Path, folder: Path) -> Path:
-    """Write ``folder``, anew; the variant's folder in it."""
+    """Replace ``folder``; returns the folder of the build in it."""
     # As long as "solo_attn", so that it can stand in the library in its place.
     name = f"s{hashlib.sha256(wheel.read_bytes()).hexdigest()[:8]}"
     with tempfile.TemporaryDirectory() as site:
@@ -84,7 +85,7 @@ def assemble(wheel: Path, folder: Path) -> Path:
 
 
 def rename(library: Path, name: str) -> None:
-    """Let the library register its kernels for the ops of that name."""
+    """Rename the library's namespace of ops."""
     content = library.read_bytes()
     if content.count(LIBRARY_NAME) != 1 or len(name) + 2 != len(LIBRARY_NAME):
         raise SystemExit(f"hub_kernel: expected the name of its ops once in {library.name}")
@@ -92,7 +93,7 @@ def rename(library: Path, name: str) -> None:
 
 
 def main() -> None:
-    """See above."""
+    """The command line; see the top of this file."""
     parser = argparse.ArgumentParser(prog="python -m tools.hub_kernel", description="A folder for `kernels`.")
     parser.add_argument("wheel", type=Path)
     parser.add_argument("folder", type=Path)

@@ -1,4 +1,4 @@
-"""What nvcc made of the CUDA kernels: registers, shared memory, spills, blocks an SM holds and was to hold.
+"""Resources of the CUDA kernels: registers, shared memory, spills, blocks per SM, actual and planned.
 
 ``python -m tools.kernel_resources`` prints the table, ``--write`` puts it into docs/kernels.md. It reads
 the extension that is built, with NVIDIA's cuobjdump; no GPU is needed, and nothing is timed.
@@ -36,7 +36,7 @@ MASKS, MASK_PIXELS = 500, 200 * 336
 
 @dataclass(frozen=True)
 class Plan:
-    """What a kernel is meant to do, for one image in float32 at the sizes above.
+    """The plan of a kernel, for one image in float32 at the sizes above.
 
     Attributes:
         threads: of a block.
@@ -58,7 +58,7 @@ class Plan:
 
     @property
     def floor(self) -> float:
-        """Microseconds that an H200 needs for the bytes, or for the flops on its tensor cores."""
+        """The lower bound on an H200 in microseconds: for the bytes, or for the flops on its tensor cores."""
         moved = (self.read + self.written) / BYTES_PER_SECOND
         return 1e6 * max(moved, self.flops / FLOPS_PER_SECOND)
 
@@ -117,7 +117,7 @@ PLANS = {
 
 @dataclass(frozen=True)
 class Usage:
-    """One instantiation of a kernel on one arch, as cuobjdump says.
+    """One instantiation of a kernel on one arch, from cuobjdump.
 
     `usual`: it is not of float64, nor for input that is not aligned, of which there is little. `tf32`: it is
     of float32 as tf32. `half`: it is of half precision.
@@ -135,13 +135,13 @@ class Usage:
 
     @property
     def planned(self) -> int:
-        """Blocks that an SM is meant to hold."""
+        """The planned number of blocks per SM."""
         plan = PLANS[self.kernel]
         return plan.half if self.half and plan.half else plan.blocks
 
     @property
     def blocks(self) -> int:
-        """That an SM holds."""
+        """The number of blocks per SM that fit."""
         plan = PLANS[self.kernel]
         warps = plan.threads // 32
         by_registers = 65_536 // (-(-self.registers * 32 // 256) * 256) // warps
@@ -150,7 +150,7 @@ class Usage:
 
 
 def cuobjdump() -> str | None:
-    """That of the toolkit, or the one that Triton brings."""
+    """The cuobjdump of the toolkit, or the one in Triton's package."""
     if found := shutil.which("cuobjdump"):
         return found
     spec = find_spec("triton")
@@ -161,7 +161,7 @@ def cuobjdump() -> str | None:
 
 
 def usages(library: Path = LIBRARY) -> list[Usage]:
-    """Of every kernel in the extension.
+    """The resources of every kernel in the extension.
 
     Raises:
         RuntimeError: there is no cuobjdump, or it cannot read the extension.
@@ -190,13 +190,13 @@ def usages(library: Path = LIBRARY) -> list[Usage]:
 
 
 def compiler() -> str:
-    """What the extension was compiled with, and for."""
+    """The compiler of the extension, and the architectures."""
     facts = json.loads((LIBRARY.parent / "_build.json").read_text())
     return f"By nvcc {facts['nvcc']} for {', '.join(facts['archs'])}:\n"
 
 
 def table(found: list[Usage]) -> str:
-    """A row for each kernel."""
+    """A table row for each kernel."""
     rows = [
         compiler(),
         "| kernel | reads | writes | GFLOP | floor on an H200 | threads | registers | shared memory "
@@ -225,7 +225,7 @@ def table(found: list[Usage]) -> str:
 
 
 def written(page: str, rows: str) -> str:
-    """The page with these rows between its marks."""
+    """The page with these rows in its generated block."""
     head, _, rest = page.partition(BEGIN)
     return head + BEGIN + rows + END + rest.partition(END)[2]
 

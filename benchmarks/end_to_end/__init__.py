@@ -1,1 +1,1 @@
-"""The whole model: how fast it trains and predicts, and what a setting does to learning."""
+"""The whole model: the speed of training and prediction."""

@@ -37,7 +37,7 @@ class DenseSOLO:
         self._maps_of = compiler(self._maps)
 
     def losses(self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """As the model in training mode returns them."""
+        """The losses, as the model returns them in training mode."""
         model = self._model
         batch, resized = model.transform(list(images), [dict(target) for target in targets])
         height, width = batch.tensors.shape[-2:]
@@ -46,7 +46,7 @@ class DenseSOLO:
 
     @torch.no_grad()
     def instances(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """As the model in evaluation returns them."""
+        """The instances, as the model returns them in evaluation mode."""
         batch, _ = self._model.transform(list(images))
         scores, maps = self._maps_of(batch.tensors)
         with torch.autocast(
@@ -101,7 +101,7 @@ class DenseSOLO:
         image_size: tuple[int, int],
         original_size: tuple[int, ...],
     ) -> dict[str, Tensor]:
-        """Of one image, from [C, S, S] and [S*S, H / 4, W / 4] of each level."""
+        """The instances of one image, from [C, S, S] and [S*S, H / 4, W / 4] of each level."""
         options = self._model.settings
         found: list[tuple[Tensor, ...]] = []
         for level, probability, stride in zip(scores, maps, STRIDES, strict=True):

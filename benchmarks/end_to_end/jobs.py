@@ -1,4 +1,4 @@
-"""What is raced, and rows of what was found, in the words of `end_to_end.json` and docs/results.md."""
+"""The races, and the rows of their results in `end_to_end.json` and docs/results.md."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Job = tuple[str, int, str, bool]  # what, batch, dtype, compiled
 
 
 def jobs(batches: Sequence[int], dtypes: Sequence[str], compiled: bool) -> Iterator[Job]:
-    """Races in the order of how much they tell; compiling takes minutes, and comes last."""
+    """The races in the order of their importance; those that compile take minutes, and come last."""
     for late in (False, True) if compiled else (False,):
         for batch in batches:
             for dtype in dtypes:
@@ -26,7 +26,7 @@ def job_name(job: Job) -> str:
 
 
 def same_race(row: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Of one race, which may have been run again with more contenders."""
+    """The rows of one race, which may have been run again with more contenders."""
     return all(row[key] == other[key] for key in ("what", "batch", "dtype"))
 
 

@@ -1,4 +1,4 @@
-"""Memory of a measurement: how much of it there is, and none that nothing needs."""
+"""Limiting the memory of a measurement, and freeing what is no longer needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RESERVE = 1 << 30  # bytes of memory left to the rest of the machine
 
 
 def keep_to_memory() -> int | None:
-    """What needs more memory than is available now fails from here on, where Linux would end the process.
+    """From here on, allocations beyond the available memory fail, where Linux would kill the process.
 
     It is the whole machine's memory that is asked for, not a container's. Allocations fail as errors; a new
     thread may fail in ways of its own.
@@ -43,7 +43,7 @@ def keep_to_memory() -> int | None:
 
 
 def free(device: str) -> None:
-    """Memory that nothing needs any more."""
+    """Free memory that is no longer needed."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()

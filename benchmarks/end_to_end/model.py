@@ -1,4 +1,4 @@
-"""The model that `run.py` times, its images and objects, and the ways it is run."""
+"""The model that `run.py` times, its images and objects, and the contenders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NUM_CLASSES = 5
 
 @dataclass(frozen=True)
 class Setting:
-    """What is asked of the model.
+    """The settings of a race.
 
     Attributes:
         size: (height, width) of images and results, multiples of 32.
@@ -55,14 +55,14 @@ TINY = Setting(
 
 
 def images_of(setting: Setting, batch: int, device: str) -> list[Tensor]:
-    """Smooth noise; of the first few seeds one with which every level has candidates."""
+    """Smooth noise, from a seed with which every level has candidates."""
     height, width = setting.size
     coarse = torch.rand(batch, 3, height // 16, width // 16, generator=torch.Generator().manual_seed(1))
     return [image.to(device) for image in F.interpolate(coarse, setting.size, mode="bilinear")]
 
 
 def targets_of(setting: Setting, batch: int, device: str) -> list[dict[str, Tensor]]:
-    """Ellipses in each image, from small ones to four fifths of its height: every level has some."""
+    """Ellipses in each image, from small ones to four fifths of its height, for every level."""
     height, width = setting.size
     y, x = torch.arange(height)[:, None], torch.arange(width)[None, :]
     found = []
@@ -111,14 +111,14 @@ def set_candidates(model: SOLO, images: list[Tensor], count: int) -> None:
 
 @torch.no_grad()
 def candidates_of(model: SOLO, images: list[Tensor]) -> list[int]:
-    """How many each level has."""
+    """The number of candidates on each level."""
     logits = model.features(model.transform(images)[0].tensors).category_logits
     scores = [points_nms(x.float().sigmoid()) for x in logits]
     return [len(find_candidates(x, model.settings.score_threshold)[0].score) for x in scores]
 
 
 def with_compiled_parts(model: SOLO, compiler: Compiler) -> SOLO:
-    """The same weights; of the code, what has no data-dependent shapes is compiled."""
+    """A model with the same weights, in which the parts without data-dependent shapes are compiled."""
     head, twin = copy.copy(model.head), copy.copy(model)
     head.mask_features = compiler(head.mask_features)  # type: ignore[method-assign]
     twin._modules = {**model._modules, "head": head}

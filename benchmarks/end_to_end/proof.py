@@ -1,4 +1,4 @@
-"""Whether every way that `run.py` times gives what the dense way gives."""
+"""Checks that every contender of `run.py` gives the results of the dense formulation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Proof = dict[str, dict[str, dict[str, Any]]]
 
 
 class FailedError(Exception):
-    """A contender cannot go on; the others can."""
+    """One contender failed; the others continue."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name}: {reason}")
@@ -26,7 +26,7 @@ class FailedError(Exception):
 
 
 class DifferentError(Exception):
-    """A contender gives something else than the dense one."""
+    """The results of a contender differ from those of the dense one."""
 
 
 def watched(name: str, run: Callable[[], Any]) -> Callable[[], Any]:
@@ -43,7 +43,7 @@ def watched(name: str, run: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def in_one_line(error: Exception) -> str:
-    """Its first line, and the second where torch.compile says the cause there."""
+    """The first line of the error, and the second if torch.compile gives the cause there."""
     first, *more = f"{type(error).__name__}: {error}".splitlines()
     return f"{first} {more[0]}" if first.endswith("raised:") and more else first
 
@@ -51,7 +51,7 @@ def in_one_line(error: Exception) -> str:
 def prove(
     model: SOLO, images: list[Tensor], targets: list[dict[str, Tensor]], compiler: Compiler | None
 ) -> Proof:
-    """Of training and of inference, what `beside_dense` says of each contender."""
+    """The result of `beside_dense` for each contender, for training and for inference."""
     train = functools.partial(train_once, model, images, targets)
     return {
         "training": beside_dense(contenders(model, "training", compiler), train, same_training, losses_of),
@@ -99,17 +99,17 @@ def train_once(
 
 
 def losses_of(found: dict[str, Tensor]) -> dict[str, float]:
-    """Without the gradients."""
+    """The losses, without the gradients."""
     return {key: float(x) for key, x in found.items() if key not in CHECKED}
 
 
 def counts_of(found: list[dict[str, Tensor]]) -> dict[str, list[int]]:
-    """How many instances of each image."""
+    """The number of instances of each image."""
     return {"instances": [len(image["scores"]) for image in found]}
 
 
 def same_training(found: dict[str, Tensor], dense: dict[str, Tensor]) -> dict[str, float]:
-    """How far `train_once`'s results are apart, as parts of the largest value.
+    """The difference of two results of `train_once`, relative to the largest value.
 
     Raises:
         DifferentError: too far.
@@ -137,7 +137,7 @@ def same_instances(found: list[dict[str, Tensor]], dense: list[dict[str, Tensor]
 
 
 def without_a_twin(instances: list[dict[str, Tensor]], others: list[dict[str, Tensor]]) -> int:
-    """How many of the first are not among the second."""
+    """The number of the first instances that are not among the second ones."""
     missed = 0
     for ours, theirs in zip(instances, others, strict=True):
         for label, score, mask in zip(ours["labels"], ours["scores"], ours["masks"], strict=True):

@@ -1,4 +1,4 @@
-"""Images per second and peak memory of training and inference, ours and the dense way: `make gpu-end-to-end`.
+"""Images per second and peak memory of training and inference, ours and dense: `make gpu-end-to-end`.
 
 The paper's model with grid attention at 1344 x 672, random weights (model.py). "fast" is this
 library as it comes, "dense" makes every cell's mask on every level in plain PyTorch (dense_solo.py); each
@@ -58,7 +58,7 @@ app = typer.Typer(help=__doc__)
 def race(
     runs: dict[str, Callable[[], Any]], device: str, seconds: float
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Times and peaks of those that can run, and why the others cannot."""
+    """Times and peak memory of the contenders that can run, and why the others cannot."""
     left, failed = {name: watched(name, run) for name, run in runs.items()}, {}
     while left:
         try:

@@ -305,13 +305,13 @@ def _run(names: dict[str, tuple[float, Any]], dry: bool, out: Path | None, secon
 
 @app.command()
 def run(dry_run: Dry = False, out: Out = None, seconds: float = SECONDS) -> None:
-    """The first nine minutes. Status 75: steps remain, which `rest` goes on with."""
+    """The first nine minutes. Exit status 75: steps remain, which `rest` continues."""
     _run(FIRST, dry_run, out, min(seconds, DRY_SECONDS) if dry_run else seconds)
 
 
 @app.command(name="rest")
 def run_rest(dry_run: Dry = False, out: Out = None, seconds: float = SECONDS) -> None:
-    """A piece of what remains. Status 75: once more."""
+    """A piece of the remaining steps. Exit status 75: run it again."""
     _run(REST, dry_run, out, min(seconds, DRY_SECONDS) if dry_run else seconds)
 
 

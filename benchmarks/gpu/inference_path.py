@@ -1,4 +1,4 @@
-"""From features to NMS'ed masks: 500 chosen cells on five levels, against all cells in plain PyTorch."""
+"""From features to masks after NMS: 500 chosen cells on five levels, against all cells in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TINY = Sizes(sides=(4, 3), levels=((6, 8), (3, 4)), count=9, channels=8)
 
 @dataclass(frozen=True)
 class Level:
-    """What the head has of a level: mask features, grid features, the 1x1 convolution, the chosen cells."""
+    """One level of the head: mask features, grid features, the 1x1 convolution, the chosen cells."""
 
     features: Tensor  # [1, C, h, w]
     grid: Tensor  # [1, C, S, S]
@@ -51,7 +51,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Path:
-    """Inputs of the whole path; `lazy` and `dense` go it."""
+    """Inputs of the whole path, which `lazy` and `dense` compute."""
 
     levels: tuple[Level, ...]
     labels: Tensor
@@ -76,7 +76,7 @@ class Path:
         return solo_attn.matrix_nms(masks, self.labels, scores, backend=backend)
 
     def dense(self) -> Tensor:
-        """The same as SOLO's public versions go it: every cell's map, then those that are chosen."""
+        """The same as in SOLO's public versions: the maps of all cells, of which some are then chosen."""
         masks, maskness = [], []
         for level in self.levels:
             maps = F.conv2d(level.features, level.weight[:, :, None, None], level.bias)

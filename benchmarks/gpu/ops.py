@@ -1,4 +1,4 @@
-"""How fast the ops are on this machine's GPU, and what it could do at best: `make gpu-bench`, 8 minutes.
+"""The speed of the ops on this machine's GPU, and its best rates: `make gpu-bench`, 8 minutes.
 
 Each op at the paper's sizes, batch 1, 2 and 8, float32 and bfloat16, forward and backward, against plain
 PyTorch and torch.compile of that (batch 1); each of ours is held against PyTorch in float32 before.
@@ -51,7 +51,7 @@ app = typer.Typer(no_args_is_help=True, help=__doc__)
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Where it runs, and what that can do.
+    """The device, and its best rates.
 
     Attributes:
         device: "cuda", or "cpu" in a dry run.
@@ -62,12 +62,12 @@ class Machine:
     rates: dict[str, float]
 
     def floor(self, moved: int, flops: int, dtype: str) -> float:
-        """Seconds that neither memory nor the arithmetic allows to fall below."""
+        """The lower bound in seconds, from memory traffic and arithmetic."""
         return max(moved / self.rates["copy"], flops / self.rates[f"matmul {dtype}"])
 
 
 def measure_rates(device: str, dry: bool) -> dict[str, float]:
-    """Copy and matrix products, the best that this machine does."""
+    """The best rates of a copy and of matrix products on this machine."""
     numbers, side = (1 << 12, 32) if dry else (1 << 28, 8192)
     source = torch.ones(numbers, device=device)
     target = torch.empty_like(source)
@@ -83,7 +83,7 @@ def measure_rates(device: str, dry: bool) -> dict[str, float]:
 
 
 def batched(case: Case, batch: int, dtype: torch.dtype) -> Case:
-    """The case for several images: more rows of the same, whose labels differ between images."""
+    """The case for several images: more rows, with labels that differ between images."""
 
     def repeat(x: Tensor) -> Tensor:
         x = x.to(dtype) if x.is_floating_point() else x
@@ -94,7 +94,7 @@ def batched(case: Case, batch: int, dtype: torch.dtype) -> Case:
 
 
 def cases(device: str, dry: bool, batch: int, dtype: torch.dtype) -> Iterator[Case]:
-    """All of one batch size and dtype."""
+    """All cases of one batch size and dtype."""
     for op, makers in CASES.items():
         sizes = TINY[op] if dry else {}
         for maker in makers:
@@ -106,19 +106,19 @@ def cases(device: str, dry: bool, batch: int, dtype: torch.dtype) -> Iterator[Ca
 
 
 def tensors(out: Any) -> list[Tensor]:
-    """Of a result, whatever it is."""
+    """The tensors of a result of any type."""
     if isinstance(out, BitMasks):
         return [out.words, out.areas, out.maskness]
     return list(out) if isinstance(out, (tuple, list)) else [out]
 
 
 def bytes_of(values: list[Tensor]) -> int:
-    """Read or written once."""
+    """Bytes that are read or written once."""
     return sum(x.numel() * x.element_size() for x in values)
 
 
 def flops_of(case: Case) -> int:
-    """Of the matrix product that a case cannot do without: half of one that is symmetric."""
+    """Flops of the matrix product that a case needs: half of it if the result is symmetric."""
     if case.op not in ("grid_attention", "attention_residual"):
         return 0
     batch, channels, side, _ = case.inputs[0].shape
@@ -126,7 +126,7 @@ def flops_of(case: Case) -> int:
 
 
 def size_of(case: Case) -> int:
-    """What solo_attn/backends/order.py counts by: elements of the op's first tensor, or of its result."""
+    """The size in solo_attn/backends/order.py: elements of the op's first tensor, or of its result."""
     if case.op == "grid_attention":
         batch, _, side, _ = case.inputs[0].shape
         return int(batch * side**4)
@@ -134,7 +134,7 @@ def size_of(case: Case) -> int:
 
 
 def prove(run: Callable[..., Any], case: Case) -> None:
-    """Refuse a result that is not PyTorch's in float32 of the same inputs.
+    """Refuse a result that differs from PyTorch's in float32 for the same inputs.
 
     Raises:
         AssertionError: it is not; no time is taken then.
@@ -149,7 +149,7 @@ def prove(run: Callable[..., Any], case: Case) -> None:
 
 
 def contenders(case: Case, device: str, dry: bool, compiled: bool) -> dict[str, Callable[..., Any]]:
-    """Ours, each proven, then PyTorch's."""
+    """Our backends, each checked, and then PyTorch's contenders."""
     names = [name for name in backends(case.op, device) if name != "reference" or dry]
     found: dict[str, Callable[..., Any]] = {name: functools.partial(case.kernel, name) for name in names}
     for run in found.values():
@@ -162,7 +162,7 @@ def contenders(case: Case, device: str, dry: bool, compiled: bool) -> dict[str, 
 
 
 def race(runs: dict[str, Callable[[], Any]], device: str, dry: bool) -> dict[str, Any]:
-    """Median times and peak memory of each."""
+    """Median times and peak memory of each contender."""
     memory = {name: peak_memory(run, device) for name, run in runs.items()}
     started = GpuRace(runs, device)
     for _ in range(1 if dry else started.affordable(0.5, least=5, most=30)):
@@ -174,7 +174,7 @@ def race(runs: dict[str, Callable[[], Any]], device: str, dry: bool) -> dict[str
 def forward(
     case: Case, runs: dict[str, Callable[..., Any]], machine: Machine, dtype: str, dry: bool
 ) -> dict[str, Any]:
-    """Without a graph."""
+    """The contenders without an autograd graph."""
     with torch.no_grad():
         result = race({n: functools.partial(f, *case.inputs) for n, f in runs.items()}, machine.device, dry)
         out = next(iter(runs.values()))(*case.inputs)
@@ -206,13 +206,13 @@ def prove_gradients(runs: dict[str, Callable[..., Any]], case: Case) -> dict[str
 
 
 def backward(case: Case, runs: dict[str, Callable[..., Any]], machine: Machine, dry: bool) -> dict[str, Any]:
-    """The gradients alone, compared among the contenders first."""
+    """The backward passes alone, after their gradients were compared."""
     ready = prove_gradients(runs, case)
     return race(ready, machine.device, dry)
 
 
 def lazy(device: str, dry: bool) -> list[dict[str, Any]]:
-    """The path that inference takes, ours and the dense one, in both dtypes."""
+    """The inference path, ours and the dense one, in both dtypes."""
     found = []
     sizes = inference_path.TINY if dry else inference_path.PAPER
     with torch.no_grad():
@@ -264,7 +264,7 @@ def run(
 
 
 def store(result: dict[str, Any], folder: Path) -> None:
-    """Numbers, and the picture that is made from them."""
+    """Store the numbers, and the plot of them."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "gpu.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     typer.echo(folder / "gpu.json")
@@ -273,7 +273,7 @@ def store(result: dict[str, Any], folder: Path) -> None:
 
 @app.command()
 def plot(stored: Annotated[Path, typer.Argument(help="gpu.json that `run` stored.")]) -> None:
-    """Draw the times again, beside what is stored."""
+    """Draw the plot again from the stored times."""
     try:
         from ..report.gpu_section import draw
     except ModuleNotFoundError as missing:  # measuring must not need it

@@ -1,4 +1,4 @@
-"""Times of a GPU alone, from cold caches: what the floor of bytes and flops can be compared with."""
+"""GPU times with cold caches, which can be compared with the floor of bytes and flops."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ SHORTEST, LONGEST = 400_000, 100_000_000  # clock cycles to wait, some 0.2 and 5
 
 
 def larger_than_l2(device: str) -> Tensor:
-    """Reading it leaves nothing else in the L2 cache."""
+    """A tensor; reading it evicts everything else from the L2 cache."""
     size = torch.cuda.get_device_properties(device).L2_cache_size
     return torch.zeros(max(1 << 28, 4 * size), dtype=torch.uint8, device=device).view(torch.float32)
 
 
 class GpuRace(Race):
-    """Each run finds the L2 cache cold, and all of it enqueued before it begins.
+    """Times with a cold L2 cache, where all kernels are enqueued before the first one starts.
 
     The GPU is kept waiting for as long as the host needs. Where no wait is long enough, as where a run itself
     waits for the GPU, its time is the host's too, and `host_bound` names it.
@@ -38,7 +38,7 @@ class GpuRace(Race):
 
     @property
     def host_bound(self) -> list[str]:
-        """Those that at least once began before all was enqueued."""
+        """The contenders that at least once started before all was enqueued."""
         return [name for name, run in self._contenders.items() if run in self._bound]
 
     def _time(self, run: Contender) -> float:

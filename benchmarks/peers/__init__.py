@@ -1,1 +1,1 @@
-"""Beside other libraries: `make peers`, `make bench-peers`."""
+"""Comparisons with other libraries: `make peers`, `make bench-peers`."""

@@ -1,4 +1,4 @@
-"""How fast this is beside mmdetection 3.3.0: make bench-peers."""
+"""The speed compared with mmdetection 3.3.0: make bench-peers."""
 
 from functools import partial
 

@@ -21,7 +21,7 @@ REQUIRED = "SOLO_ATTN_PEERS_REQUIRED"  # set where a test that cannot find them 
 
 
 class _NothingCompiled(ModuleType):
-    """In the place of mmcv's compiled operators, which SOLO does not use.
+    """A substitute for mmcv's compiled operators, which SOLO does not use.
 
     They are on no package registry for today's torch: mmcv-lite has none, and mmdet asks for some when it is
     imported. These raise when they are called.
@@ -57,7 +57,7 @@ def peer(name: str) -> ModuleType:
 
 
 def need(name: str) -> ModuleType:
-    """`peer` for a test, which it skips where the module is absent; where they are required it fails."""
+    """`peer` for a test; if the module is absent, the test is skipped, or fails where peers are required."""
     import pytest
 
     try:

@@ -24,7 +24,7 @@ OPTIONS = ModelSettings()
 
 
 def pyramid(levels: tuple[int, ...] = (0, 1, 2, 3, 4)) -> list[Tensor]:
-    """P2..P6, smooth as features are; what the other levels see is 0, so that they have no candidate."""
+    """P2..P6, smooth like features; the other levels' features are 0, so that they have no candidates."""
     generator = torch.Generator().manual_seed(0)
     maps = []
     for k, stride in enumerate((4, 8, 16, 32, 64)):
@@ -35,7 +35,7 @@ def pyramid(levels: tuple[int, ...] = (0, 1, 2, 3, 4)) -> list[Tensor]:
 
 
 def same_weights() -> tuple[Any, SOLOHead]:
-    """Their head and ours, with masks and candidates as a trained one has: see `set_candidates`."""
+    """Their head and ours, with masks and candidates like a trained head's: see `set_candidates`."""
     torch.manual_seed(0)
     ours = SOLOHead(NUM_CLASSES, coords="inclusive", attention=None)
     with torch.no_grad():
@@ -76,7 +76,7 @@ def same_weights() -> tuple[Any, SOLOHead]:
 
 
 def copy_weights(ours: SOLOHead, theirs: Any) -> None:
-    """From ours to theirs; both have their parameters in the same order within each part."""
+    """Copy the weights of ours to theirs; both have their parameters in the same order within each part."""
     for source, target in (
         (ours.mask_tower, theirs.mask_convs),
         (ours.category_tower, theirs.cls_convs),
@@ -98,7 +98,7 @@ def set_candidates(theirs: Any, ours: SOLOHead, features: list[Tensor], count: i
 
 
 def objects() -> tuple[Any, dict[str, Tensor]]:
-    """Twelve objects from small to large, as mmdetection and as we take them."""
+    """Twelve objects from small to large, in mmdetection's form and in ours."""
     masks = torch.zeros(OBJECTS, *SIZE, dtype=torch.bool)
     for k in range(OBJECTS):
         height = int(36 * 1.26**k)  # 36 to 457 pixels: every level has some
@@ -174,7 +174,7 @@ def targets_agree(ours: Any, theirs: Any) -> None:
 
 
 def predictions_agree(ours: Any, theirs: Any) -> None:
-    """The same instances; two whose scores differ by rounding may have changed places."""
+    """Check that the instances are the same; two whose scores differ by rounding may be swapped."""
     agree(ours[0], theirs[0])
     assert len(ours[0]) > 20, "too few instances to mean anything"
     same = ours[1] == theirs[1]

@@ -1,6 +1,6 @@
-"""Rows for solo_attn/backends/order.py, as stored measurements of a GPU have them: part of `make results`.
+"""Proposed rows for solo_attn/backends/order.py, from stored measurements on a GPU: part of `make results`.
 
-Printed, not written: which GPU counts, and how much a difference must be worth, is for people to say.
+They are printed and not written: which GPU counts, and which difference matters, is a decision for people.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Times = dict[str, float]  # seconds by backend
 
 
 def totals(cases: list[dict[str, Any]]) -> dict[tuple[str, str], dict[int, Times]]:
-    """Of each op and dtype and each size: the times of backends, forward and backward together.
+    """For each op, dtype and size: the times of the backends, forward and backward together.
 
     A backend counts where every direction that was measured has a time of it.
     """
@@ -61,13 +61,13 @@ def proposal(cases: list[dict[str, Any]], gpu: str) -> list[Row]:
 
 
 def source(row: Row) -> str:
-    """As it stands in order.py."""
+    """The row as Python code for order.py."""
     dtypes = ", ".join(map(str, row.dtypes))
     return f'Row({row.ops!r}, ({dtypes},), {row.least}, {row.backends!r}, {row.source!r}, "{row.reason}"),'
 
 
 def changes(rows: list[Row]) -> list[str]:
-    """What `select` would do otherwise, in words."""
+    """The present order of `select`, in words."""
     found = []
     for row in rows:
         now = row_of(row.ops[0], "cuda", row.dtypes[0], row.least)

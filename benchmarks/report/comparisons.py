@@ -1,4 +1,4 @@
-"""The paper's Tables 3 and 4 from what `solo-attn compare` found, and what can be said of them."""
+"""The paper's Tables 3 and 4 from the results of `solo-attn compare`, and what follows from them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Difference:
 
 
 def difference(first: list[float], second: list[float]) -> Difference:
-    """Of two systems, from their seeds."""
+    """The difference of two systems, from their seeds."""
     value = mean(second) - mean(first)
     if min(len(first), len(second)) < 2:
         return Difference(value)
@@ -56,7 +56,7 @@ def difference(first: list[float], second: list[float]) -> Difference:
 
 
 def judged(what: str, first: list[float], second: list[float]) -> str:
-    """Whether ``what`` helped, as far as the numbers allow; AP in 0..1."""
+    """A sentence on whether ``what`` helped, with its confidence interval; AP in 0..1."""
     found = difference(first, second)
     told = (
         f"**{what}**: AP {100 * mean(second):.1f} against {100 * mean(first):.1f}, a difference of "
@@ -88,7 +88,7 @@ def form_of(model: dict[str, Any]) -> str:
 
 
 def judgements(result: dict[str, Any]) -> Iterator[tuple[str, list[float], list[float]]]:
-    """What is compared with what: (what was added, without it, with it)."""
+    """The pairs to compare: (what was added, system without it, system with it)."""
     systems = result["summary"]["systems"]
     form = form_of(result["config"]["model"])
     for what, first, second in (
@@ -101,7 +101,7 @@ def judgements(result: dict[str, Any]) -> Iterator[tuple[str, list[float], list[
 
 
 def with_paper(markdown: str, paper: dict[str, str], head: str) -> str:
-    """One column more: the paper's own numbers."""
+    """Add a column with the paper's own numbers."""
     lines = markdown.splitlines()
     systems = [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]]
     cells = [head, "---:", *(paper.get(system, "–") for system in systems)]
@@ -177,7 +177,7 @@ def stored_ones(name: str) -> list[str]:
 
 
 def comparisons() -> str:
-    """The section: each set of data, on each machine."""
+    """The section: each dataset, on each machine."""
     parts = []
     for name, words in DATA.items():
         there = stored_ones(name)

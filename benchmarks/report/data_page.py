@@ -1,4 +1,4 @@
-"""The generated part of docs/data.md: what `solo-attn inspect` counted."""
+"""The generated part of docs/data.md: the counts of `solo-attn inspect`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def setting(found: dict[str, Any]) -> str:
 
 
 def inspected() -> str:
-    """Before and after on each dataset."""
+    """The given and the proposed setting for each dataset."""
     found = stored.kept("inspect")
     lines = [
         "| data | | S of each level | ranges, pixels | input | in no range | no cell | centre taken | "

@@ -1,4 +1,4 @@
-"""What `benchmarks/gpu` stored of a GPU, as tables and as a picture."""
+"""The stored results of `benchmarks/gpu`, as tables and as a plot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .stored import measured_on, table
 
 
 def ours_of(case: dict[str, Any]) -> str:
-    """The backend that an op takes where none is named: the first that was timed."""
+    """The default backend of an op, which is the first that was timed."""
     return next(name for name in case["seconds"] if name not in (PLAIN, COMPILED, REFERENCE))
 
 
@@ -37,7 +37,7 @@ def row(case: dict[str, Any]) -> list[str]:
 
 
 def gpu_section(machine: str, found: dict[str, Any]) -> str:
-    """Every case, what the GPU could do at best, and what was left out."""
+    """Every case, the best rates of the GPU, and what was not measured."""
     rates = "; ".join(
         f"{name} {rate / 1e12:.2f} {'TB/s' if name == 'copy' else 'TFLOP/s'}"
         for name, rate in found["rates"].items()

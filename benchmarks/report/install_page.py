@@ -9,7 +9,7 @@ from .stored import measured_on
 
 
 def abi() -> str:
-    """Under which torch one wheel ran."""
+    """With which version of torch one wheel was tested."""
     found = stored.kept("abi")
     return (
         f"Seen: {found['wheel']}, built with torch {found['built_with']}, under torch {found['run_with']}: "

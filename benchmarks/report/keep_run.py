@@ -1,4 +1,4 @@
-"""Keep a finished run's numbers beside the code, for `make results` to write into the README.
+"""Store a finished run's numbers in benchmarks/results, from which `make results` writes the pages.
 
 python -m benchmarks.report.keep_run demo demo
 python -m benchmarks.report.keep_run nuclei nuclei_small runs/nuclei_small
@@ -46,7 +46,7 @@ def nuclei(
         Path | None, typer.Option(help="results.json that `solo-attn predict` wrote, to draw some of.")
     ] = None,
 ) -> None:
-    """Numbers of a training, and the instances found on a few images from crowded to sparse."""
+    """Numbers of a training, and the instances found on a few images, from many objects to few."""
     shutil.copyfile(run / "result.json", RESULTS / CPU / f"{name.value}.json")
     if found is None:
         return
@@ -61,7 +61,7 @@ def nuclei(
 
 
 class Data(str, Enum):
-    """What systems are compared on; docs/results.md has a place for each."""
+    """The datasets that systems are compared on; docs/results.md has a section for each."""
 
     nuclei = "nuclei"
     scenes = "scenes"
@@ -73,7 +73,7 @@ def comparison(
     folder: Annotated[Path, typer.Argument(help="The folder that `solo-attn compare` wrote.")],
     machine: Annotated[str, typer.Option(help="A folder of benchmarks/results.")] = CPU,
 ) -> None:
-    """Numbers and plot of a finished comparison; of drawn scenes also the systems' instances.
+    """Numbers and plot of a finished comparison; for synthetic scenes also the systems' instances.
 
     Photographs stay with their dataset.
     """
@@ -89,7 +89,7 @@ def comparison(
 def inspect(
     reports: Annotated[list[str], typer.Argument(help="NAME=FOLDER that `solo-attn inspect` wrote.")],
 ) -> None:
-    """What was counted on each dataset."""
+    """The counts of each dataset."""
     named = (report.partition("=") for report in reports)
     found = {name: json.loads((Path(folder) / "inspect.json").read_text()) for name, _, folder in named}
     (RESULTS / CPU / "inspect.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Write what was measured, and every setting, into README.md and docs: `make results`.
+"""Write stored measurements, and every setting, into README.md and docs: `make results`.
 
 Each block between ``<!-- begin:NAME -->`` and ``<!-- end:NAME -->`` of a page is made by the function NAME of
 the page's module, from `benchmarks/results`, with the machine and the commit it was measured on; plots go to
@@ -26,12 +26,12 @@ PAGES: dict[str, Mapping[str, Callable[[], str]]] = {
 
 
 def text_of(page: str) -> str:
-    """As it is stored."""
+    """The page as it is stored."""
     return (ROOT / page).read_text(encoding="utf-8")
 
 
 def filled(page: str, text: str | None = None) -> str:
-    """A page, or ``text`` in its place, with every block made anew."""
+    """A page, or ``text`` instead of it, with every generated block rewritten."""
     return stored.filled(text_of(page) if text is None else text, PAGES[page], page)
 
 

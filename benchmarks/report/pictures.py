@@ -1,4 +1,4 @@
-"""Pictures of what trained models find: the nuclei's masks, and README's photograph.
+"""Pictures of the masks that trained models predict: of nuclei, and on README's photograph.
 
     python -m benchmarks.report.pictures runs/nuclei/last.ckpt PHOTO.png --photograph "who made it, licence"
 
@@ -30,7 +30,7 @@ from .stored import CPU
 
 
 def draw_found(path: Path) -> None:
-    """The masks alone: the photographs stay with their dataset."""
+    """The masks alone, without the photographs, which belong to their dataset."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for result in stored.kept("nuclei_found"):
         rows.setdefault(result["file_name"], []).append(result)

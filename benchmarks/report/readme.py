@@ -26,7 +26,7 @@ def hero() -> str:
 
 
 def fast() -> str:
-    """Three rows of the table in docs/results.md."""
+    """Three rows of the speed table in docs/results.md."""
     rows = [line for line in speed.compared(stored.kept) if line[0].name in ROWS]
     return f"{speed.rows_of(rows)}\n\nMeasured: {measured_where()}."
 

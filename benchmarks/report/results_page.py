@@ -21,7 +21,7 @@ GPU_FILES = ("gpu", "end_to_end", *(f"comparison_{name}" for name in DATA))
 
 
 def attention_scale() -> str:
-    """Losses after the same few steps with each scale."""
+    """Losses after the same number of steps with each scale."""
     found = stored.kept("attention_scale")
     if not found:
         return "Not measured yet."
@@ -53,7 +53,7 @@ def measured_where() -> str:
 
 
 def beside_others() -> str:
-    """This library beside others, and beside the floor."""
+    """This library compared with others, and with the floor."""
     memory = speed.memory_line(stored.kept)
     remarks = f"Peak memory beyond the inputs: {memory}.\n\n" if memory else ""
     plot = "![How many times as fast as plain PyTorch and torch.compile each op is](images/speed.svg)"
@@ -156,7 +156,7 @@ def demo() -> str:
 
 
 def ops() -> str:
-    """Each op against everything."""
+    """Each op compared with plain PyTorch, torch.compile and the floor."""
     if not stored.kept("ops"):
         return "Not measured yet."
     return (
@@ -166,7 +166,7 @@ def ops() -> str:
 
 
 def shown(row: dict[str, Any], base: dict[str, Any]) -> list[str]:
-    """One contender's numbers, and how many times as fast as the dense one it is."""
+    """One contender's numbers, and its speed relative to the dense one."""
     if "failed" in row:
         return [row["contender"], why_failed(row), "–", "–", "–"]
     ratio = "–"
@@ -209,7 +209,7 @@ def end_to_end() -> str:
 
 
 def absent(found: dict[str, Any]) -> list[str]:
-    """The races that an end-to-end measurement has no rows of, or none with torch.compile."""
+    """The races without rows in an end-to-end measurement, or without rows of torch.compile."""
     ran = {(row["what"], row["batch"], row["dtype"], row["contender"]) for row in found["rows"]}
     lines = []
     for race in product(WHAT, BATCHES, DTYPES):
@@ -221,7 +221,7 @@ def absent(found: dict[str, Any]) -> list[str]:
 
 
 def gpu() -> str:
-    """What ran on which GPU."""
+    """Which measurements were made on which GPU."""
     parts = []
     for machine in stored.machines():
         there = [name for name in GPU_FILES if machine != CPU and stored.kept(name, machine)]
@@ -236,7 +236,7 @@ def gpu() -> str:
 
 
 def unmeasured() -> str:
-    """What the stored files lack."""
+    """Measurements that are missing in the stored files."""
     lines = [f"The paper's comparison on {words}." for name, words in DATA.items() if not stored_ones(name)]
     lines += [
         f"{row.work}, against {row.against}."

@@ -56,13 +56,13 @@ OF_MEMORY = ("mmdet_predict[three]", "mmdet_train")  # of these also the peak of
 
 
 def benchmarks(stored: Stored) -> dict[str, Any]:
-    """All that were run, by name."""
+    """All benchmarks that were run, by name."""
     found = [stored(name) for name in ("ops", "mmdet")]
     return {name: entry for half in found if half for name, entry in half["benchmarks"].items()}
 
 
 def median(entry: dict[str, Any], name: str) -> float:
-    """Seconds of one contender; NaN where it did not run, as torch.compile in a quick run."""
+    """Seconds of one contender; NaN if it did not run, such as torch.compile in a quick run."""
     return float(entry["seconds"][name]["median"]) if name in entry["seconds"] else math.nan
 
 
@@ -85,7 +85,7 @@ def times(ratio: float) -> str:
 
 
 def compared(stored: Stored) -> Iterator[tuple[Comparison, dict[str, Any], float]]:
-    """Each comparison, and how many times as fast as the other ours is; NaN where that was not measured."""
+    """Each comparison, and the ratio of the other time to ours; NaN if that was not measured."""
     found = benchmarks(stored)
     for row in COMPARISONS:
         entry = found.get(row.name)
@@ -101,12 +101,12 @@ def memories(stored: Stored) -> Iterator[tuple[Comparison, int, int]]:
 
 
 def speed_table(stored: Stored) -> str:
-    """Every comparison, with the floor where there is one."""
+    """Every comparison, with the floor if there is one."""
     return rows_of(compared(stored))
 
 
 def rows_of(rows: Iterable[tuple[Comparison, dict[str, Any], float]]) -> str:
-    """Those that `compared` gave."""
+    """The rows of `compared`."""
     lines = [
         f"| work | against | theirs, ms | ours, ms | {FLOOR}, ms | faster |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
@@ -121,7 +121,7 @@ def rows_of(rows: Iterable[tuple[Comparison, dict[str, Any], float]]) -> str:
 
 
 def mebibytes(entry: dict[str, Any], name: str) -> str:
-    """Peak memory of one contender; "–" where none was taken."""
+    """Peak memory of one contender; "–" if it was not measured."""
     peak = entry.get("memory", {}).get(name)
     return "–" if peak is None else f"{peak / 2**20:,.0f}"
 
@@ -162,7 +162,7 @@ def memory_line(stored: Stored) -> str:
 
 
 def plot(stored: Stored, path: Path) -> None:
-    """Times as fast as plain PyTorch and as what torch.compile makes of it, and how far the floor is."""
+    """The speed relative to plain PyTorch, with and without torch.compile, and to the floor."""
     entries = list(reversed(stored("ops")["benchmarks"].items()))
     # The same data must give the same file.
     with rc_context({"svg.hashsalt": "solo-attn", "svg.fonttype": "none", "font.size": 8}):

@@ -1,4 +1,4 @@
-"""What the pages made from benchmarks/results have in common: README.md, docs/data.md, docs/results.md."""
+"""Functions that all generated pages use: reading benchmarks/results, tables, blocks of a page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CPU = "cpu"  # the folder of what was measured on a CPU; one for each GPU lies b
 
 
 def kept(name: str, machine: str = CPU) -> Any:
-    """What ``results/MACHINE/NAME.json`` holds; None where it has not been measured."""
+    """The content of ``results/MACHINE/NAME.json``, or None if it was not measured."""
     path = RESULTS / machine / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
@@ -29,7 +29,7 @@ def machines() -> list[str]:
 
 
 def folder_of(device: str) -> Path:
-    """Where measurements on ``device`` are kept: one folder for CPUs, one named after each GPU."""
+    """The folder of measurements on ``device``: one for CPUs, and one named after each GPU."""
     if device == "cpu":
         return RESULTS / CPU
     return RESULTS / re.sub(r"\W+", "_", torch.cuda.get_device_name(device)).strip("_").lower()
@@ -55,13 +55,13 @@ def per_cent(value: float) -> str:
 
 
 def table(head: list[str], rows: list[list[str]], words: int = 1) -> str:
-    """In Markdown; the first ``words`` columns to the left, the others, numbers, to the right."""
+    """A Markdown table; ``words`` columns are aligned left, and the numbers right."""
     lines = [head, ["---"] * words + ["---:"] * (len(head) - words), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def filled(text: str, blocks: Mapping[str, Callable[[], str]], page: str) -> str:
-    """``text`` with what stands between ``<!-- begin:NAME -->`` and ``<!-- end:NAME -->`` made anew.
+    """``text`` with a new block between ``<!-- begin:NAME -->`` and ``<!-- end:NAME -->``.
 
     Raises:
         ValueError: ``page`` has a block not once, or has one of no name in ``blocks``.

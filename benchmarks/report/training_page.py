@@ -1,4 +1,4 @@
-"""The generated part of docs/training.md: every setting, from where it is declared."""
+"""The generated part of docs/training.md: every setting, from its declaration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .stored import table
 
 
 def default_of(value: Any) -> str:
-    """As YAML has it."""
+    """A value in YAML."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -25,7 +25,7 @@ def default_of(value: Any) -> str:
 
 
 def settings_of(section: type[Settings]) -> str:
-    """One row a setting, in the order of its declaration."""
+    """One row per setting, in the order of their declaration."""
     rows = []
     for name, field in section.model_fields.items():
         told = " ".join((field.description or "").split())
@@ -35,7 +35,7 @@ def settings_of(section: type[Settings]) -> str:
 
 
 def section(name: str) -> Callable[[], str]:
-    """What makes the table of ``data``, ``model`` or ``train``."""
+    """A function that makes the table of ``data``, ``model`` or ``train``."""
     kind = Config.model_fields[name].annotation
     assert isinstance(kind, type)
     return lambda: settings_of(kind)

@@ -1,4 +1,4 @@
-"""Every stored number in which this library is slower, larger or worse: found by rule, none chosen."""
+"""Every stored number by which this library is slower, larger or worse, found by rules."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SCALE_NUMBERS: tuple[tuple[str, int, Callable[[dict[str, Any]], float], Callable
 
 
 def timed(name: str, where: str, entry: dict[str, Any], ours: str) -> Iterator[Loss]:
-    """Of one benchmark, the contenders that are faster than ours, or need less memory."""
+    """The contenders of one benchmark that are faster than ours, or need less memory."""
     for other in entry["seconds"]:
         if other in (ours, FLOOR, *OTHER_FORMS):
             continue
@@ -40,7 +40,7 @@ def timed(name: str, where: str, entry: dict[str, Any], ours: str) -> Iterator[L
 
 
 def ops(machine: str) -> Iterator[Loss]:
-    """Of the ops and what is compared with mmdetection, on a CPU or on a GPU."""
+    """The losses of the ops and of the comparison with mmdetection, on a CPU or on a GPU."""
     for half in ("ops", "mmdet"):
         for entry in (stored.kept(half, machine) or {"benchmarks": {}})["benchmarks"].values():
             direction = ", backward" if entry.get("direction") == "backward" else ""
@@ -50,7 +50,7 @@ def ops(machine: str) -> Iterator[Loss]:
 
 
 def end_to_end(machine: str) -> Iterator[Loss]:
-    """Each of ours against each dense one of the same work, and ours that failed."""
+    """Each of our contenders against each dense one of the same task, and ours that failed."""
     rows = (stored.kept("end_to_end", machine) or {"rows": []})["rows"]
     for mine in rows:
         if mine["contender"] not in OURS_END_TO_END:
@@ -86,7 +86,7 @@ def learned(machine: str) -> Iterator[Loss]:
 
 
 def scales(machine: str) -> Iterator[Loss]:
-    """What the default scale of the attention did worse than another, or than no attention."""
+    """Numbers in which the default scale of the attention is worse than another, or than no attention."""
     found = stored.kept("attention_scale", machine) or {}
     for other in found:
         for name, sign, of, shown in SCALE_NUMBERS:
@@ -96,7 +96,7 @@ def scales(machine: str) -> Iterator[Loss]:
 
 
 def losses() -> list[Loss]:
-    """All of them."""
+    """All losses."""
     kinds = (ops, end_to_end, learned, scales)
     return [loss for machine in stored.machines() for kind in kinds for loss in kind(machine)]
 

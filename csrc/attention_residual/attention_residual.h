@@ -17,9 +17,11 @@ struct Sizes {
   SOLO_ATTN_HOST_DEVICE int64_t cells() const { return side * side; }
   SOLO_ATTN_HOST_DEVICE int64_t pixels() const { return height * width; }
   // Of cell n of image b in [B, N, H, W].
-  SOLO_ATTN_HOST_DEVICE int64_t logits(int64_t b, int64_t n) const { return (b * cells() + n) * pixels(); }
+  SOLO_ATTN_HOST_DEVICE int64_t logits_offset(int64_t b, int64_t n) const {
+    return (b * cells() + n) * pixels();
+  }
   // Of image b in [B, C, S, S].
-  SOLO_ATTN_HOST_DEVICE int64_t features(int64_t b) const { return b * channels * cells(); }
+  SOLO_ATTN_HOST_DEVICE int64_t features_offset(int64_t b) const { return b * channels * cells(); }
 };
 
 }  // namespace solo_attn::attention_residual

@@ -100,7 +100,7 @@ void add(const Tensor& logits, const Tensor& grid_features, double scale, Tensor
     const S* in = logits.const_data_ptr<S>();
     S* to = out.mutable_data_ptr<S>();
     for (int64_t b = 0; b < size.batch; ++b) {
-      const S* image = features.const_data_ptr<S>() + size.features(b);
+      const S* image = features.const_data_ptr<S>() + size.features_offset(b);
       grid_attention::pack_all(image, channels, cells, rows.get(), columns.get());
       const int64_t cost = kTileRows * (cells * channels / 16 + size.pixels() / 4);
       parallel_for(groups, cost, [&](int64_t begin, int64_t end) {
@@ -112,7 +112,7 @@ void add(const Tensor& logits, const Tensor& grid_features, double scale, Tensor
           const int64_t first = g * kTileRows,
                         last = std::min({(g + kGroups) * kTileRows, end * kTileRows, cells});
           for (int64_t n = first; n < last; ++n) {
-            const int64_t offset = size.logits(b, n);
+            const int64_t offset = size.logits_offset(b, n);
             call<Add<S, T>>(in + offset, static_cast<const T*>(maps.get()) + (n - first) * stride, y.view(),
                             x.view(), to + offset, memory.get());
           }
@@ -148,7 +148,7 @@ Tensor attention_residual_bwd_cpu(const Tensor& grad, const Tensor& grid_feature
     const auto maps = scratch<T>(cells * cells);
     const int64_t room = size.width + (std::is_same_v<S, T> ? 0 : size.pixels());
     for (int64_t b = 0; b < size.batch; ++b) {
-      const S* above = upstream.const_data_ptr<S>() + size.logits(b, 0);
+      const S* above = upstream.const_data_ptr<S>() + size.logits_offset(b, 0);
       parallel_for(cells, size.pixels() / 4, [&](int64_t begin, int64_t end) {
         const auto memory = scratch<T>(room);
         for (int64_t n = begin; n < end; ++n) {
@@ -156,7 +156,7 @@ Tensor attention_residual_bwd_cpu(const Tensor& grad, const Tensor& grid_feature
                              memory.get());
         }
       });
-      const int64_t image = size.features(b);
+      const int64_t image = size.features_offset(b);
       grid_attention::features_gradient<S, T, T>(maps.get(), features.const_data_ptr<S>() + image,
                                                  size.channels, cells, static_cast<T>(scale),
                                                  out.mutable_data_ptr<S>() + image);

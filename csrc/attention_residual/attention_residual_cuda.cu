@@ -98,10 +98,10 @@ void add(const Tensor& logits, const Tensor& grid_features, double scale, bool t
       const int64_t some = std::min(images, size.batch - b);
       for (int64_t n = 0; n < cells; n += rows) {
         const MapRows plan = map_rows(cells, n, std::min(rows, cells - n));
-        grid_attention::map<S>(device, op, vectors + size.features(b), some, size.channels, cells, plan,
-                               scale, between);
-        stream<P>(device, op, from + size.logits(b, n), to + size.logits(b, n), between, some * plan.rows,
-                  size);
+        grid_attention::map<S>(device, op, vectors + size.features_offset(b), some, size.channels, cells,
+                               plan, scale, between);
+        stream<P>(device, op, from + size.logits_offset(b, n), to + size.logits_offset(b, n), between,
+                  some * plan.rows, size);
       }
     }
   });

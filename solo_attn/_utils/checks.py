@@ -1,4 +1,4 @@
-"""Checks of arguments: one form of message, naming the argument, what was expected and what came."""
+"""Checks of arguments, with one form of message: the argument, what was expected, what was given."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHAPES = {"boxes": "[N, 4]", "labels": "[N]", "scores": "[N]", "masks": "[N, H,
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """float32 for half precision, else the dtype itself: what sums are made in."""
+    """The dtype of sums: float32 for half precision, else the dtype itself."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
@@ -64,6 +64,27 @@ def check_like(op: str, argument: str, x: Tensor, like: str, other: Tensor, *, d
         fail(op, argument, f"on {like}'s device {other.device}", str(x.device))
     if dtype and x.dtype != other.dtype:
         fail(op, argument, f"of {like}'s dtype {other.dtype}", str(x.dtype))
+
+
+_CELLS = "grid_attention: expected cells of (image < {}, cell < {})"
+CELLS_IN_RANGE = _CELLS.format("B", "S*S")
+"""What a GPU asserts of chosen cells, whose numbers the host does not know; as in csrc/grid_attention."""
+
+
+def check_cells(cells: Tensor, images: int, count: int) -> None:
+    """Refuse chosen cells [K, 2] of `grid_attention` outside the batch or the grid, before anything is read.
+
+    Args:
+        cells: int64 [K, 2] of (image, cell).
+        images: B.
+        count: S * S.
+    """
+    if cells.shape[0] == 0:
+        return
+    low, high = cells.amin(0).tolist(), cells.amax(0).tolist()
+    if low[0] < 0 or high[0] >= images or low[1] < 0 or high[1] >= count:
+        got = f"images {low[0]}..{high[0]} and cells {low[1]}..{high[1]}"
+        raise ValueError(f"{_CELLS.format(images, count)}, got {got}")
 
 
 def check_prediction(

@@ -1,4 +1,4 @@
-"""This machine: its devices, and what a number was measured on."""
+"""This machine: its devices, and what is stored with each measurement."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .errors import UsageError
 
 
 def environment(device: str | None = None) -> dict[str, Any]:
-    """Versions, device, commit and date, ready for `json`; of a GPU also its driver, CUDA and Triton.
+    """Versions, device, commit and date, ready for `json`; for a GPU also its driver, CUDA and Triton.
 
-    The commit is that of the git checkout around the package; outside of one SOLO_ATTN_COMMIT's, or None.
+    The commit is that of the git checkout around the package; without one it is SOLO_ATTN_COMMIT's, or None.
 
     Args:
-        device: what it ran on; None for the first GPU where there is one, else the CPU.
+        device: the device of the measurement; None for the first GPU, or the CPU if there is none.
     """
     gpu = torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
     return {
@@ -39,10 +39,10 @@ def environment(device: str | None = None) -> dict[str, Any]:
 
 
 def device_named(name: str) -> str:
-    """The device of that name; "auto" is the first accelerator, else the CPU.
+    """The device of that name; "auto" is the first accelerator, or the CPU if there is none.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: there is no such device.
     """
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -58,7 +58,7 @@ def device_named(name: str) -> str:
 
 
 def _gpu_software() -> dict[str, str | None]:
-    """What a GPU's numbers depend on; None for what cannot be asked."""
+    """Versions that measurements on a GPU depend on; None for those that cannot be found."""
     found: dict[str, str | None] = {"cuda": torch.version.cuda, "triton": None, "driver": None}
     for name in ("triton", "pytorch-triton"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -73,12 +73,12 @@ def _gpu_software() -> dict[str, str | None]:
 def _commit() -> str | None:
     here = Path(__file__).parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
-    told = os.environ.get("SOLO_ATTN_COMMIT") or None
+    given = os.environ.get("SOLO_ATTN_COMMIT") or None
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
-        return told
-    return found.stdout.strip() or told
+        return given
+    return found.stdout.strip() or given
 
 
 def _cpu() -> str:

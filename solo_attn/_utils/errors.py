@@ -1,11 +1,11 @@
-"""The library's own exceptions: what is the user's to mend has one base class and says how."""
+"""The library's own exceptions: errors that the user can correct have one base class."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# What the extras install, by the names that are imported; "train" has "cli" in it.
+# Names of the modules that the extras install; "train" includes "cli".
 EXTRA_CLI = frozenset({"rich", "typer"})
 EXTRA_TRAIN = frozenset(
     {"PIL", "lightning", "matplotlib", "pycocotools", "safetensors", "tensorboard", "yaml"}
@@ -13,15 +13,15 @@ EXTRA_TRAIN = frozenset(
 
 
 class SoloAttnError(Exception):
-    """What a caller can mend: its message says what was expected and what came.
+    """An error that the caller can correct: its message says what was expected and what was given.
 
     The subclasses are a ``ValueError``, ``RuntimeError`` or ``ImportError`` as well. The command line shows
-    them as one line, and a traceback of all else.
+    these errors as one line, and others with a traceback.
     """
 
 
 class UsageError(SoloAttnError, ValueError):
-    """Arguments of a command that cannot be used."""
+    """Invalid arguments of a command."""
 
 
 class MissingExtraError(SoloAttnError, ImportError):
@@ -30,7 +30,7 @@ class MissingExtraError(SoloAttnError, ImportError):
 
 @contextmanager
 def extra_train(who: str) -> Iterator[None]:
-    """Say how to install the extra "train", or "cli", where something in it is imported and not there.
+    """Say how to install the extra, if an import in this block fails for want of "train" or "cli".
 
     Args:
         who: what needs it; the message begins with it.

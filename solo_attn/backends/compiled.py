@@ -1,9 +1,9 @@
-"""The compiled extension: what the build put into it, and loading it when it is first needed.
+"""The compiled extension: what it contains, and loading it when it is first needed.
 
-What is in it stands in ``_build.json`` beside the package, so that the choice of a backend needs no compiled
-code and is a constant under ``torch.compile``. Its kernels register themselves in the namespace
-``solo_attn`` by dispatch key. An extension that ought to be there and does not load is an error: falling
-back in silence would cost a factor of a hundred that nobody sees.
+``_build.json`` in the package lists what was built, so that the choice of a backend needs no compiled code
+and is a constant under ``torch.compile``. The kernels register themselves in the namespace ``solo_attn`` by
+dispatch key. An extension that was built but does not load is an error: a silent fallback would be a hundred
+times slower without a message.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-# The package's own name: a copy under another one, as loaders of kernels make it, has ops of its own.
+# The package's own name: a copy under another name, as Hugging Face's loader makes it, has its own ops.
 NAMESPACE = __name__.partition(".")[0]
 _FOLDER = Path(__file__).resolve().parents[1]
 _LIBRARY = _FOLDER / "_C.abi3.so"
@@ -60,7 +60,7 @@ loaded: bool = CONFIGURATION["build"] == "none"  # then there is nothing to load
 
 
 def refuses(backend: str, op: str) -> str | None:
-    """Why the extension has no ``op`` for ``backend`` ("cpu", "cuda"), or None where it has."""
+    """Why the extension has no ``op`` for ``backend`` ("cpu", "cuda"), or None if it has."""
     if CONFIGURATION["build"] == "none":
         return f"the extension is not built: {CONFIGURATION['reason']}"
     if backend not in CONFIGURATION["ops"]:
@@ -73,7 +73,8 @@ def refuses(backend: str, op: str) -> str | None:
 def covers(archs: Sequence[str], capability: tuple[int, int]) -> bool:
     """Whether code compiled for ``archs``, such as ["8.0", "9.0+PTX"], runs on a GPU of this capability.
 
-    Machine code runs on its own major version, from its minor version on; PTX on all that came later.
+    Machine code runs on GPUs of its own major version and at least its minor version; PTX also on all later
+    ones.
     """
     for arch in archs:
         number, _, ptx = arch.partition("+")
@@ -85,7 +86,7 @@ def covers(archs: Sequence[str], capability: tuple[int, int]) -> bool:
 
 @functools.cache
 def cuda_problem() -> str | None:
-    """Why the CUDA kernels of the extension run on no GPU, or not on every GPU here; None where they do."""
+    """Why the CUDA kernels cannot run on every GPU of this machine, or None if they can."""
     if torch.version.cuda is None:
         return "the kernels are built for CUDA, this torch is built without it"
     if not torch.cuda.is_available():
@@ -106,7 +107,7 @@ cuda_problem._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def load() -> None:
-    """Load the extension, once; nothing where none was built.
+    """Load the extension, once; does nothing if none was built.
 
     Raises:
         RuntimeError: it was built, and cannot be loaded.
@@ -130,9 +131,9 @@ def load() -> None:
 
 
 def _check_whole(library: Path) -> None:
-    """Refuse a file that was cut short: mapping it in kills the process, where other faults are errors.
+    """Refuse a file that was cut short: loading it would kill the process, while other faults raise errors.
 
-    An ELF file ends with the table of its sections, also after strip or auditwheel have been at it.
+    An ELF file ends with the table of its sections, also after strip or auditwheel have changed it.
     """
     with library.open("rb") as file:
         head = file.read(64)
@@ -157,8 +158,8 @@ def simd(level: str | None = None) -> str:
     """The instruction set that the CPU kernels use: "plain", "avx2" or "avx512".
 
     Args:
-        level: for tests, the one to use from now on; "" or one that this processor lacks gives its best.
-            The environment variable ``SOLO_ATTN_SIMD`` sets the first.
+        level: for tests, the one to use from now on; "", or one that this processor lacks, selects its best
+            one. The environment variable ``SOLO_ATTN_SIMD`` sets the initial one.
     """
     load()
     function = ctypes.CDLL(str(_LIBRARY)).solo_attn_simd

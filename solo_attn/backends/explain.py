@@ -19,7 +19,7 @@ class Choice:
         op: the op's public name.
         backend: the backend's name.
         chosen: this is the one that ``backend=None`` takes.
-        reason: why it cannot run, or None where it can.
+        reason: why it cannot run, or None if it can.
     """
 
     op: str
@@ -36,7 +36,7 @@ class Explanation:
         device: the device type.
         dtype: of the ops' floating-point input.
         choices: one for each op and backend.
-        orders: of each op, the row that orders its backends, and that for small inputs where it is another.
+        orders: for each op, the row that orders its backends, and the one for small inputs if it differs.
     """
 
     device: str
@@ -54,13 +54,13 @@ class Explanation:
             for choice in self.choices
         ]
         orders = [f"  {op:<{width}}  {row}" for op, row in self.orders]
-        return "\n".join([head, *lines, "their order, where several run", *orders])
+        return "\n".join([head, *lines, "order, if several can run", *orders])
 
 
 def explain(
     op: str | None = None, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> Explanation:
-    """Say for each op and backend whether it runs here, and why not where it does not.
+    """Whether each op runs on each backend here, with a reason for each that cannot.
 
     Args:
         op: one op's name, or None for all.
@@ -89,7 +89,7 @@ def explain(
 
 
 def _reason(backend: Backend, op: str, device_type: str, dtype: torch.dtype) -> str | None:
-    """A broken extension runs nothing, yet stays the default: it is an error, not a reason to fall back."""
+    """A broken extension cannot run, but stays the default: it is an error, without a fallback."""
     reason = backend.refuses(op, device_type, dtype)
     if reason is None and backend.namespace == compiled.NAMESPACE:
         return compiled.problem()

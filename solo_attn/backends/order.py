@@ -1,7 +1,7 @@
-"""Which of the backends that can run an op goes first: one table, with the reason for each row.
+"""The order of the backends that can run an op: one table, with a reason for each row.
 
-The rows of a GPU are what the kernels' machine code and the bytes that they move let one reckon; no GPU has
-been asked yet. ``make results`` proposes rows anew from what was measured, as soon as something was.
+The rows for GPUs are estimates from the kernels' machine code and the bytes that they move; nothing has been
+measured on a GPU yet. ``make results`` proposes new rows as soon as there are measurements.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ class Row:
 
     Attributes:
         ops: names of ops; empty for all.
-        dtypes: of the op's floating-point input (of its result where it has none); empty for all.
-        least: the size from which on it counts: elements of the op's first tensor, of grid_attention those of
-            its result.
-        backends: names, the one to take first at the front. They change places among themselves, and others
-            keep theirs in the registry.
-        source: "reckoned" or "measured".
-        reason: why, in a line.
+        dtypes: of the op's floating-point input (of its result if it has none); empty for all.
+        least: the smallest size that the row applies to: elements of the op's first tensor, or of the result
+            of grid_attention.
+        backends: names in order of preference. Backends that are not named keep their place in the registry.
+        source: "estimated" or "measured".
+        reason: why, in one line.
     """
 
     ops: tuple[str, ...]
@@ -38,7 +37,7 @@ class Row:
         return f"{' before '.join(self.backends)}{from_size} ({self.source}): {self.reason}"
 
 
-# Of a device type: the first row that fits counts. The last one of each fits always.
+# By device type: the first row that fits applies. The last row of each always fits.
 ORDER: dict[str, tuple[Row, ...]] = {
     "cuda": (
         Row(
@@ -46,15 +45,15 @@ ORDER: dict[str, tuple[Row, ...]] = {
             (),
             1 << 20,
             ("cuda", "triton"),
-            "reckoned",
-            "half of a symmetric map, on the tensor cores: exact float32 of 40 x 40 cells in 8 us, not 20",
+            "estimated",
+            "half of a symmetric map, on the tensor cores: exact float32, 40 x 40 cells, 8 us and not 20",
         ),
         Row(
             ("matrix_nms",),
             (),
             0,
             ("cuda", "triton"),
-            "reckoned",
+            "estimated",
             "bits are counted on the tensor cores: 500 masks in 26 to 32 us against 35 to 100",
         ),
         Row(
@@ -62,7 +61,7 @@ ORDER: dict[str, tuple[Row, ...]] = {
             (),
             0,
             ("cuda", "triton"),
-            "reckoned",
+            "estimated",
             "a stream without barriers, 13 instructions a pixel: 170 to 240 us against 250 to 310",
         ),
         Row(
@@ -70,10 +69,10 @@ ORDER: dict[str, tuple[Row, ...]] = {
             (),
             0,
             ("cuda", "triton"),
-            "reckoned",
+            "estimated",
             "9 to 107 instructions a pixel where Triton's kernels have 105 to 800",
         ),
-        Row((), (), 0, ("cuda", "triton"), "reckoned", "a launch from C++ takes the host less time"),
+        Row((), (), 0, ("cuda", "triton"), "estimated", "a launch from C++ takes the host less time"),
     ),
     "cpu": (
         Row(
@@ -86,14 +85,14 @@ ORDER: dict[str, tuple[Row, ...]] = {
         ),
     ),
 }
-_ANY = Row((), (), 0, ("reference",), "reckoned", "nothing else knows this device")
+_ANY = Row((), (), 0, ("reference",), "estimated", "no other backend supports this device")
 
 
 def row_of(op: str, device_type: str, dtype: torch.dtype, size: int | None = None) -> Row:
-    """The row that counts for an op on tensors like these; ``size`` as in `Row`, None for large ones.
+    """The row that applies to an op on such tensors; ``size`` as in `Row`, None for large ones.
 
-    A size is looked at where a row depends on it, and nowhere else: torch.compile, where sizes are symbols,
-    compiles again on the other side of it.
+    A size is compared only if a row depends on it: for torch.compile, where sizes are symbols, the comparison
+    is a guard that compiles again on the other side of the limit.
     """
     for row in ORDER.get(device_type, ()):
         if (

@@ -12,7 +12,7 @@ reference   ``solo_attn_reference``  plain PyTorch, any device and float dtype
 =========== ======================== ==================================================
 
 The namespace ``solo_attn`` is the one that compiled kernels register themselves in, by dispatch key;
-its ops fall back to the reference where nothing is compiled, so that they always exist.
+its ops fall back to the reference if nothing is compiled, so that they always exist.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Backend:
     Attributes:
         name: what users pass as ``backend=``.
         namespace: the torch.library namespace that holds its ops.
-        refuses: ``(op, device_type, dtype) -> reason``, or None where it runs. It sees nothing but these
-            three, so that what it says is a constant under ``torch.compile``.
-        when_named: the device type that it runs on for those who name it only.
+        refuses: ``(op, device_type, dtype) -> reason``, or None if it runs. It depends on these three only,
+            so that its result is a constant under ``torch.compile``.
+        when_named: a device type on which it runs only if the caller names it.
     """
 
     name: str
@@ -66,7 +66,7 @@ def _reference_refuses(op: str, device_type: str, dtype: torch.dtype) -> str | N
     return None
 
 
-# The order where `order.py` says nothing else. `select` takes the first that does not refuse.
+# The default order, which `order.py` changes. `select` takes the first that does not refuse.
 BACKENDS: tuple[Backend, ...] = (
     Backend("cuda", compiled.NAMESPACE, _cuda_refuses),
     Backend("cpu", compiled.NAMESPACE, _cpu_refuses),
@@ -105,7 +105,7 @@ _DEFAULT = _default_from_environment()
 
 
 def in_order(names: tuple[str, ...]) -> list[Backend]:
-    """The backends, with those of these names in this order in the places that they have together."""
+    """All backends; those of these names swap places so that they are in this order."""
     named = iter(sorted((b for b in BACKENDS if b.name in names), key=lambda b: names.index(b.name)))
     return [next(named) if backend.name in names else backend for backend in BACKENDS]
 
@@ -124,7 +124,7 @@ def select(
         device_type: "cpu", "cuda", ...
         dtype: dtype of the op's floating-point input, or of its result where it has none.
         backend: None for the fastest that can run (or the one named by ``SOLO_ATTN_BACKEND``).
-        size: what `order.py` counts by; None for large inputs.
+        size: as in `order.Row`; None for large inputs.
 
     Raises:
         ValueError: ``backend`` is not the name of a backend.

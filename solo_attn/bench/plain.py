@@ -1,4 +1,4 @@
-"""Each op as one would write it in PyTorch, to compare speed and rounding with.
+"""Each op in straightforward PyTorch, for comparisons of speed and rounding.
 
 In the dtype of its inputs; arguments stand as those of the op.
 """

@@ -1,4 +1,4 @@
-"""Times that can be compared: contenders take turns in one process, and medians are what counts."""
+"""Comparable times: contenders take turns in one process, and medians are compared."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 
 Contender = Callable[[], Any]
 
-_SHORT = 0.02  # seconds; what takes less runs several times in a row, as it does in real use
+_SHORT = 0.02  # seconds; shorter runs are repeated several times in a row, as in real use
 _IN_A_ROW = 3
 
 
@@ -38,17 +38,17 @@ class Times:
 
     @classmethod
     def of(cls, seconds: list[float]) -> Times:
-        """Of at least one run."""
+        """The median of the runs, of which there is at least one."""
         low, _, high = quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
         return cls(median(seconds), low, high, len(seconds))
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for `json`."""
+        """The times as plain types, for `json`."""
         return asdict(self)
 
 
 class Race:
-    """Runs contenders in turn, so that what else the machine does hits all of them alike.
+    """Runs contenders in turn, so that other load on the machine affects all of them alike.
 
     The first run of each, which compiles and allocates, is not counted.
 
@@ -72,13 +72,13 @@ class Race:
         return max(least, min(most, int(seconds / max(once, 1e-9))))
 
     def round(self) -> None:
-        """Each contender once; one that is short a few times, of which the first does not count."""
+        """Run each contender once; a short one several times, of which the first is not counted."""
         for name, run in self._contenders.items():
             taken = [self._time(run) for _ in range(self._in_a_row(name))]
             self._seconds[name] += taken[1:] or taken
 
     def times(self) -> dict[str, Times]:
-        """Of every contender, after at least one round."""
+        """The times of every contender, after at least one round."""
         return {name: Times.of(seconds) for name, seconds in self._seconds.items()}
 
     def _in_a_row(self, name: str) -> int:

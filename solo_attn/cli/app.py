@@ -19,7 +19,7 @@ from .._utils.errors import SoloAttnError, UsageError, extra_train
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# What several commands take.
+# Arguments of several commands.
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file; see configs/.", metavar="CONFIG")]
 Overrides = Annotated[
     list[str] | None,
@@ -49,7 +49,7 @@ def _version(value: bool) -> None:
 @app.callback()
 def root(
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the whole traceback of an error.", envvar="SOLO_ATTN_DEBUG")
+        bool, typer.Option("--debug", help="Show the full traceback of an error.", envvar="SOLO_ATTN_DEBUG")
     ] = False,
     show_version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
@@ -58,7 +58,7 @@ def root(
     """Find each object in an image, with its outline: SOLO with grid attention.
 
     New here? [bold]solo-attn demo[/bold] trains and compares three small models in a few minutes and needs no
-    data; [bold]solo-attn doctor[/bold] says what this machine can run.
+    data; [bold]solo-attn doctor[/bold] prints what this machine can run.
     """
     global _show_tracebacks
     _show_tracebacks = debug

@@ -25,7 +25,9 @@ def compare(
     out: Annotated[Path, typer.Option("--out", help="Folder of the runs and tables.")] = Path("runs/compare"),
     forms: Annotated[
         bool,
-        typer.Option("--forms", help="Also the attention's other forms, the paper's to the letter included."),
+        typer.Option(
+            "--forms", help="Also train the other forms of the attention, including exactly the paper's."
+        ),
     ] = False,
     minutes: Annotated[
         float | None,
@@ -57,7 +59,7 @@ def compare(
 
 
 def show_comparison(console: Console, comparison: Comparison) -> None:
-    """Print the table, and where the others are."""
+    """Print the table, and the files with the other tables."""
     from ..evaluation import rich_table
 
     console.print(rich_table(comparison.rows))

@@ -1,4 +1,4 @@
-"""``solo-attn convert``: other people's checkpoints and datasets into this library's formats."""
+"""``solo-attn convert``: checkpoints and datasets of other formats."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def mmdet(
     checkpoint: Annotated[Path, typer.Argument(help="A SOLO checkpoint of mmdetection 3.x (.pth).")],
     out: Annotated[Path, typer.Argument(help="Where to write: a .ckpt or .safetensors file.")],
 ) -> None:
-    """Make a checkpoint of mmdetection's SOLO into one of this library.
+    """Convert a SOLO checkpoint of mmdetection to one of this library.
 
     Example: [cyan]solo-attn convert mmdet epoch_36.pth solo.safetensors[/cyan]
 
-    ResNet-18, 34, 50 and 101 with FPN and any number of classes. Nothing in the file is run, and mmdetection
-    need not be installed. docs/mmdet.md says what is the same afterwards and what is not.
+    ResNet-18, 34, 50 and 101 with FPN and any number of classes. No code in the file is executed, and
+    mmdetection need not be installed. docs/mmdet.md lists what is equal afterwards and what differs.
     """
     from ..interop.mmdet import convert_checkpoint
 
@@ -64,7 +64,7 @@ def cityscapes(
     subset: Annotated[
         tuple[int, int] | None,
         typer.Option(
-            "--subset", help="Draw this many images of train and of val, such as the paper's 450 50."
+            "--subset", help="Sample this many images of train and of val, such as the paper's 450 50."
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the subset.")] = 0,
@@ -73,8 +73,8 @@ def cityscapes(
 
     Example: [cyan]solo-attn convert cityscapes data/cityscapes data/cityscapes_coco --subset 450 50[/cyan]
 
-    Masks are the visible pixels, groups become crowd regions, and the images stay where they are. Started
-    again after a kill, it goes on where it was.
+    Masks are the visible pixels, groups become crowd regions, and the images are not copied. After it was
+    killed, the same command resumes.
     """
     from ..formats.cityscapes import PAPER_CLASSES, SPLITS, convert_cityscapes, count_images
 
@@ -96,7 +96,7 @@ def id_masks(
     images: Annotated[Path, typer.Argument(help="Folder of the images.")],
     masks: Annotated[Path, typer.Argument(help="Folder of one PNG for each, of 8 or 16 bits.")],
     out: OutFile,
-    class_name: Annotated[str, typer.Option("--class-name", help="Name of what the objects are.")] = "object",
+    class_name: Annotated[str, typer.Option("--class-name", help="Class name of the objects.")] = "object",
     mask_suffix: Annotated[
         str, typer.Option("--mask-suffix", help="Suffix of the masks' names, such as _mask.")
     ] = "",
@@ -108,7 +108,7 @@ def id_masks(
 
     Example: [cyan]solo-attn convert id-masks PNGImages PedMasks pedestrians.json --mask-suffix _mask[/cyan]
 
-    Started again after a kill, it goes on where it was.
+    After it was killed, the same command resumes.
     """
     from ..data.images import image_files
     from ..formats import convert_id_masks
@@ -125,14 +125,14 @@ def labelme(
     folder: Annotated[Path, typer.Argument(help="Folder that is searched for labelme's JSON files.")],
     out: OutFile,
     classes: Annotated[
-        str | None, typer.Option("--classes", help="Labels to take, separated by commas; all by default.")
+        str | None, typer.Option("--classes", help="Labels to convert, separated by commas; all by default.")
     ] = None,
 ) -> None:
     """labelme's JSON files: polygons, rectangles, circles and masks.
 
     Example: [cyan]solo-attn convert labelme labelled labelled.json --classes leaf,stem[/cyan]
 
-    Shapes of one label and group_id are one object. Started again after a kill, it goes on where it was.
+    Shapes with the same label and group_id are one object. After it was killed, the same command resumes.
     """
     from ..formats import convert_labelme
 
@@ -150,7 +150,7 @@ def _names(text: str) -> list[str]:
 
 @contextmanager
 def _arguments() -> Iterator[None]:
-    """Arguments that the functions refuse are the user's."""
+    """Show arguments that the functions refuse as errors of usage."""
     from ..data import DatasetError
 
     try:

@@ -18,11 +18,11 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder of the demo.")] = Path("demo"),
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds for each system.")] = 1,
 ) -> None:
-    """Draw synthetic street scenes, train the paper's three systems small, and compare them.
+    """Generate synthetic street scenes, train small versions of the paper's three systems, and compare them.
 
     Example: [cyan]solo-attn demo[/cyan]   (a few minutes on two CPU cores, nothing is downloaded)
 
-    Run again, it skips what is done.
+    A second call skips what is done.
     """
     from ..training import demo as run
 

@@ -24,9 +24,9 @@ _PACKAGES = (
 
 @command
 def doctor() -> None:
-    """Say what this machine can run: versions, devices, and each op's backends.
+    """Print versions, devices, and which backends can run each op on this machine.
 
-    Where a backend cannot run, the reason stands beside it. Paste what it prints into a bug report.
+    Each backend that cannot run is printed with the reason. Please include the output in bug reports.
     """
     import torch
 
@@ -61,7 +61,7 @@ def doctor() -> None:
 
 
 def _flat(value: object) -> str:
-    """A value of the build's configuration on one line, without the marks of JSON."""
+    """A value of the build's configuration on one line, without the punctuation of JSON."""
     if isinstance(value, dict):
         return "; ".join(f"{name}: {_flat(inner)}" for name, inner in value.items()) or "none"
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)

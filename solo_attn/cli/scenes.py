@@ -21,7 +21,7 @@ def scenes(
     size: Annotated[tuple[int, int], typer.Option("--size", help="Height and width in pixels.")] = (256, 512),
     seed: Annotated[int, typer.Option("--seed", help="Of all scenes.")] = 0,
 ) -> None:
-    """Draw synthetic street scenes in COCO's format: rows of look-alikes in the paper's five classes.
+    """Generate synthetic street scenes in COCO's format: rows of similar objects of the paper's five classes.
 
     Example: [cyan]solo-attn scenes data/scenes --test 100[/cyan]
 

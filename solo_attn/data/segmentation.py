@@ -7,6 +7,7 @@ them that never ends.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ _FAR = 10  # image sides; a polygon may leave the image a little, and one this f
 def segmentation_fault(segmentation: Any, size: tuple[int, int]) -> str | None:
     """What keeps a segmentation from being a mask of the image's ``size`` (height, width), or None."""
     if isinstance(segmentation, dict):
-        return _run_length_fault(segmentation, size)
+        return run_length_fault(segmentation, size)
     if not isinstance(segmentation, list) or not segmentation:
         return f"expected segmentation to be polygons or a run-length encoding, got {segmentation!r:.60}"
     for polygon in segmentation:
@@ -34,9 +35,10 @@ def segmentation_fault(segmentation: Any, size: tuple[int, int]) -> str | None:
     return None
 
 
-def _run_length_fault(encoded: dict[str, Any], size: tuple[int, int]) -> str | None:
+def run_length_fault(encoded: Mapping[str, Any], size: tuple[int, int]) -> str | None:
+    """What keeps a run-length encoding from being a mask of the image's ``size`` (height, width), or None."""
     got, counts = encoded.get("size"), encoded.get("counts")
-    if not isinstance(got, list) or got != list(size):
+    if not isinstance(got, (list, tuple, np.ndarray)) or list(got) != list(size):
         return f"expected a run-length encoding of size {list(size)} as the image is, got size {got!r:.60}"
     pixels = run_pixels(counts)
     if pixels is None:

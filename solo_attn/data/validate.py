@@ -69,17 +69,30 @@ def read_annotations(path: str | Path) -> dict[str, Any]:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path}: expected JSON: {error}") from error
+    check_lists(content, path)
+    return content
+
+
+def check_lists(content: Any, name: str | Path) -> None:
+    """Refuse what has not the three lists of COCO's format.
+
+    Args:
+        content: the JSON of an annotation file.
+        name: the file, or what else the message calls it.
+
+    Raises:
+        DatasetError: no object, or a list missing or empty where it must not be.
+    """
     if not isinstance(content, dict):
-        raise DatasetError(f"{path}: expected a COCO object, got a JSON {type(content).__name__}")
+        raise DatasetError(f"{name}: expected a COCO object, got a JSON {type(content).__name__}")
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
             what = f"a {type(content[key]).__name__}" if key in content else "none"
             # Test sets come without annotations: they are to predict on, not to learn from.
-            raise DatasetError(f"{path}: expected COCO annotations with a list {key!r}, got {what}")
+            raise DatasetError(f"{name}: expected COCO annotations with a list {key!r}, got {what}")
     for key in ("images", "categories"):
         if not content[key]:
-            raise DatasetError(f"{path}: expected at least one entry in {key!r}, got none")
-    return content
+            raise DatasetError(f"{name}: expected at least one entry in {key!r}, got none")
 
 
 def check_dataset(
@@ -123,8 +136,8 @@ def check_content(
         )
     faults = [
         *_category_faults(content),
-        *_image_faults(Path(images), content, decode),
-        *_annotation_faults(content, on_degenerate == "skip"),
+        *_image_faults(content, Path(images), decode),
+        *_annotation_faults(content, _NEEDED, skip_degenerate=on_degenerate == "skip"),
     ]
     raise_faults(annotations, faults)
     entries = content["annotations"]
@@ -136,6 +149,29 @@ def check_content(
         categories=len(content["categories"]),
         degenerate=sum(_is_degenerate(a["bbox"]) for a in entries),
     )
+
+
+def check_ground_truth(content: Any, name: str | Path, shape: Literal["segmentation", "bbox"]) -> None:
+    """The checks of `check_dataset` that an evaluation depends on: it reads no images.
+
+    Annotations need neither an id nor the other shape, and the id may be a duplicate: other tools write such
+    files, and their evaluation is as well defined.
+
+    Args:
+        content: the JSON of an annotation file.
+        name: the file, or what else the message calls it.
+        shape: what is compared with the results.
+
+    Raises:
+        DatasetError: one message for all faults; it lists the first ones and counts the rest.
+    """
+    check_lists(content, name)
+    faults = [
+        *_category_faults(content),
+        *_image_faults(content),
+        *_annotation_faults(content, ("image_id", "category_id", shape, "area"), skip_degenerate=True),
+    ]
+    raise_faults(name, faults)
 
 
 def raise_faults(annotations: str | Path, faults: Sequence[str]) -> None:
@@ -170,15 +206,17 @@ def _category_faults(content: dict[str, Any]) -> Iterator[str]:
             seen.add(category["id"])
 
 
-def _image_faults(folder: Path, content: dict[str, Any], decode: bool) -> Iterator[str]:
+def _image_faults(content: dict[str, Any], folder: Path | None = None, decode: bool = False) -> Iterator[str]:
+    """Faults of the entries; with ``folder`` also of the files in it."""
     seen = set()
+    needed = {"id", "height", "width"} | ({"file_name"} if folder is not None else set())
     for k, entry in enumerate(content["images"]):
-        missing = {"id", "file_name", "height", "width"} - set(entry if isinstance(entry, dict) else ())
+        missing = needed - set(entry if isinstance(entry, dict) else ())
         if missing:
             yield f"images[{k}]: expected {', '.join(sorted(missing))}, got {entry!r:.80}"
             continue
-        image_id, name = entry["id"], entry["file_name"]
-        if not _is_id(image_id) or not isinstance(name, str):
+        image_id, name = entry["id"], entry.get("file_name")
+        if not _is_id(image_id) or (folder is not None and not isinstance(name, str)):
             yield f"images[{k}]: expected an integer id and a file name, got {image_id!r} and {name!r}"
             continue
         if not _has_size(entry):
@@ -188,8 +226,7 @@ def _image_faults(folder: Path, content: dict[str, Any], decode: bool) -> Iterat
         if image_id in seen:
             yield f"image id {image_id}: duplicate id"
         seen.add(image_id)
-        fault = _file_fault(folder / name, entry, decode)
-        if fault:
+        if folder is not None and (fault := _file_fault(folder / name, entry, decode)):
             yield f"{folder / name} (image id {image_id}): {fault}"
 
 
@@ -210,7 +247,14 @@ def _file_fault(path: Path, entry: dict[str, Any], decode: bool) -> str | None:
     return fault
 
 
-def _annotation_faults(content: dict[str, Any], skip_degenerate: bool) -> Iterator[str]:
+# Of an annotation. The evaluation needs the area: without it, training would stop at its first epoch's end.
+_NEEDED = ("id", "image_id", "category_id", "bbox", "segmentation", "area")
+
+
+def _annotation_faults(
+    content: dict[str, Any], needed: Sequence[str], *, skip_degenerate: bool
+) -> Iterator[str]:
+    """Faults of the annotations, in what is needed of them."""
     sizes = {
         entry["id"]: (entry["height"], entry["width"])
         for entry in content["images"]
@@ -218,45 +262,48 @@ def _annotation_faults(content: dict[str, Any], skip_degenerate: bool) -> Iterat
     }
     categories = {c["id"] for c in content["categories"] if isinstance(c, dict) and _is_id(c.get("id"))}
     seen = set()
-    # The evaluation needs the area: without it, training would stop at its first epoch's end.
-    needed = {"id", "image_id", "category_id", "bbox", "segmentation", "area"}
+    ids = [key for key in needed if key.endswith("id")]
     for k, annotation in enumerate(content["annotations"]):
-        missing = needed - set(annotation if isinstance(annotation, dict) else ())
+        missing = set(needed) - set(annotation if isinstance(annotation, dict) else ())
         if missing:
             name = annotation.get("id", "?") if isinstance(annotation, dict) else "?"
             yield f"annotations[{k}] (annotation id {name}): expected {', '.join(sorted(missing))}"
             continue
-        ids = [annotation[key] for key in ("id", "image_id", "category_id")]
-        if not all(map(_is_id, ids)):
-            yield f"annotations[{k}]: expected integers as id, image_id and category_id, got {ids!r:.80}"
+        found = [annotation[key] for key in ids]
+        if not all(map(_is_id, found)):
+            yield f"annotations[{k}]: expected integers as {', '.join(ids)}, got {found!r:.80}"
             continue
-        name = f"annotation id {ids[0]}"
-        if ids[0] in seen:
-            yield f"{name}: duplicate id"
-        seen.add(ids[0])
-        if ids[2] not in categories:
-            yield f"{name}: unknown category id {ids[2]}"
-        if ids[1] not in sizes:
-            yield f"{name}: belongs to image id {ids[1]}, which is not usable or not in the file"
+        name = f"annotations[{k}]"
+        if "id" in ids:
+            name = f"annotation id {annotation['id']}"
+            if annotation["id"] in seen:
+                yield f"{name}: duplicate id"
+            seen.add(annotation["id"])
+        image_id, category_id = annotation["image_id"], annotation["category_id"]
+        if category_id not in categories:
+            yield f"{name}: unknown category id {category_id}"
+        if image_id not in sizes:
+            yield f"{name}: belongs to image id {image_id}, which is not usable or not in the file"
             continue
-        fault = _box_fault(annotation["bbox"], skip_degenerate)
-        fault = fault or segmentation_fault(annotation["segmentation"], sizes[ids[1]])
+        fault = _box_fault(annotation["bbox"], skip_degenerate) if "bbox" in needed else None
+        if fault is None and "segmentation" in needed:
+            fault = segmentation_fault(annotation["segmentation"], sizes[image_id])
         if fault:
             yield f"{name}: {fault}"
-        for key, (right, expected) in MEASURES.items():
+        for key, (right, expected) in _MEASURES.items():
             if key in annotation and not right(annotation[key]):
                 yield f"{name}: expected {key} to be {expected}, got {annotation[key]!r:.60}"
 
 
-# What pycocotools takes as it comes: a crowd is whatever is not 0, and no range of sizes has a negative area.
-MEASURES: dict[str, tuple[Callable[[Any], bool], str]] = {
+# A test of the value, and in words what it must be. pycocotools does not check: to it whatever is not 0 is a
+# crowd, and no range of sizes has a negative area.
+_MEASURES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "area": (lambda value: is_finite(value) and value >= 0, "a finite number of at least 0"),
     "iscrowd": (
         lambda value: isinstance(value, Real) and value in (0, 1),
         "0, 1, true or false, if it is there",
     ),
 }
-"""What an annotation's ``area`` and ``iscrowd`` must be: a test of the value, and in words."""
 
 
 def _is_degenerate(box: list[float]) -> bool:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -19,8 +18,8 @@ from torch.utils.data import DataLoader
 
 from .._utils.checks import fail, is_finite
 from ..data import CocoInstances, collate
-from ..data.segmentation import run_pixels
-from ..data.validate import MEASURES
+from ..data.segmentation import run_length_fault
+from ..data.validate import check_ground_truth, read_annotations
 from ..formats import coco_results
 from ..models import SOLO
 
@@ -86,25 +85,26 @@ def evaluate(
 ) -> CocoMetrics:
     """COCO's evaluation of ``results``, neither argument changed, nothing printed.
 
-    Made right where pycocotools alone goes wrong or stops: no results at all; annotations whose id is 0
+    It handles cases where pycocotools alone is wrong or stops: no results at all; annotations whose id is 0
     (taken for "no match") or used twice; results with ``bbox`` beside ``segmentation`` (sized by the box,
-    which moves them between small, medium and large); masks of another size than the image (never matched,
-    without a word).
+    which moves them between small, medium and large); masks of another size than the image (never
+    matched, without a message).
 
     Args:
         coco_gt: ground truth, a COCO object or its JSON file; ``info`` and ``licenses`` are not needed.
         results: COCO results as `coco_results` makes them, or a JSON file of them.
         iou_type: "segm", or "bbox" for the boxes.
         image_ids: evaluate these images only; results on other images are left out.
-        max_detections: best results of an image that count, at least 10. COCO's numbers are defined with 100;
-            data with more objects an image needs more, and is then not to be compared with others' at 100.
-            pycocotools prints AP -1 without a limit of 100; here AP is that of ``max_detections``.
+        max_detections: how many of an image's results count, the best first; at least 10. COCO's numbers are
+            defined with 100; images with more objects need more, and then the numbers are not comparable with
+            those at 100. With another limit than 100, pycocotools prints AP -1; here AP is that of the limit.
 
     Raises:
-        FileNotFoundError: a file is missing.
+        DatasetError: faults of ``coco_gt``, by the checks that training has too.
+        FileNotFoundError: the file of results is missing.
         ValueError: bad JSON, a result lacks something or has what cannot be used (a score that is no number,
             run lengths of another number of pixels), or is for an image or category that ``coco_gt`` does not
-            have; likewise an annotation of ``coco_gt``.
+            have.
     """
     evaluation = matched(
         coco_gt, results, iou_type=iou_type, image_ids=image_ids, max_detections=max_detections
@@ -137,7 +137,7 @@ def matched(
         fail("evaluate", "iou_type", "'segm' or 'bbox'", repr(iou_type))
     if max_detections < 10:
         fail("evaluate", "max_detections", "of at least 10", str(max_detections))
-    loaded = _read_json("results", results) if isinstance(results, (str, Path)) else results
+    loaded = _read_results(results) if isinstance(results, (str, Path)) else results
     with contextlib.redirect_stdout(io.StringIO()):
         truth = _ground_truth(coco_gt, iou_type)
         checked = _checked(truth, loaded, iou_type)
@@ -163,11 +163,12 @@ def evaluate_model(
     """COCO's twelve numbers of a model on a dataset, and the results they were made from.
 
     Args:
-        model: on the device that it shall run on.
+        model: on the device to run on.
         dataset: with `eval_transforms`.
         batch_size: images at a time.
         workers: processes that load images.
-        max_detections: best instances of an image that count; COCO's numbers are defined with 100.
+        max_detections: how many of an image's instances count, the best first; COCO's numbers are defined
+            with 100.
         advance: called with the number of images done after each batch.
     """
     device = next(model.parameters()).device
@@ -184,17 +185,13 @@ def evaluate_model(
     return evaluate(dataset.coco, results, max_detections=max_detections), results
 
 
-def _read_json(argument: str, path: str | Path) -> Any:
+def _read_results(path: str | Path) -> Any:
     if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"evaluate: expected {argument} to be a JSON file, got '{path}' (no such file)"
-        )
+        raise FileNotFoundError(f"evaluate: expected results to be a JSON file, got '{path}' (no such file)")
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(
-            f"evaluate: expected {argument} to be a JSON file, got '{path}' ({error})"
-        ) from error
+        raise ValueError(f"evaluate: expected results to be a JSON file, got '{path}' ({error})") from error
 
 
 def _index(dataset: Any) -> COCO:
@@ -206,26 +203,10 @@ def _index(dataset: Any) -> COCO:
 
 def _ground_truth(coco_gt: COCO | str | Path, iou_type: str) -> COCO:
     """A COCO object of our own: COCOeval writes into the annotations, and ids must be unique and not 0."""
-    dataset = coco_gt.dataset if isinstance(coco_gt, COCO) else _read_json("coco_gt", coco_gt)
-    parts = ("images", "annotations", "categories")
-    if not isinstance(dataset, dict) or any(part not in dataset for part in parts):
-        got = sorted(dataset) if isinstance(dataset, dict) else type(dataset).__name__
-        fail("evaluate", "coco_gt", f"to have {', '.join(parts)}", str(got))
-    shape = "segmentation" if iou_type == "segm" else "bbox"
-    annotations = []
-    for number, annotation in enumerate(dataset["annotations"]):
-        missing = [k for k in ("image_id", "category_id", "area", shape) if k not in annotation]
-        if missing:
-            fail(
-                "evaluate", f"annotations[{number}] of coco_gt", f"to have {missing}", str(sorted(annotation))
-            )
-        for key, (right, expected) in MEASURES.items():
-            if key in annotation and not right(annotation[key]):
-                where = f"annotations[{number}][{key!r}] of coco_gt"
-                fail("evaluate", where, f"to be {expected}", f"{annotation[key]!r:.80}")
-        if iou_type == "segm" and isinstance(annotation[shape], Mapping):
-            _check_runs(f"annotations[{number}]['segmentation'] of coco_gt", annotation[shape])
-        annotations.append({"iscrowd": 0, **annotation, "id": number + 1})
+    dataset: Any = coco_gt.dataset if isinstance(coco_gt, COCO) else read_annotations(coco_gt)
+    name = "evaluate: coco_gt" if isinstance(coco_gt, COCO) else coco_gt
+    check_ground_truth(dataset, name, "segmentation" if iou_type == "segm" else "bbox")
+    annotations = [{"iscrowd": 0, **one, "id": k + 1} for k, one in enumerate(dataset["annotations"])]
     return _index({"info": {}, **dataset, "annotations": annotations})
 
 
@@ -270,26 +251,8 @@ def _is_box(box: Any) -> bool:
 
 
 def _check_rle(argument: str, rle: Any, image: Mapping[str, Any]) -> None:
-    if not isinstance(rle, Mapping) or not isinstance(rle.get("counts"), (str, bytes)) or not _has_size(rle):
+    if not isinstance(rle, Mapping) or not isinstance(rle.get("counts"), (str, bytes)):
         fail("evaluate", argument, "a compressed RLE {'size': [H, W], 'counts': str}", f"{str(rle)[:80]}")
-    size = [image.get("height"), image.get("width")]
-    if None not in size and list(rle["size"]) != size:
-        fail("evaluate", argument, f"of the image's size [H, W] = {size}", str(list(rle["size"])))
-    _check_runs(argument, rle)
-
-
-def _check_runs(argument: str, rle: Mapping[str, Any]) -> None:
-    """Refuse runs that end before the mask does, or beyond it: pycocotools does not return from some."""
-    if not _has_size(rle) or "counts" not in rle:
-        fail("evaluate", argument, "an RLE {'size': [H, W], 'counts': ...}", f"{str(rle)[:80]}")
-    expected, pixels = int(rle["size"][0]) * int(rle["size"][1]), run_pixels(rle["counts"])
-    if pixels != expected:
-        got = f"no run lengths {rle['counts']!r:.60}" if pixels is None else str(pixels)
-        fail("evaluate", argument, f"with runs of {expected} pixels in all", got)
-
-
-def _has_size(rle: Mapping[str, Any]) -> bool:
-    size = rle.get("size")
-    if not isinstance(size, (list, tuple, np.ndarray)) or len(size) != 2:
-        return False
-    return all(isinstance(side, (int, np.integer)) and side >= 0 for side in size)
+    fault = run_length_fault(rle, (image["height"], image["width"]))
+    if fault is not None:
+        raise ValueError(f"evaluate: {argument}: {fault}")

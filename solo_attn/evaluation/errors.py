@@ -1,8 +1,8 @@
-"""Which objects a model misses and why, what it finds that is not there, and what better parts would give.
+"""Why a model misses objects, what its false positives are, and the AP with perfect masks or scores.
 
 The kinds of false positives are TIDE's (Bolya et al., "TIDE: A General Toolbox for Identifying Object
-Detection Errors", arXiv:2008.08115). Its package `tidecv` was looked at: it reads results only, so it cannot
-say at which step an object was lost, and it needs OpenCV, pandas and seaborn for what are forty lines here.
+Detection Errors", arXiv:2008.08115). Its package `tidecv` is not used: it reads results only, so it cannot
+say at which step an object was lost, and it needs OpenCV, pandas and seaborn for forty lines of code.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from .trace import trace
 
 MISSED = {
     "vanished": "no pixel is left of it in the model's input",
-    "level": "no cell: no level takes its size",
-    "collision": "no cell: others have all that it would have",
-    "mask": "no cell of its own draws it well enough",
+    "level": "no cell: its size is in the range of no level",
+    "collision": "no cell: all its cells belong to other objects",
+    "mask": "the mask of none of its cells has enough IoU",
     "score": "the score of its cells is too low",
-    "points_nms": "points-NMS took its cell for a neighbour",
+    "points_nms": "points-NMS removed its cell beside a better neighbour",
     "area": "its mask has too few pixels for its level",
     "limit": "beyond nms_pre or max_detections",
-    "matrix_nms": "Matrix NMS took it",
-    "taken": "found, but counted for another object or beyond the evaluation's limit",
+    "matrix_nms": "Matrix NMS lowered its score too far",
+    "taken": "found, but matched to another object or beyond the evaluation's limit",
 }
 """Why an object is missed, in the order of inference."""
 
 FALSE = {
-    "mask": "an object of its class, poorly drawn",
+    "mask": "an object of its class, with too low an IoU",
     "class": "an object of another class",
-    "duplicate": "an object that a better one was found for",
+    "duplicate": "an object that another instance matches already",
     "background": "no object",
-    "both": "an object of another class, poorly drawn",
+    "both": "an object of another class, with too low an IoU",
 }
 """What a false positive is, in TIDE's order."""
 
@@ -57,7 +57,7 @@ BACKGROUND_IOU = 0.1  # TIDE's
 
 @dataclass(frozen=True)
 class Missed:
-    """An object that nothing was found for.
+    """An object that no instance matches.
 
     Attributes:
         image_id, annotation_id, category_id: COCO's.
@@ -102,12 +102,12 @@ class ErrorReport:
 
     Attributes:
         metrics: of the model as it is.
-        perfect_masks: if the cells of objects drew these, as fine as their level can.
-        perfect_scores: if the cells of objects knew how good their masks are, and others had no score.
-        objects: those that count, no crowds.
-        missed: of these.
-        false_positives: all of them, low scores too.
-        iou: from which an instance matches an object.
+        perfect_masks: if the cells of objects predicted the objects' masks, at the resolution of their level.
+        perfect_scores: if the scores of the objects' cells were the IoU of their masks, and others were 0.
+        objects: the number of objects, without crowds.
+        missed: the objects that no instance matches.
+        false_positives: all of them, also with low scores.
+        iou: the least IoU of a match.
     """
 
     metrics: CocoMetrics
@@ -143,7 +143,7 @@ class ErrorReport:
             temporary.write_text(json.dumps(self.as_dict(), indent=1) + "\n", encoding="utf-8")
 
     def table(self) -> str:
-        """Counts by reason and kind, and AP with better parts."""
+        """Counts by reason and kind, and AP with perfect masks and with perfect scores."""
         lines = [f"{len(self.missed)} of {self.objects} objects missed at IoU {self.iou:g}"]
         lines += _rows(Counter(one.reason for one in self.missed), MISSED, self.objects)
         lines.append(f"{len(self.false_positives)} instances that match no object")
@@ -160,7 +160,7 @@ class ErrorReport:
         return "\n".join(lines)
 
     def draw(self, path: str | Path) -> None:
-        """Bars of what `table` says.
+        """Plot the counts of `table` as bars.
 
         Args:
             path: an image file; its suffix (.png, .svg, .pdf) says the format.
@@ -201,8 +201,8 @@ def find_errors(
     Args:
         model: on the device that it shall run on.
         dataset: with `eval_transforms`.
-        iou: from which an instance matches an object, one of COCO's ten: 0.5, 0.55, ..., 0.95.
-        max_detections: best instances of an image that count.
+        iou: the least IoU of a match, one of COCO's ten: 0.5, 0.55, ..., 0.95.
+        max_detections: how many of an image's instances count, the best first.
         advance: called with 1 after each image.
 
     Returns:

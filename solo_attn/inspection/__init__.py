@@ -1,4 +1,4 @@
-"""What a dataset is, what a grid setting makes of it, and what to propose; needs the extra "train"."""
+"""Statistics of a dataset, what a grid setting loses of it, and a proposal; needs the extra "train"."""
 
 from .._utils.errors import extra_train
 

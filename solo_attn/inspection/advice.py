@@ -25,11 +25,11 @@ def grid_setting(settings: Settings) -> GridSetting:
 
 
 def with_proposal(settings: Settings, found: Inspection) -> dict[str, dict[str, Any]]:
-    """A copy of ``settings`` with the proposal, and training images larger by the same factor as the input.
+    """A copy of ``settings`` with the proposal, and training images scaled by the same factor as the input.
 
-    Where the model resizes them, its ``min_size`` sees to it; else ``shortest_size`` if there is one, or
-    ``scale_jitter``. A crop grows with the image that it is taken of. The limits on instances are raised to
-    the fullest image's, since an image can have no more AP than it may have instances.
+    If the model resizes them, ``min_size`` is changed; otherwise ``shortest_size`` if it is set, or
+    ``scale_jitter``. Crops are scaled with the images. The limits on instances are raised to the largest
+    number of objects in an image, since objects beyond the limit cannot be found.
     """
     result = {section: copy.deepcopy(dict(values)) for section, values in settings.items()}
     data, model, train, proposal = result["data"], result["model"], result["train"], found.proposal
@@ -46,7 +46,7 @@ def with_proposal(settings: Settings, found: Inspection) -> dict[str, dict[str, 
         if data["shortest_size"] is not None:
             data["shortest_size"] = _scaled(data["shortest_size"], factor)
         elif grown:
-            # Rounded, or 0.8 times 1.5 would stand in the file as 1.2000000000000002.
+            # Rounded, or the file would have 1.2000000000000002 for 0.8 times 1.5.
             data["scale_jitter"] = [round(factor * scale, 4) for scale in data["scale_jitter"] or [1.0, 1.0]]
         if grown and data["crop_size"] is not None:
             crop = data["crop_size"]

@@ -1,4 +1,4 @@
-"""What a dataset is, in numbers."""
+"""Statistics of a dataset."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .objects import ObjectTable, measure_objects
 from .proposal import propose
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-COCO_SIZES = (32**2, 96**2)  # pixels, where COCO parts small from medium from large
+COCO_SIZES = (32**2, 96**2)  # pixels: COCO's limits between small, medium and large
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Inspection:
         large: those above.
         image_sizes: "WIDTH x HEIGHT" -> images, the most frequent first.
         classes: name -> (objects, images with one), the most frequent first.
-        setting: the one that was asked about.
-        count: what it makes of the objects.
-        proposal: a better one, or ``setting`` again where the search found none.
-        proposal_count: what that makes of them.
+        setting: the given setting.
+        count: the objects that it loses.
+        proposal: a better setting, or ``setting`` if the search found none.
+        proposal_count: the objects that the proposal loses.
     """
 
     summary: str
@@ -61,12 +61,12 @@ def inspect_dataset(dataset: CocoInstances, setting: GridSetting, *, keep_size: 
     """Measure a dataset, and propose a grid setting for it (see `propose`). Reads no image.
 
     Args:
-        dataset: what to look at.
-        setting: of the model that is to learn it.
-        keep_size: propose no other input size.
+        dataset: the dataset.
+        setting: of the model that will be trained on it.
+        keep_size: do not change the input size.
 
     Raises:
-        ValueError: there is no object.
+        ValueError: the dataset has no object.
     """
     table = measure_objects(dataset)
     proposal = propose(table, setting, keep_size=keep_size)

@@ -1,8 +1,8 @@
-"""What a grid setting makes of a dataset: which objects get a cell, and which collide.
+"""Which objects of a dataset get a cell with a grid setting, and which collide.
 
-Counted with the assignment that training uses (`solo_attn.models.targets.owners`), each image alone at the
-size that the model resizes it to. Boxes and centres are scaled instead of masks: on the rare cell boundary
-that moves an object to the next cell.
+This uses the assignment of training (`solo_attn.models.targets.owners`), for each image alone, at the size
+that the model resizes it to. Boxes and centres are scaled instead of masks, which moves an object that lies
+on the boundary of a cell to its neighbour now and then.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from ..models.solo import SIZE_DIVISIBLE, resized_size
 from ..models.targets import CENTRE_FRACTION, cell_index, owners
 from .objects import ObjectTable
 
-SMALLEST = 8  # pixels of the input: two of the finest mask's, in a square of which a mask is four
-CELLS_AT_ONCE = 2**20  # that are assigned; more images than these make are taken one part after the other
+SMALLEST = 8  # pixels of the input, which are two pixels of the finest mask
+CELLS_AT_ONCE = 2**20  # assigned at a time, which limits the memory
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class GridSetting:
 
     @property
     def cells(self) -> int:
-        """Of all levels: the channels of the mask branch's outputs."""
+        """The number of cells of all levels, which are the channels of the mask branch's outputs."""
         return sum(side * side for side in self.num_grids)
 
 
@@ -45,10 +45,10 @@ class LevelCount:
     Attributes:
         num_grid: S.
         scale_range: sqrt of box area in pixels of the input, both ends inclusive.
-        objects: within the range.
+        objects: the number of objects within the range.
         centre_taken: of these, those whose centre's cell belongs to a later object.
-        no_cell: of these, those that have no other cell of the level either.
-        cells: that learn an object.
+        no_cell: of these, those without any cell of the level.
+        cells: the number of cells that learn an object.
     """
 
     num_grid: int
@@ -61,18 +61,18 @@ class LevelCount:
 
 @dataclass(frozen=True)
 class GridCount:
-    """All levels. Objects are counted once: in the first of the attributes below that fits, or not at all.
+    """The counts over all levels. An object counts in one of no_level, no_cell and centre_taken at most.
 
     Attributes:
         levels: each of the five.
         objects: all of them.
-        no_level: in no range.
-        no_cell: with no cell on any level: they are not learned.
-        centre_taken: with a cell beside their centre only, on every level they are on.
-        too_small: smaller than 8 x 8 pixels of the input, which is two by two of the finest mask's; counted
-            apart from the others.
-        cells: S x S of all levels.
-        pixels: of an input, in the mean, padding included.
+        no_level: in no level's range.
+        no_cell: without a cell on any level: they are not learned.
+        centre_taken: only with cells beside their centre, on each of their levels.
+        too_small: smaller than 8 x 8 pixels of the input, which is 2 x 2 of the finest mask; they are counted
+            in addition to the other kinds.
+        cells: S x S, summed over the levels.
+        pixels: mean number of pixels of an input, padding included.
     """
 
     levels: tuple[LevelCount, ...]
@@ -92,7 +92,7 @@ class GridCount:
 
 @dataclass(frozen=True)
 class ResizedObjects:
-    """The objects as they lie in the padded inputs."""
+    """The objects in the coordinates of the padded inputs."""
 
     image: Tensor
     images: int
@@ -147,7 +147,7 @@ def input_sizes(sizes: Sequence[Sequence[int]], min_size: int, max_size: int) ->
 
 
 def resized_objects(table: ObjectTable, setting: GridSetting) -> ResizedObjects:
-    """Where the objects of ``table`` lie in the inputs that ``setting`` resizes their images to."""
+    """The objects of ``table`` in the inputs that ``setting`` resizes their images to."""
     resized, padded = input_sizes(table.sizes.tolist(), setting.min_size, setting.max_size)
     ratio = (resized / table.sizes)[table.image]
     # A pixel is a square: its middle is scaled, not its number.

@@ -1,4 +1,4 @@
-"""Sizes and places of all objects of a dataset, read off their run lengths without making a mask."""
+"""Sizes and positions of all objects of a dataset, computed from their run lengths without decoding masks."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def measure_objects(dataset: CocoInstances) -> ObjectTable:
 def _moments(counts: str | bytes, height: int) -> tuple[int, int, int]:
     """(number, sum of y, sum of x) of a mask's pixels, exactly, from compressed run lengths."""
     ends = _run_ends(counts.encode() if isinstance(counts, str) else counts)
-    ends = ends[: len(ends) // 2 * 2]  # zeros and ones take turns; the last zeros have no ones behind them
+    ends = ends[: len(ends) // 2 * 2]  # runs of 0 and 1 alternate; a last run of 0 has no run of 1 after it
     columns, rest = np.divmod(ends, height)
     # Sums over the first t pixels, counted down the columns, for each run's end t.
     y = columns * (height * (height - 1) // 2) + rest * (rest - 1) // 2

@@ -1,4 +1,4 @@
-"""A grid setting with fewer collisions, by a search that is small enough to be said in words."""
+"""A grid setting with fewer collisions, found by a short search."""
 
 from __future__ import annotations
 
@@ -14,43 +14,46 @@ from .grids import SMALLEST, GridSetting, ResizedObjects, count_cells, owned_cel
 from .objects import ObjectTable
 
 FACTORS = (1.0, 1.25, 1.5, 2.0)  # tried on the input size
-TOO_SMALL = 0.05  # share of objects that may be smaller
+TOO_SMALL = 0.05  # largest share of objects that may be smaller than SMALLEST
 # Where one level ends and the next begins, as quantiles of the objects' sizes.
 QUANTILES = {
     "fifths": (0.2, 0.4, 0.6, 0.8),
     "thirds": (1 / 3, 5 / 9, 19 / 27, 65 / 81),  # each level takes a third of what is left
     "halves": (1 / 2, 3 / 4, 7 / 8, 15 / 16),
 }
-MASK_PIXELS = 8  # that an object where two levels meet is wide on the coarser one
-OVERLAP = math.sqrt(2)  # each range reaches so far beyond both ends: together the factor 2 of SOLO's ranges
+MASK_PIXELS = 8  # least width, on the coarser level, of an object at the bound of two levels
+OVERLAP = math.sqrt(
+    2
+)  # factor by which each range extends beyond its bounds: neighbours overlap by 2, like SOLO's
 STEP = 4  # cells; a grid's side grows by multiples of it
-GAIN = 0.001  # share of the objects that each of them has to help
-BUDGET = 2.0  # times the cells of the setting before
+GAIN = 0.001  # least share of the objects that each step has to help
+BUDGET = 2.0  # largest factor on the number of cells
 
 
 def propose(table: ObjectTable, setting: GridSetting, *, keep_size: bool = False) -> GridSetting:
-    """A setting with fewer collisions, by a search that is small enough to be said in words.
+    """A setting with fewer collisions, found by a short search.
 
-    1. Input size: ``setting``'s times 1, 1.25, 1.5 or 2, the smallest at which at most 5 % of the objects are
-       smaller than 8 x 8 pixels, else the largest. Collisions hardly depend on it, since cells are fractions
-       of the image; what it decides is whether a mask has pixels enough.
-    2. Ranges: ``setting``'s, scaled with the input, against ranges whose borders are quantiles of the
-       objects' sizes (fifths, thirds, halves), no lower than 8 mask pixels of the coarser level, and that
-       overlap by the factor 2 as SOLO's do.
-    3. Grids: from ``setting``'s on, four, eight, ... more cells a side on that level where they help most
-       objects for each cell they cost, again and again, until four more cells a side would help less than
-       one object in a thousand or there would be more than twice the cells of before. No grid becomes
-       coarser: what that costs in accuracy, counting cannot see.
+    1. Input size: that of ``setting`` times 1, 1.25, 1.5 or 2, namely the smallest at which at most 5 % of
+       the objects are smaller than 8 x 8 pixels, or the largest if none is enough. Collisions hardly depend
+       on it, since cells are fractions of the image; it decides whether a mask has enough pixels.
+    2. Ranges: those of ``setting``, scaled with the input, and three others, whose bounds are quantiles of
+       the objects' sizes (fifths, thirds, halves), at least 8 mask pixels of the coarser level. Neighbouring
+       ranges overlap by a factor of 2, like SOLO's.
+    3. Grids: beginning with those of ``setting``, the level where 4, 8, ... more cells per side help the most
+       objects per added cell gets them, repeatedly, until 4 more would help less than one object in a
+       thousand or the number of cells would more than double. No grid is made coarser, since the counting
+       cannot tell what that costs in accuracy.
 
-    Of 2 those ranges are taken that leave the fewest collisions after 3; of equals, the fewest cells.
+    The result has the ranges of step 2 that leave the fewest collisions after step 3; if several do, those
+    with the fewest cells.
 
     Args:
         table: the objects.
-        setting: to begin with.
-        keep_size: leave step 1 out.
+        setting: the setting to begin with.
+        keep_size: skip step 1.
 
     Raises:
-        ValueError: there is no object.
+        ValueError: ``table`` has no object.
     """
     if len(table.area) == 0:
         raise ValueError("propose: expected at least one object, got none")
@@ -96,7 +99,7 @@ def _ranges(
 
 
 def _with_grids(found: ResizedObjects, setting: GridSetting, budget: float) -> GridSetting:
-    """Grow one grid after the other, each time where it helps most for each cell."""
+    """Enlarge one grid at a time, the one where it helps the most objects per added cell."""
     inside = [(found.side >= low) & (found.side <= high) for low, high in setting.scale_ranges]
     known: dict[tuple[int, int], Tensor] = {}
 

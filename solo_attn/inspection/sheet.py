@@ -1,4 +1,4 @@
-"""A dataset in one picture."""
+"""An overview picture of a dataset."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TILE = 320  # pixels of a picture
 
 
 def contact_sheet(dataset: CocoInstances, path: str | Path, *, count: int = 12, columns: int = 4) -> None:
-    """A picture of ``count`` images with their masks, from the one with most objects to the emptiest.
+    """A picture of ``count`` images with their masks, in the order of their numbers of objects.
 
     Args:
         dataset: what to draw; its ``transforms`` must be None.
@@ -30,7 +30,7 @@ def contact_sheet(dataset: CocoInstances, path: str | Path, *, count: int = 12, 
         DatasetError: an image that cannot be read.
         OSError: ``path`` cannot be written.
     """
-    # Without crowd regions and boxes of no size: what is drawn counts.
+    # Without crowd regions and boxes without width or height, which are not drawn.
     numbers = [sum(map(is_object, dataset.coco.imgToAnns.get(k, []))) for k in dataset.image_ids]
     order = sorted(range(len(numbers)), key=lambda index: -numbers[index])
     chosen = [order[round(k)] for k in np.linspace(0, len(order) - 1, min(count, len(order)))]

@@ -110,7 +110,7 @@ class SOLO(nn.Module):
                 image,
                 settings.tile,
                 settings.tile_overlap,
-                self.settings.image_mean or IMAGENET_MEAN,
+                _normalisation(settings)[0],
             )
             size = (image.shape[1], image.shape[2])
             found.append(assemble(pieces[: settings.max_detections], size, rle))
@@ -170,8 +170,7 @@ class _Transform(GeneralizedRCNNTransform):
         super().__init__(
             settings.sizes,
             settings.max_size,
-            list(settings.image_mean or IMAGENET_MEAN),
-            list(settings.image_std or IMAGENET_STD),
+            *_normalisation(settings),
             size_divisible=SIZE_DIVISIBLE,
         )
         self.resize_in_training = settings.resize_in_training
@@ -183,6 +182,11 @@ class _Transform(GeneralizedRCNNTransform):
         if self.training and not self.resize_in_training:
             return image, target
         return super().resize(image, target)
+
+
+def _normalisation(settings: ModelSettings) -> tuple[list[float], list[float]]:
+    """Mean and deviation of each channel: ImageNet's where the settings leave them open."""
+    return list(settings.image_mean or IMAGENET_MEAN), list(settings.image_std or IMAGENET_STD)
 
 
 def build_solo(num_classes: int, settings: ModelSettings | None = None, **changes: Any) -> SOLO:

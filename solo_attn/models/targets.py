@@ -41,7 +41,7 @@ class Objects(NamedTuple):
 
 def find_objects(target: Mapping[str, Tensor]) -> Objects:
     """Sizes and centres of an image's objects, from its boxes (xyxy, x2 = x1 + w), labels and masks."""
-    counts = count_pixels(target["masks"])
+    counts = count_rows(target["masks"]), count_columns(target["masks"])
     mask = counts[0].any(1).nonzero().squeeze(1)
     boxes, labels = target["boxes"][mask].float(), target["labels"][mask]
     extent = (boxes[:, 2:] - boxes[:, :2]).flip(1)  # (height, width)
@@ -54,25 +54,35 @@ def find_objects(target: Mapping[str, Tensor]) -> Objects:
     return Objects(labels, mask, extent.prod(1).sqrt(), centre, 0.5 * CENTRE_FRACTION * extent)
 
 
-def count_pixels(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels in each row and in each column of masks [N, H, W]: int64 [N, H] and [N, W].
+def count_rows(masks: Tensor) -> Tensor:
+    """Pixels in each row of masks [N, H, W], of which what is not zero is set: int64 [N, H]."""
+    parts = _words(masks).split(255, dim=2)
+    return torch.stack([_bytes_of(part.sum(2)).sum(2) for part in parts]).sum(0)
 
-    Eight pixels at a time, the bytes of an int64, which 255 of them do not overflow: summing bool would
-    first make eight bytes of each pixel.
+
+def count_columns(masks: Tensor) -> Tensor:
+    """Pixels in each column, as `count_rows`: int64 [N, W]."""
+    parts = _words(masks).split(255, dim=1)
+    counts = torch.stack([_bytes_of(part.sum(1)).flatten(1) for part in parts]).sum(0)
+    return counts[:, : masks.shape[2]]
+
+
+def _words(masks: Tensor) -> Tensor:
+    """Eight pixels a word, as the bytes 0 or 1 of an int64: [N, H, ceil(W / 8)].
+
+    A sum of up to 255 words adds each of their bytes without a carry. Summing bool instead would first make
+    eight bytes of each pixel.
     """
     count, height, width = masks.shape
     if count == 0:  # contiguous() would leave them with any strides, those of a turned image, say
-        return masks.new_zeros(0, height, dtype=torch.int64), masks.new_zeros(0, width, dtype=torch.int64)
+        return masks.new_zeros(0, height, -(-width // 8), dtype=torch.int64)
     pixels = as_bytes(masks).contiguous()
     if width % 8 or pixels.storage_offset() % 8:
         pixels = F.pad(pixels, (0, -width % 8))
-    words = pixels.view(torch.int64)
-    rows = [_lanes(part.sum(2)).sum(2) for part in words.split(255, dim=2)]
-    columns = [_lanes(part.sum(1)).flatten(1) for part in words.split(255, dim=1)]
-    return torch.stack(rows).sum(0), torch.stack(columns).sum(0)[:, :width]
+    return pixels.view(torch.int64)
 
 
-def _lanes(words: Tensor) -> Tensor:
+def _bytes_of(words: Tensor) -> Tensor:
     """The eight bytes of each word of [N, M]: int64 [N, M, 8]."""
     return words.contiguous().view(torch.uint8).long().unflatten(1, (words.shape[1], 8))
 

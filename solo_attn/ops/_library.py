@@ -16,7 +16,6 @@ from ._triton import kernel_of, show_kernels
 NAMESPACES = (compiled.NAMESPACE, triton_runtime.NAMESPACE, f"{compiled.NAMESPACE}_reference")
 
 _OVERLOADS: dict[tuple[str, str], OpOverload] = {}
-_DECLARED: list[Callable[[str], None]] = []
 
 
 def declare(
@@ -58,14 +57,7 @@ def declare(
             torch.library.register_autograd(qualified, formula, setup_context=setup_context)
         _OVERLOADS[namespace, name] = getattr(getattr(torch.ops, namespace), name).default
 
-    _DECLARED.append(declare_in)
     for namespace in NAMESPACES:
-        declare_in(namespace)
-
-
-def declare_all(namespace: str) -> None:
-    """Define every op in one namespace more, for a backend that is not of this package."""
-    for declare_in in _DECLARED:
         declare_in(namespace)
 
 

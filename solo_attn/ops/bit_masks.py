@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._utils.bits import pack, unpack
 from .._utils.checks import check_tensor, fail
-from ..reference.mask_bits import pack, unpack
 
 
 class BitMasks(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._utils.checks import check_like, check_tensor, fail
+from .._utils.checks import CELLS_IN_RANGE, check_like, check_tensor, fail
 from ..backends import compiled, tf32
 from ..reference import grid_attention as reference
 from ._checks import check_grid_features
@@ -58,7 +58,7 @@ def grid_attention(
     # The CUDA kernel looks at them itself, where this takes nine small ones.
     if cells is not None and cells.is_cuda and run is not overload(compiled.NAMESPACE, op):
         inside = (cells >= 0).all() & (cells[:, 0] < batch).all() & (cells[:, 1] < side * side).all()
-        torch._assert_async(inside, "grid_attention: expected cells of (image < B, cell < S*S)")
+        torch._assert_async(inside, CELLS_IN_RANGE)
     return run(grid_features, float(scale), cells, tf32())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._utils.checks import check_cells
 from ._common import widen
 
 
@@ -18,7 +19,7 @@ def grid_attention(grid_features: Tensor, scale: float, cells: Tensor | None, tf
     if cells is None:
         rows = scale * torch.einsum("bcn,bcm->bnm", vectors, vectors)
         return rows.reshape(batch, side * side, side, side).to(grid_features.dtype)
-    check_cells(cells, batch, side)
+    check_cells(cells, batch, side * side)
     rows = vectors.new_empty(len(cells), side * side)
     for image in range(batch):
         mine = cells[:, 0] == image
@@ -43,15 +44,3 @@ def grid_attention_bwd(
         out[image] += vectors[image][:, chosen] @ rows[mine]
         out[image].index_add_(1, chosen, vectors[image] @ rows[mine].T)
     return (scale * out).reshape(grid_features.shape).to(grid_features.dtype)
-
-
-def check_cells(cells: Tensor, batch: int, side: int) -> None:
-    """Refuse cells that point outside the batch or the grid, before anything is read there."""
-    if cells.numel() == 0:
-        return
-    low, high = cells.amin(0).tolist(), cells.amax(0).tolist()
-    if low[0] < 0 or high[0] >= batch or low[1] < 0 or high[1] >= side * side:
-        raise ValueError(
-            f"grid_attention: expected cells of (image < {batch}, cell < {side * side}), "
-            f"got images {low[0]}..{high[0]} and cells {low[1]}..{high[1]}"
-        )

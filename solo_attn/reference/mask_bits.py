@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._utils.bits import pack
 from .._utils.checks import accumulator
 from ._common import resize, widen
 from .upsample_add import upsample_add
@@ -44,20 +45,3 @@ def mask_bits(
         # An empty mask has a maskness of 0, not 0 / 0.
         maskness[part] = maps.where(masks, 0).sum(1) / areas[part].clamp(min=1)
     return words, areas, maskness
-
-
-def pack(masks: Tensor) -> Tensor:
-    """Bool [K, P] to int64 words [K, ceil(P/64)]: bit b of word w is pixel 64 w + b."""
-    count, pixels = masks.shape
-    padded = torch.nn.functional.pad(masks.to(torch.uint8), (0, -pixels % 64))
-    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=masks.device)
-    octets = (padded.reshape(-1, 8) * weights).sum(1, dtype=torch.uint8)
-    # Little-endian, as every platform of PyTorch.
-    return octets.view(torch.int64).reshape(count, -(-pixels // 64))
-
-
-def unpack(words: Tensor, pixels: int) -> Tensor:
-    """The inverse of `pack`: int64 words [K, W] to bool [K, pixels]."""
-    shifts = torch.arange(8, dtype=torch.uint8, device=words.device)
-    octets = words.contiguous().view(torch.uint8)
-    return ((octets.unsqueeze(2) >> shifts) & 1).flatten(1)[:, :pixels].bool()

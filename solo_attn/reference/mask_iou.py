@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .mask_bits import unpack
+from .._utils.bits import unpack
 
 _CHUNK = 1 << 15  # pixels that are held as floats at a time; their counts are exact in float32
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .._utils.checks import accumulator
+from .._utils.decay import decay_of, descending
 from .mask_iou import exact_iou
 
 
@@ -23,22 +24,3 @@ def matrix_nms(
         decay[group] = decay_of(exact_iou(masks[group], masks[group]).to(decay.dtype), kernel, sigma)
     # A score that is decayed to nothing is 0, also where it was infinite.
     return torch.where((decay == 0) & scores.isinf(), 0.0, scores * decay).to(scores.dtype), decay
-
-
-def descending(scores: Tensor) -> Tensor:
-    """Higher score first, then lower index; NaN last, so that it suppresses nothing."""
-    return scores.neg().argsort(stable=True)  # to which NaN is the largest
-
-
-def decay_of(iou: Tensor, kernel: str, sigma: float) -> Tensor:
-    """The decay [n] of masks of one label, best first, from their IoU [n, n]."""
-    count = len(iou)
-    later = torch.ones(count, count, dtype=torch.bool, device=iou.device).triu(1)  # i < j
-    overlap = iou * later  # d_ij
-    worst = overlap.amax(0)[:, None]  # c_i
-    if kernel == "gaussian":
-        decay = torch.exp(sigma * (worst.square() - overlap.square()))
-    else:
-        # A mask with a twin before it (c_i = 1) binds nobody: its twin does.
-        decay = torch.where(worst < 1, (1 - overlap) / (1 - worst), 1.0)
-    return torch.where(later, decay, 1.0).amin(0).clamp(max=1)

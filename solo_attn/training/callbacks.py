@@ -28,7 +28,7 @@ from rich.console import Console
 from .._utils.errors import SoloAttnError
 from .._utils.files import write_durably
 
-# Each is a choice made here on purpose, so a user can do nothing about it.
+# Each is a deliberate choice of this package, which a user cannot change.
 _CHOSEN = (
     r".*does not have many workers.*",
     r".*smaller than the logging interval.*",
@@ -48,7 +48,7 @@ _CHOSEN = (
 
 
 class UnfinishedError(SoloAttnError, RuntimeError):
-    """The time was over before the work was; what was done is kept, and the same call goes on."""
+    """The time limit was reached before the work was done; the same call continues from what is stored."""
 
 
 def _between_steps(trainer: pl.Trainer, batch_idx: int) -> bool:
@@ -157,11 +157,11 @@ class Patience(EarlyStopping):
 
     @property
     def over(self) -> bool:
-        """Whether the patience is at its end."""
+        """Whether the patience is exhausted."""
         return self.wait_count >= self.patience
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Make no step more."""
+        """Make no further step."""
         trainer.should_stop |= self.over
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -190,7 +190,7 @@ class Limits(Callback):
         self.steps, self.minutes, self.timer = steps, minutes, timer
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Make no step where nothing is left of them."""
+        """Make no step if none is left."""
         self._look(trainer)
 
     def on_train_batch_end(
@@ -227,7 +227,7 @@ class StopAt(Callback):
         self.saved = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note where it goes on from."""
+        """Note the step at which the run begins."""
         self.first = trainer.global_step
 
     def on_train_batch_end(
@@ -296,14 +296,14 @@ class EpochLines(Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Lightning ends an interrupted process without a word."""
+        """Print a message, since Lightning ends an interrupted process silently."""
         if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
             self.console.print("interrupted; the same command with --resume goes on", highlight=False)
 
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Silence Lightning's remarks on choices that this package made."""
+    """Silence Lightning's warnings about deliberate choices of this package."""
     names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]

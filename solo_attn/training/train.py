@@ -1,4 +1,4 @@
-"""Train one model by a configuration, and go on where an earlier process stopped."""
+"""Train one model by a configuration, and resume where an earlier process stopped."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ FREE = {
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What `train` leaves behind.
+    """The result of `train`.
 
     Attributes:
         run_dir: folder of config.yaml, the checkpoints and the logs.
@@ -258,7 +258,7 @@ def _trainer(config: Config, run_dir: Path, timer: Timer, steps: int, console: C
 
 
 def _store(result: TrainResult, config: Config, stopped: bool) -> None:
-    """result.json: the numbers and all that they were measured with; curve.png: the way there."""
+    """Write result.json, the numbers and how they were measured, and curve.png, the learning curve."""
     rows = _logged(result.run_dir)
     if any("train/loss_mask" in row or "val/ap" in row for row in rows):
         learning_curve(rows, result.run_dir / "curve.png")
@@ -280,7 +280,7 @@ def _with_limit(metrics: CocoMetrics) -> dict[str, Any]:
 
 
 def _logged(run_dir: Path) -> list[dict[str, float]]:
-    """What was logged at which step; each resume has begun a CSV file of its own."""
+    """The logged values by step; each resumed run has written its own CSV file."""
     files = sorted(run_dir.glob("csv/version_*/metrics.csv"), key=lambda file: int(file.parent.name[8:]))
     rows: list[dict[str, float]] = []
     for file in files:

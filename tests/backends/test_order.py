@@ -28,7 +28,7 @@ def test_rows(device_type):
         assert {*row.dtypes} <= {*FLOATS}
         assert {*row.backends} <= {*NAMES}
         assert len({*row.backends}) == len(row.backends) >= 2
-        assert row.source in ("reckoned", "measured")
+        assert row.source in ("estimated", "measured")
         assert row.reason
         assert "\n" not in str(row)
 
@@ -53,7 +53,7 @@ def test_nothing_is_known_of_other_devices():
 def test_op_dtype_and_size_decide(all_run, monkeypatch):
     rows = (
         Row(("dice_loss",), (torch.float16,), 100, ("triton", "cuda"), "measured", "large"),
-        Row((), (), 0, ("cuda", "triton"), "reckoned", "else"),
+        Row((), (), 0, ("cuda", "triton"), "estimated", "else"),
     )
     monkeypatch.setitem(ORDER, "cuda", rows)
     assert select("dice_loss", "cuda", torch.float16, size=100).name == "triton"
@@ -75,7 +75,7 @@ def test_explain_shows_the_rows():
     (_, large), (_, small) = found.orders
     assert (large.least, small.least) == (1 << 20, 0)
     assert str(found).splitlines()[-2:] == [f"  grid_attention  {large}", f"  grid_attention  {small}"]
-    assert "cuda before triton from 1,048,576 elements on (reckoned): " in str(found)
+    assert "cuda before triton from 1,048,576 elements on (estimated): " in str(found)
     assert len(solo_attn.explain("matrix_nms", device="cuda").orders) == 1
 
 

@@ -17,6 +17,7 @@ import shim
 import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 import solo_attn
 from solo_attn.backends import BACKENDS, compiled, registry
@@ -25,6 +26,17 @@ from solo_attn.backends import BACKENDS, compiled, registry
 TESTED = (*BACKENDS, shim.BACKEND)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 Function = Callable[..., Tensor]
+
+# Sizes (h, w), S, (H, W) whose rows the CUDA kernels cut into bands: those of the output and, in the backward
+# pass, those of both inputs, which do not end together.
+BANDS = [
+    ((20, 9), 7, (41, 20), torch.float32),
+    ((7, 9), 20, (41, 19), torch.float32),
+    ((3, 5), 1, (70, 16), torch.float32),
+    ((40, 30), 9, (11, 8), torch.float32),  # reduced
+    ((33, 12), 40, (34, 10), torch.float64),
+    ((20, 16), 8, (40, 32), torch.bfloat16),
+]
 
 # The runner of a test is a constant, so hypothesis may see the same one again and again.
 few = functools.partial(
@@ -272,6 +284,19 @@ def check_repeatable(runner: Runner, run: Function, inputs: Sequence[Tensor]) ->
             out, grads = gradients(run, inputs)
             assert same_bits(out, first)
             assert atomics or all(map(same_bits, grads, first_grads))
+
+
+def check_any_order(runner: Runner, run: Callable[[], Any]) -> None:
+    """No bit of what ``run()`` gives depends on the order of the shim's lanes and blocks."""
+    if runner.backend != "shim":
+        pytest.skip("a GPU takes lanes and blocks in an order of its own")
+    results = []
+    for seed in (1, 2, 3):
+        shim.seed(seed)
+        results.append(tree_leaves(run()))
+    for other in results[1:]:
+        for value, first in zip(other, results[0], strict=True):
+            assert same_bits(value, first) if isinstance(value, Tensor) else value == first
 
 
 @contextlib.contextmanager

@@ -1,9 +1,8 @@
 """What the CUDA kernels promise beyond the tests of all backends: bands, turns, what is wanted, orders."""
 
 import pytest
-import shim
 import torch
-from op_cases import check_rule, gradients, same_bits
+from op_cases import BANDS, check_any_order, check_rule, gradients
 from test_dice_loss import inputs, with_targets
 
 from solo_attn.bench import plain
@@ -12,18 +11,10 @@ OP = "dice_loss"
 BACKEND = "cuda" if torch.cuda.is_available() else "shim"
 
 
-# Bands of rows, and, going back, of both inputs' rows; words of four targets and single ones.
+# Words of four targets, and single ones.
 @pytest.mark.parametrize(
     ("coarse", "side", "size", "dtype"),
-    [
-        ((20, 9), 7, (41, 20), torch.float32),
-        ((7, 9), 20, (41, 19), torch.float32),
-        ((3, 5), 1, (70, 16), torch.float32),
-        ((40, 30), 9, (11, 8), torch.float32),  # reduced
-        ((33, 12), 40, (34, 10), torch.float64),
-        ((20, 16), 8, (40, 32), torch.bfloat16),
-        ((9, 9), 3, (30, 35), torch.float16),
-    ],
+    [*BANDS, ((9, 9), 3, (30, 35), torch.float16)],
     ids=str,
 )
 def test_bands_of_rows(runner, coarse, side, size, dtype):
@@ -53,17 +44,10 @@ def test_targets_that_no_word_begins_at(runner):
     torch.testing.assert_close([out, *grads], [expected, *expected_grads])
 
 
-@pytest.mark.skipif(BACKEND != "shim", reason="a GPU takes lanes and blocks in an order of its own")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_the_order_of_lanes_and_blocks_changes_nothing(runner, dtype):
     args, targets = inputs(runner, 2, (20, 17), 7, dtype), runner.rand_bool(2, 40, 36)
-    results = []
-    for seed in (1, 2, 3):
-        shim.seed(seed)
-        results.append(gradients(with_targets(runner, targets), args))
-    for out, grads in results[1:]:
-        assert same_bits(out, results[0][0])
-        assert all(map(same_bits, grads, results[0][1]))
+    check_any_order(runner, lambda: gradients(with_targets(runner, targets), args))
 
 
 def test_the_op_itself_refuses_what_does_not_fit(runner):

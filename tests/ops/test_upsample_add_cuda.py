@@ -1,9 +1,8 @@
 """What the CUDA kernels promise beyond the tests that all backends share: bands, turns, widths, orders."""
 
 import pytest
-import shim
 import torch
-from op_cases import as_good_as_pytorch, gradients, numpy64, same_bits
+from op_cases import BANDS, as_good_as_pytorch, check_any_order, gradients, numpy64, same_bits
 from test_upsample_add import at, inputs
 
 from solo_attn.bench import plain
@@ -21,18 +20,9 @@ def check_against_pytorch(runner, args, size):
         as_good_as_pytorch(triple[0], triple[1], numpy64(triple[2]), "gradient")
 
 
-# Bands of rows of the result, and, going back, of both inputs' rows, which do not end together.
 @pytest.mark.parametrize(
     ("coarse", "side", "size", "dtype"),
-    [
-        ((20, 9), 7, (41, 20), torch.float32),
-        ((7, 9), 20, (41, 19), torch.float32),
-        ((3, 5), 1, (70, 16), torch.float32),
-        ((40, 30), 9, (11, 8), torch.float32),  # reduced
-        ((33, 12), 40, (34, 10), torch.float64),
-        ((20, 16), 8, (40, 32), torch.bfloat16),
-        ((9, 9), 3, (30, 36), torch.float16),
-    ],
+    [*BANDS, ((9, 9), 3, (30, 36), torch.float16)],
     ids=str,
 )
 def test_bands_of_rows(runner, coarse, side, size, dtype):
@@ -87,17 +77,10 @@ def test_infinity_stays_where_it_is(runner):
     assert torch.equal(out.isinf(), wanted.isinf())
 
 
-@pytest.mark.skipif(BACKEND != "shim", reason="a GPU takes lanes and blocks in an order of its own")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_order_of_lanes_and_blocks_changes_nothing(runner, dtype):
     args = inputs(runner, 2, (20, 17), 7, dtype=dtype)
-    results = []
-    for seed in (1, 2, 3):
-        shim.seed(seed)
-        results.append(gradients(at(runner, (40, 40)), args))
-    for out, grads in results[1:]:
-        assert same_bits(out, results[0][0])
-        assert all(map(same_bits, grads, results[0][1]))
+    check_any_order(runner, lambda: gradients(at(runner, (40, 40)), args))
 
 
 def test_the_op_itself_refuses_what_does_not_fit(runner):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from built_wheel import needs_extension
 from solo_attn.backends import OPS, compiled
 from tools import hub_kernel
 
-pytestmark = [pytest.mark.slow, needs_extension]
+ROOT = Path(__file__).parents[2]
 
 # In a process and a folder of its own: here, `kernels` would be the folder of this repository.
 LOAD = """
@@ -41,6 +42,13 @@ print(json.dumps(found))
 """
 
 
+def test_it_holds_the_utilities_that_the_ops_import() -> None:
+    places = [ROOT / "kernels", *(ROOT / "solo_attn" / part for part in ("backends", "ops", "reference"))]
+    text = "".join(path.read_text() for place in places for path in place.rglob("*.py"))
+    modules = set(re.findall(r"from \.\._utils\.(\w+) import", text))
+    assert {f"_utils/{name}.py" for name in modules} == set(hub_kernel.UTILITIES)
+
+
 @pytest.fixture(scope="session")
 def folder(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hub") / "solo-attn"
@@ -48,6 +56,8 @@ def folder(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
+@needs_extension
 def test_the_layout(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {"build.toml", "build"}
     (variant,) = (folder / "build").iterdir()
@@ -60,6 +70,8 @@ def test_the_layout(folder: Path) -> None:
     assert hub_kernel.LIBRARY_NAME not in content
 
 
+@pytest.mark.slow
+@needs_extension
 def test_it_is_loaded(folder: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LOAD, str(folder)],

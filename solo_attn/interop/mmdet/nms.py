@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..._utils.checks import check_float, check_like, check_tensor, fail
+from ..._utils.decay import decay_of, descending
+from ...models.targets import count_rows
 from ...ops import matrix_nms
-from ...reference.matrix_nms import decay_of, descending
 
 _NAME = "mask_matrix_nms"
 _CHUNK = 1 << 15  # pixels that are held as floats at a time
@@ -82,7 +82,7 @@ def _decayed(
         bits = masks != 0
     else:
         binary, bits = True, masks if masks.dtype == torch.bool else masks != 0
-    if binary and (area is None or torch.equal(area.double(), _counts(bits).double())):
+    if binary and (area is None or torch.equal(area.double(), count_rows(bits).sum(1).double())):
         return matrix_nms(bits, labels, scores, kernel, sigma)
     # The op says what is wrong with the other arguments, and knows nothing of soft masks and other areas.
     matrix_nms(bits[:0], labels[:0], scores[:0], kernel, sigma)
@@ -96,18 +96,6 @@ def _decayed(
         iou = torch.where(union == 0, 0.0, inter / union)
         decay[group] = decay_of(iou, kernel, sigma)
     return (scores * decay).to(scores.dtype)
-
-
-def _counts(bits: Tensor) -> Tensor:
-    """Pixels set in each of the bool masks [n, h, w].
-
-    torch's own sum over bools takes ten times as long as the whole suppression. Of 255 words of eight bools
-    each byte of the sum counts one place of eight.
-    """
-    flat = bits.flatten(1)
-    flat = F.pad(flat, (0, -flat.shape[1] % (8 * 255))).contiguous()
-    words = flat.view(torch.int64).unflatten(1, (255, -1))
-    return words.sum(1).view(torch.uint8).sum(1)
 
 
 def _parts(masks: Tensor) -> tuple[Tensor, ...]:
