@@ -15,6 +15,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from .._utils.checks import is_integer
+from .layers import DeformConv
 from .pretrained import load_weights, package_weights, plain, read_weights
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
@@ -116,6 +117,7 @@ def build_backbone(
     norm: str | None = None,
     pretrained: bool | str = False,
     freeze: int | Literal["all"] | None = None,
+    deformable: bool = False,
     out_channels: int = 256,
 ) -> Backbone:
     """A backbone with its feature pyramid; nothing is downloaded unless ``pretrained`` is True.
@@ -130,6 +132,7 @@ def build_backbone(
             torchvision's or timm's names.
         freeze: stages that are not trained, 0..5, or "all" (see `Backbone`); None for the stem and the first
             stage with weights and for none without.
+        deformable: DCNv2 in place of the 3x3 convolutions of the last three stages of resnet50 or resnet101.
         out_channels: channels of each level.
 
     Raises:
@@ -150,11 +153,15 @@ def build_backbone(
         which = f"pretrained={pretrained!r}" if pretrained else "a backbone of timm"
         _fail("norm", f"'frozen_bn' or 'bn' with {which}", norm)
     if name.startswith(TIMM):
+        if deformable:
+            _fail("deformable", "False with a backbone of timm", deformable)
         body, modules, channels = _timm_body(name.removeprefix(TIMM), norm, pretrained)
     elif name in RESNETS:
         body, modules, channels = _resnet_body(name, norm, pretrained)
     else:
         _fail("backbone", f"one of {', '.join(RESNETS)} or '{TIMM}<name>'", name)
+    if deformable:
+        _deform(body, modules[1:], name)
     return Backbone(body, modules, channels, freeze=freeze, out_channels=out_channels)
 
 
@@ -169,6 +176,18 @@ def _resnet_body(name: str, norm: str, pretrained: bool | str) -> tuple[nn.Modul
         load_weights(body, read_weights(pretrained), pretrained)
     stage = network.inplanes // 8  # channels of layer1's output
     return body, modules, [stage, 2 * stage, 4 * stage, 8 * stage]
+
+
+def _deform(body: nn.Module, stages: Sequence[str], name: str) -> None:
+    """Replace the 3x3 convolutions of bottlenecks; they begin as they were, but for a factor 1/2."""
+    for stage in stages:
+        for block in body.get_submodule(stage).children():
+            if not isinstance(block, resnet.Bottleneck):
+                _fail("deformable", "False with a backbone without bottlenecks", f"True and {name}")
+            plain_conv = block.conv2
+            bent = DeformConv(plain_conv.in_channels, plain_conv.out_channels, 3, plain_conv.stride[0])
+            bent.weight = plain_conv.weight
+            block.conv2 = bent
 
 
 def _timm_body(name: str, norm: str, pretrained: bool | str) -> tuple[nn.Module, list[str], list[int]]:

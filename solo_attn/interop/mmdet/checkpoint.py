@@ -1,4 +1,4 @@
-"""mmdetection's SOLO checkpoints into this library's."""
+"""mmdetection's checkpoints of the SOLO family into this library's."""
 
 from __future__ import annotations
 
@@ -37,9 +37,10 @@ class Conversion:
 
 
 def convert_checkpoint(checkpoint: str | Path, out: str | Path | None = None) -> Conversion:
-    """Read a SOLO checkpoint of mmdetection 3.x; needs no mmdetection, and safetensors only to write it.
+    """Read a checkpoint of mmdetection 3.x; needs no mmdetection, and safetensors only to write it.
 
-    ResNet-18, 34, 50 and 101 with FPN, any number of classes, grids and channels. Settings come from the
+    SOLO, Decoupled SOLO, SOLOv2 and their light heads, with or without DCNv2, over ResNet-18, 34, 50 and 101
+    with FPN; any number of classes, grids and channels. Settings come from the
     configuration that mmengine stores in the file. Nothing in the file is run: its tensors and plain values
     are read, objects of other classes, such as the training's logs, are left out.
 
@@ -49,8 +50,8 @@ def convert_checkpoint(checkpoint: str | Path, out: str | Path | None = None) ->
             writes nothing.
 
     Raises:
-        CheckpointError: no such file, no checkpoint, another detector (Decoupled SOLO, SOLOv2), missing
-            weights, or settings that this library has no counterpart of.
+        CheckpointError: no such file, no checkpoint, another detector, missing weights, or settings that
+            this library has no counterpart of.
         OSError: ``out`` cannot be written.
     """
     path = Path(checkpoint)
@@ -60,7 +61,9 @@ def convert_checkpoint(checkpoint: str | Path, out: str | Path | None = None) ->
         shape = architecture(weights)
         text = meta.get("cfg")
         settings = read_settings(
-            text if isinstance(text, str) else None, shape["backbone"] in ("resnet50", "resnet101")
+            text if isinstance(text, str) else None,
+            shape["backbone"] in ("resnet50", "resnet101"),
+            shape["head"],
         )
         try:
             model = build_solo(**shape, **settings.model)
