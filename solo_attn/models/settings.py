@@ -169,6 +169,9 @@ class ModelSettings(InferenceSettings, HeadSettings):
     pretrained weights and 0 without."""
     deformable_backbone: Flag = False
     """Deformable convolutions (DCNv2) in the last three stages of a resnet50 or resnet101."""
+    stride_in_1x1: Flag = False
+    """Bottlenecks of a resnet50 or resnet101 have their stride in the first convolution, as in Caffe's and
+    detectron2's weights, and not in the second, as in torchvision's."""
     fpn_channels: Positive = 256
     """Channels of the pyramid."""
     scale_ranges: tuple[Range, Range, Range, Range, Range] = (

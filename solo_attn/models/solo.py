@@ -216,6 +216,7 @@ def build_solo(num_classes: int, settings: ModelSettings | None = None, **change
         pretrained=settings.pretrained,
         freeze=settings.freeze,
         deformable=settings.deformable_backbone,
+        stride_in_1x1=settings.stride_in_1x1,
         out_channels=settings.fpn_channels,
     )
     return SOLO(backbone, head, settings)

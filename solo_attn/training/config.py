@@ -241,7 +241,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
     """A copy of ``config`` with single keys changed; see `load_config`."""
-    values = config.as_dict()
+    values = config.given()  # a head that is chosen here brings its own defaults
     for item in overrides:
         key, equals, text = item.partition("=")
         section, dot, name = key.strip().partition(".")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ...models.settings import OF_HEADS
+from .names import Origin
 
 # Of mmdetection's configs/solo and configs/solov2; light heads take smaller images.
 PUBLISHED: dict[str, Any] = {
@@ -22,7 +23,6 @@ _NO_LIMIT = 1 << 30
 
 # (key, what this library does, mmdetection's default): predictions would be others.
 _FIXED: tuple[tuple[str, Any, Any], ...] = (
-    ("backbone.style", "pytorch", "pytorch"),
     ("backbone.strides", [1, 2, 2, 2], [1, 2, 2, 2]),
     ("backbone.dilations", [1, 1, 1, 1], [1, 1, 1, 1]),
     ("neck.num_outs", 5, None),
@@ -85,10 +85,16 @@ class Settings(NamedTuple):
     notes: list[str]
 
 
-def read_settings(text: str | None, bottleneck: bool, head: str = "solo") -> Settings:
+def read_settings(
+    text: str | None, bottleneck: bool, head: str = "solo", origin: Origin | None = None
+) -> Settings:
     """Settings from ``meta["cfg"]``, the Python text of the configuration; without it, the published ones.
 
-    The text is parsed, never run. ``head`` is this library's name of what the weights are of.
+    Args:
+        text: parsed, never run.
+        bottleneck: whether the backbone has some, inside of which a stride may be in either place.
+        head: this library's name of what the weights are of.
+        origin: whose weights they are; mmdetection's by default.
 
     Raises:
         UnsuitableError: a setting that this library has no counterpart of.
@@ -96,6 +102,14 @@ def read_settings(text: str | None, bottleneck: bool, head: str = "solo") -> Set
     config = _parse(text) if text else {}
     model = config.get("model")
     published = PUBLISHED | {key: x for key, x in OF_HEADS[head].items() if key in ("min_size", "max_size")}
+    if origin is not None and origin.name:
+        settings = {**published, "stride_in_1x1": bottleneck and origin.stride_in_1x1}
+        if origin.raw_pixels:
+            settings["image_std"] = [1 / 255] * 3
+        note = (
+            f"no configuration is read of {origin.name}'s files: grids, thresholds and sizes are SOLOv2's own"
+        )
+        return Settings(settings, origin.raw_pixels, [note])
     if not isinstance(model, dict):
         folder = "solov2" if head.startswith("solov2") else "solo"
         return Settings(
@@ -106,8 +120,6 @@ def read_settings(text: str | None, bottleneck: bool, head: str = "solo") -> Set
     fixed = [*_FIXED, ("mask_head.type", TYPES[head], None)]
     for key, ours, default in [*fixed, *(_FIXED_IN_SOLOV2 if head.startswith("solov2") else ())]:
         value = _get(model, key, default)
-        if key == "backbone.style" and not bottleneck:
-            continue  # it moves a stride inside of bottlenecks
         if key.endswith(".type"):
             value = str(value).rpartition(".")[2]  # new-style configurations name the module too
         if value != ours:
@@ -120,6 +132,7 @@ def read_settings(text: str | None, bottleneck: bool, head: str = "solo") -> Set
     settings = {**published, **_head(model.get("mask_head", {})), **_inference(model.get("test_cfg") or {})}
     if head.startswith("solov2"):  # of whose weights none is of the grid's size
         settings["num_grids"] = _get(model, "mask_head.num_grids", None) or [40, 36, 24, 16, 12]
+    settings["stride_in_1x1"] = bottleneck and _get(model, "backbone.style", "pytorch") == "caffe"
     bgr = _normalisation(model.get("data_preprocessor") or {}, settings)
     if (size := _test_size(config)) is not None:
         settings["min_size"], settings["max_size"] = min(size), max(size)
