@@ -86,6 +86,10 @@ class DataConfig(Settings):
 class TrainConfig(Settings):
     """How long and how fast to learn; the defaults are SOLO's recipe (docs/method.md, "Training")."""
 
+    init_from: str | None = None
+    """A checkpoint or safetensors file, a converted one too, or the state dict of a backbone, whose weights
+    training begins with where they fit, or null. Outputs of classes are matched by name; what was taken and
+    what not is listed first."""
     epochs: Positive = 12
     """Passes over the training images."""
     max_steps: Positive | None = None
