@@ -233,14 +233,24 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     values: dict[str, Any] = {}
     source = "config" if path is None else str(path)
     if path is not None:
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"config: expected {path} to be a readable YAML file: {error}") from error
-        values = _yaml(text, source) or {}
-        if not isinstance(values, dict):
-            raise ConfigError(f"{source}: expected sections (data, model, train), got {values!r}")
+        values = read_yaml(path)
     return override(Config.from_dict(values, source), overrides)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """What a YAML file of names holds, nothing where it is empty.
+
+    Raises:
+        ConfigError: no such file, not YAML, or something else than names.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config: expected {path} to be a readable YAML file: {error}") from error
+    values = _yaml(text, str(path)) or {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected sections (data, model, train), got {values!r}")
+    return values
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
