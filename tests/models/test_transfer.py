@@ -56,7 +56,7 @@ def test_other_grids_and_attention_are_told(before):
     done = take_weights(new, path, CLASSES)
     assert torch.equal(new.head.mask_outputs[2].weight, fresh)
     assert done.skipped["head.mask_outputs.2.bias"] == "of another shape ([16] and not [25])"
-    assert {"head.mask_outputs.2.weight", "head.attention.raw_gain"} <= {*done.anew}
+    assert {"head.mask_outputs.2.weight", "head.attention.log_gain"} <= {*done.anew}
     assert done.notes == ["coords was 'paper' and is 'inclusive'"]
     told = "\n".join(done.lines())
     assert "made anew: head.mask_outputs (2), head.attention (4)" in told
