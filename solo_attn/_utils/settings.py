@@ -58,6 +58,10 @@ class Settings(BaseModel):
         """Plain types only, as in YAML and JSON: tuples are lists."""
         return self.model_dump(mode="json")
 
+    def given(self) -> dict[str, Any]:
+        """`as_dict` of what somebody has set; the rest follows from it, as the defaults say."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
 
 def explain(cls: type[Settings], values: Mapping[str, Any], error: ValidationError) -> str:
     """All that pydantic found, in this library's words: unknown names first, then "expected ..., got ..."."""

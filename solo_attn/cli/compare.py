@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from .._utils.console import plain_console
+from .._utils.errors import UsageError
 from .app import ConfigFile, Overrides, command
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ def compare(
             "--forms", help="Also train the other forms of the attention, including exactly the paper's."
         ),
     ] = False,
+    systems: Annotated[
+        Path | None,
+        typer.Option("--systems", help="YAML of other systems: names, and below each what it changes."),
+    ] = None,
     minutes: Annotated[
         float | None,
         typer.Option(
@@ -36,22 +41,24 @@ def compare(
         ),
     ] = None,
 ) -> None:
-    """Train the three systems of the paper's Table 3 over several seeds and tabulate them.
+    """Train the three systems of the paper's Table 3, or others, over several seeds and tabulate them.
 
     Example: [cyan]solo-attn compare configs/paper_nuclei.yaml --seeds 3 --out runs/paper_nuclei[/cyan]
 
     Finished runs are kept: the same command again goes on where it was stopped. The seeds are train.seed,
-    train.seed + 1 and so on. The tables are of data.test_annotations where the configuration has them.
+    train.seed + 1 and so on. The tables are of data.test_annotations where the configuration has them. A file
+    of --systems says, for example, "SOLOv2, light: {model: {head: solov2_light}}" in a line of its own.
     """
-    from ..training import UnfinishedError, load_config, systems_of
+    from ..training import UnfinishedError, load_config, read_systems, systems_of
     from ..training import compare as run
 
     settings, console = load_config(config, overrides or []), plain_console()
-    first, systems = settings.train.seed, systems_of(settings, forms=forms)
+    if systems is not None and forms:
+        raise UsageError("compare: expected --systems or --forms, got both")
+    first = settings.train.seed
+    chosen = systems_of(settings, forms=forms) if systems is None else read_systems(systems)
     try:
-        comparison = run(
-            settings, range(first, first + seeds), out, systems, minutes=minutes, console=console
-        )
+        comparison = run(settings, range(first, first + seeds), out, chosen, minutes=minutes, console=console)
     except UnfinishedError as error:
         console.print(str(error), soft_wrap=True)
         raise typer.Exit(TRY_AGAIN) from error

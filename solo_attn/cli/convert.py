@@ -29,10 +29,10 @@ def conversion(function: Callable[P, R]) -> Callable[P, R]:
 
 @conversion
 def mmdet(
-    checkpoint: Annotated[Path, typer.Argument(help="A SOLO checkpoint of mmdetection 3.x (.pth).")],
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of mmdetection 3.x (.pth).")],
     out: Annotated[Path, typer.Argument(help="Where to write: a .ckpt or .safetensors file.")],
 ) -> None:
-    """Convert a SOLO checkpoint of mmdetection to one of this library.
+    """Convert a checkpoint of mmdetection's SOLO, Decoupled SOLO or SOLOv2 to one of this library.
 
     Example: [cyan]solo-attn convert mmdet epoch_36.pth solo.safetensors[/cyan]
 
@@ -49,7 +49,7 @@ def mmdet(
         console.print(f"note: {note}")
     model = done.info.model
     console.print(
-        f"{out}: {model['backbone']}, {model['num_classes']} classes "
+        f"{out}: {model['head']}, {model['backbone']}, {model['num_classes']} classes "
         f"({', '.join(done.info.class_names[:5])}{', ...' if model['num_classes'] > 5 else ''})"
     )
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from ..models import SOLO
 from ..models.heads import STRIDES, CellMasks, Head, HeadResult
 from ..models.inference import draw_candidates, points_nms, predict, suppress
+from ..models.layers import bilinear
 from ..models.settings import InferenceSettings
-from ..models.targets import MASK_STRIDES, find_objects, owned_cells, reduce_masks
+from ..models.targets import find_objects, owned_cells, reduce_masks
 from ..ops import mask_bits, paste_masks, upsample_add
 
 # Where a cell is lost, in the order of inference; the last is not lost.
@@ -84,8 +85,9 @@ def trace(model: SOLO, image: Tensor, target: Mapping[str, Tensor], least_iou: f
         cell, index = owned_cells(found, input_size, head.num_grids[k], low, high)
         without |= {int(j): "collision" for j in found.mask[(found.side >= low) & (found.side <= high)]}
         owner, label = found.mask[index], found.labels[index]
-        size = (input_size[0] // MASK_STRIDES[k], input_size[1] // MASK_STRIDES[k])
-        truth = reduce_masks(resized[0]["masks"], MASK_STRIDES[k], size)[owner]
+        stride = head.mask_strides[k]
+        size = (input_size[0] // stride, input_size[1] // stride)
+        truth = reduce_masks(resized[0]["masks"], stride, size)[owner]
         score, runs, stage = _judge(head, result, options, k, cell, label, sizes, out)
         iou = _overlap(runs, target["masks"][owner])
         own.append(_Own(cell, owner, label, score, iou, stage, truth))
@@ -155,8 +157,8 @@ def _judge(
     )
     if len(cell) == 0:
         return before, [], torch.zeros_like(cell)
-    masks = head.cell_masks(result, level, torch.stack([torch.zeros_like(cell), cell], dim=1))
     out_size = (2 * result.features[1].shape[2], 2 * result.features[1].shape[3])
+    masks = head.cell_masks(result, level, torch.stack([torch.zeros_like(cell), cell], dim=1), out_size)
     bits = mask_bits(*masks, out_size, options.mask_threshold)
     runs = paste_masks(*masks, out_size, sizes[0][0], sizes[1][0], options.mask_threshold, rle=True)
     stage = torch.full_like(cell, _AREA)
@@ -195,11 +197,15 @@ class _PerfectMasks:
         self.head, self.own = head, own
         self.num_classes, self.num_grids = head.num_classes, head.num_grids
 
-    def cell_masks(self, result: HeadResult, level: int, cells: Tensor) -> CellMasks:
+    def cell_masks(
+        self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int] | None = None
+    ) -> CellMasks:
         """Of the other cells what the head draws."""
-        masks = self.head.cell_masks(result, level, cells)
+        masks = self.head.cell_masks(result, level, cells, compared_at)
         logits = upsample_add(*masks).float()
         own = self.own[level]
         at, which = (cells[:, 1, None] == own.cell).nonzero().unbind(1)
-        logits[at] = (2.0 * own.truth[which] - 1) * _SURE
+        # A head may draw at a size of its own: a mask of probabilities 0 and 1, enlarged as those are.
+        likely = bilinear(own.truth[which, None].float(), masks.size)[:, 0]
+        logits[at] = likely.logit().clamp(-_SURE, _SURE)
         return CellMasks(logits, None, masks.size)  # enlarged to their own size they stay as they are

@@ -5,6 +5,7 @@ from .checkpoint import CheckpointError, ModelInfo, export_safetensors, load_mod
 from .heads import SOLOHead
 from .settings import HeadSettings, InferenceSettings, ModelSettings
 from .solo import SOLO, build_solo, solo, solo_with_attention, solo_without_coords
+from .transfer import Transfer, take_weights
 
 __all__ = [
     "SOLO",
@@ -14,6 +15,7 @@ __all__ = [
     "ModelInfo",
     "ModelSettings",
     "SOLOHead",
+    "Transfer",
     "build_backbone",
     "build_solo",
     "export_safetensors",
@@ -22,4 +24,5 @@ __all__ = [
     "solo",
     "solo_with_attention",
     "solo_without_coords",
+    "take_weights",
 ]

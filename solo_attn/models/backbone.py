@@ -15,9 +15,11 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from .._utils.checks import is_integer
+from .layers import DeformConv
 from .pretrained import load_weights, package_weights, plain, read_weights
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
+BOTTLENECKS = ("resnet50", "resnet101")
 TIMM = "timm/"
 STRIDES = (4, 8, 16, 32)
 STAGES = 5  # the stem, and what makes each of the four maps
@@ -116,6 +118,8 @@ def build_backbone(
     norm: str | None = None,
     pretrained: bool | str = False,
     freeze: int | Literal["all"] | None = None,
+    deformable: bool = False,
+    stride_in_1x1: bool = False,
     out_channels: int = 256,
 ) -> Backbone:
     """A backbone with its feature pyramid; nothing is downloaded unless ``pretrained`` is True.
@@ -130,6 +134,8 @@ def build_backbone(
             torchvision's or timm's names.
         freeze: stages that are not trained, 0..5, or "all" (see `Backbone`); None for the stem and the first
             stage with weights and for none without.
+        deformable: DCNv2 in place of the 3x3 convolutions of the last three stages of resnet50 or resnet101.
+        stride_in_1x1: the stride of their bottlenecks is in the first convolution, as in Caffe's weights.
         out_channels: channels of each level.
 
     Raises:
@@ -155,6 +161,8 @@ def build_backbone(
         body, modules, channels = _resnet_body(name, norm, pretrained)
     else:
         _fail("backbone", f"one of {', '.join(RESNETS)} or '{TIMM}<name>'", name)
+    if deformable or stride_in_1x1:
+        _change_bottlenecks(body, modules[1:], name, deformable, stride_in_1x1)
     return Backbone(body, modules, channels, freeze=freeze, out_channels=out_channels)
 
 
@@ -169,6 +177,23 @@ def _resnet_body(name: str, norm: str, pretrained: bool | str) -> tuple[nn.Modul
         load_weights(body, read_weights(pretrained), pretrained)
     stage = network.inplanes // 8  # channels of layer1's output
     return body, modules, [stage, 2 * stage, 4 * stage, 8 * stage]
+
+
+def _change_bottlenecks(
+    body: nn.Module, stages: Sequence[str], name: str, deformable: bool, stride_in_1x1: bool
+) -> None:
+    """Deformable convolutions begin with the weights of those that they replace."""
+    if name not in BOTTLENECKS:
+        argument = "deformable" if deformable else "stride_in_1x1"
+        _fail(argument, f"False with a backbone other than {' and '.join(BOTTLENECKS)}", f"True and {name}")
+    for stage in stages:
+        for block in body.get_submodule(stage).children():
+            first, second = block.conv1, block.conv2
+            if stride_in_1x1:
+                first.stride, second.stride = second.stride, first.stride
+            if deformable:
+                block.conv2 = DeformConv(second.in_channels, second.out_channels, 3, second.stride[0])
+                block.conv2.weight = second.weight
 
 
 def _timm_body(name: str, norm: str, pretrained: bool | str) -> tuple[nn.Module, list[str], list[int]]:

@@ -53,12 +53,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[SO
     Raises:
         CheckpointError: no such file, another kind of file, or weights that do not fit their own settings.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(
-            f"checkpoint: expected a .ckpt or .safetensors file, got {path}, which is not there"
-        )
-    weights, info = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
+    weights, info = read_checkpoint(path)
     # The weights are in the file: do not download others first.
     try:
         model = build_solo(**{**info.model, "pretrained": False})
@@ -70,6 +65,20 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[SO
     except RuntimeError as error:
         raise CheckpointError(f"checkpoint: {path} does not fit its own settings: {error}") from error
     return model.to(device).eval(), info
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
+    """Weights of a ``.ckpt`` or ``.safetensors`` file by the model's names, and what it says of the model.
+
+    Raises:
+        CheckpointError: no such file, or another kind of file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(
+            f"checkpoint: expected a .ckpt or .safetensors file, got {path}, which is not there"
+        )
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
 
 
 def export_safetensors(checkpoint: str | Path, out: str | Path) -> Path:

@@ -134,7 +134,7 @@ def draw_candidates(head: Head, result: HeadResult, options: InferenceSettings) 
         candidates, cells = find_candidates(scores, options.score_threshold)
         if len(cells) == 0:
             continue  # no mask tower for a level without candidates
-        masks = head.cell_masks(result, k, cells)
+        masks = head.cell_masks(result, k, cells, out_size)
         bits = mask_bits(*masks, out_size, options.mask_threshold)
         candidates.score = candidates.score * bits.maskness[candidates.mask].float()
         candidates = candidates.select((bits.areas[candidates.mask] > STRIDES[k]).nonzero().squeeze(1))

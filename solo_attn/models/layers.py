@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
 
 from .settings import GROUPS
 
@@ -45,13 +47,66 @@ class _GroupNorm(nn.GroupNorm):
         return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
 
-def conv_groups(in_channels: int, channels: int, count: int) -> nn.Sequential:
-    """``count`` groups of [3x3 convolution without bias, GroupNorm of 32 groups, ReLU]."""
+class DeformConv(nn.Module):
+    """Deformable convolution of a square kernel without bias, each tap of it weighted (DCNv2).
+
+    Parameters have the names that they have in mmdetection. It begins with taps at their usual places, all of
+    the weight 1/2.
+
+    Args:
+        in_channels: of [B, in_channels, h, w].
+        out_channels: of the result.
+        kernel: side, odd.
+        stride: of the result.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> None:
+        super().__init__()
+        self.stride, self.padding = stride, kernel // 2
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel, kernel))
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        self.conv_offset = nn.Conv2d(in_channels, 3 * kernel * kernel, kernel, stride, self.padding)
+        self.straighten()
+
+    def straighten(self) -> None:
+        """Put the taps back to their usual places."""
+        nn.init.zeros_(self.conv_offset.weight)
+        if self.conv_offset.bias is not None:
+            nn.init.zeros_(self.conv_offset.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, h, w] to [B, out_channels, h / stride, w / stride]."""
+        first, second, weight = self.conv_offset(x).chunk(3, dim=1)
+        # torchvision's kernel wants one dtype, and knows no bfloat16 on a CPU.
+        dtype = torch.promote_types(x.dtype, self.weight.dtype)
+        offsets, taps = torch.cat([first, second], dim=1).to(dtype), weight.sigmoid().to(dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            return deform_conv2d(
+                x.to(dtype), offsets, self.weight.to(dtype), None, self.stride, self.padding, mask=taps
+            )
+
+
+Deformable = Literal["last", "towers", "all"]
+
+
+def conv_group(
+    in_channels: int, channels: int, kernel: int = 3, *, deformable: bool = False
+) -> nn.Sequential:
+    """[convolution without bias, GroupNorm of 32 groups, ReLU]."""
+    convolution = (
+        DeformConv(in_channels, channels, kernel)
+        if deformable
+        else nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2, bias=False)
+    )
+    return nn.Sequential(convolution, _GroupNorm(GROUPS, channels), nn.ReLU(inplace=True))
+
+
+def conv_groups(
+    in_channels: int, channels: int, count: int, deformable: Deformable | None = None
+) -> nn.Sequential:
+    """A tower: ``count`` times `conv_group`, one after another, of which some or all are deformable."""
     layers: list[nn.Module] = []
     for k in range(count):
-        layers += [
-            nn.Conv2d(in_channels if k == 0 else channels, channels, 3, padding=1, bias=False),
-            _GroupNorm(GROUPS, channels),
-            nn.ReLU(inplace=True),
-        ]
+        bent = deformable is not None and (deformable != "last" or k == count - 1)
+        layers += conv_group(in_channels if k == 0 else channels, channels, deformable=bent)
     return nn.Sequential(*layers)

@@ -22,7 +22,7 @@ def category_loss(category_logits: Sequence[Tensor], targets: Sequence[LevelTarg
 
     Half precision is summed in float32.
     """
-    positives = sum(len(level.cells) for level in targets)
+    positives = sum(level.positives for level in targets)
     dtype = torch.promote_types(category_logits[0].dtype, torch.float32)
     total = category_logits[0].new_zeros((), dtype=dtype)
     for logits, level in zip(category_logits, targets, strict=True):
@@ -40,7 +40,7 @@ def mask_loss(
     targets: Sequence[LevelTargets],
     weight: float,
 ) -> Tensor:
-    """Mean dice of the positive cells x ``weight``; 0 with the graph kept where there are none.
+    """Dice of all masks / number of positive cells x ``weight``; 0 with the graph kept where there are none.
 
     Only the positive cells' masks are made, and only the levels that have some run their mask tower.
     """
@@ -49,7 +49,7 @@ def mask_loss(
     parameters = head.mask_parameters()
     start = result.features[0].new_zeros((), dtype=parameters[0].dtype)
     total = sum((p.sum() * 0 for p in parameters), start=start)
-    positives = sum(len(level.cells) for level in targets)
+    positives = sum(level.positives for level in targets)
     for k, level in enumerate(targets):
         if len(level.cells):
             cells = head.cell_masks(result, k, level.cells)

@@ -6,7 +6,7 @@ configuration and the command line all use these.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import StrictStr, model_validator
@@ -19,14 +19,45 @@ NotNegative = Annotated[Integer, Ge(0)]
 Share = Annotated[Number, Ge(0), Le(1)]
 GROUPS = 32  # of GroupNorm
 
+OF_HEADS: dict[str, dict[str, Any]] = {
+    "solo": {},
+    "decoupled": {"attention": None},
+    "decoupled_light": {
+        "attention": None,
+        "num_convs": 4,
+        "scale_ranges": ((1, 64), (32, 128), (64, 256), (128, 512), (256, 2048)),
+        "min_size": 512,
+        "max_size": 852,
+    },
+    "solov2": {"head_channels": 512, "num_convs": 4},
+    "solov2_light": {
+        "num_convs": 2,
+        "kernel_channels": 128,
+        "scale_ranges": ((1, 56), (28, 112), (56, 224), (112, 448), (224, 896)),
+        "min_size": 448,
+        "max_size": 768,
+    },
+}
+"""Defaults that a head has of its own, as it was published; the others are those of `ModelSettings`."""
+
 
 class HeadSettings(Settings):
     """The prediction head: its towers, its grids, its attention branch."""
 
+    head: Literal["solo", "decoupled", "decoupled_light", "solov2", "solov2_light"] = "solo"
+    """Which head (docs/heads.md). What is not set beside it is as that head was published: other channels,
+    convolutions, scale ranges and image sizes than SOLO's."""
     head_channels: Positive = 256
     """Channels of the towers, a multiple of 32 (GroupNorm)."""
     num_convs: Positive = 7
     """Groups of [3x3 convolution, GroupNorm, ReLU] in each tower."""
+    kernel_channels: Positive = 256
+    """E: channels of SOLOv2's mask features, and so of each cell's kernel; a multiple of 32."""
+    feature_channels: Positive = 128
+    """Channels of the convolutions that SOLOv2's mask features are made by, a multiple of 32."""
+    deformable: Literal["last", "towers", "all"] | None = None
+    """Deformable convolutions (DCNv2) in the head: the last one of each tower, all of the towers, all of the
+    towers and of SOLOv2's mask features, or none."""
     num_grids: tuple[Positive, Positive, Positive, Positive, Positive] = (40, 36, 24, 16, 12)
     """S of each level (Table 2): a level is divided into S x S cells."""
     coords: Literal["paper", "inclusive"] | None = "paper"
@@ -46,11 +77,37 @@ class HeadSettings(Settings):
     them, as the paper's figure 2 draws it: the same results, more time and memory."""
 
     @model_validator(mode="after")
-    def _fits_group_norm(self) -> Self:
-        if self.head_channels % GROUPS:
+    def _as_the_head_was_published(self) -> Self:
+        own = OF_HEADS[self.head].items()
+        # Not marked as set: another head that is chosen later brings its own.
+        self.__dict__.update(
+            (name, value)
+            for name, value in own
+            if name in type(self).model_fields and name not in self.model_fields_set
+        )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_head(self) -> Self:
+        if self.head.startswith("decoupled") and self.attention is not None:
             raise ValueError(
-                f"expected head_channels to be a multiple of {GROUPS} (GroupNorm), got {self.head_channels}"
+                f"expected attention to be null with head {self.head!r}, whose masks are products of two "
+                f"probabilities and have no logits to add to, got {self.attention!r}"
             )
+        if self.masks == "dense" and self.head != "solo":
+            raise ValueError(
+                "expected masks to be 'chosen' with a head other than 'solo', which is what the paper draws "
+                f"the masks of all cells of, got 'dense' and head {self.head!r}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_group_norm(self) -> Self:
+        for name in ("head_channels", "kernel_channels", "feature_channels"):
+            if getattr(self, name) % GROUPS:
+                raise ValueError(
+                    f"expected {name} to be a multiple of {GROUPS} (GroupNorm), got {getattr(self, name)}"
+                )
         # The category branch of such a level would say the same of every image, and never learn.
         if self.head_channels == GROUPS and min(self.num_grids) == 1:
             raise ValueError(
@@ -110,6 +167,11 @@ class ModelSettings(InferenceSettings, HeadSettings):
     freeze: Annotated[Integer, Ge(0), Le(5)] | Literal["all"] | None = None
     """Stages of the backbone that are not trained, the stem being the first, or "all"; null takes 2 with
     pretrained weights and 0 without."""
+    deformable_backbone: Flag = False
+    """Deformable convolutions (DCNv2) in the last three stages of a resnet50 or resnet101."""
+    stride_in_1x1: Flag = False
+    """Bottlenecks of a resnet50 or resnet101 have their stride in the first convolution, as in Caffe's and
+    detectron2's weights, and not in the second, as in torchvision's."""
     fpn_channels: Positive = 256
     """Channels of the pyramid."""
     scale_ranges: tuple[Range, Range, Range, Range, Range] = (

@@ -19,7 +19,7 @@ from .backbone import (
     default_norm,
     image_statistics,
 )
-from .heads import HeadResult, SOLOHead
+from .heads import Head, HeadResult, build_head
 from .inference import predict
 from .losses import category_loss, mask_loss
 from .settings import ModelSettings
@@ -56,7 +56,7 @@ class SOLO(nn.Module):
 
     transform: nn.Module
 
-    def __init__(self, backbone: nn.Module, head: SOLOHead, settings: ModelSettings) -> None:
+    def __init__(self, backbone: nn.Module, head: Head, settings: ModelSettings) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -144,7 +144,14 @@ class SOLO(nn.Module):
         )
         result = self.features(batch.tensors)
         height, width = batch.tensors.shape[-2:]
-        assigned = assign(resized, (height, width), self.head.num_grids, self.settings.scale_ranges)
+        assigned = assign(
+            resized,
+            (height, width),
+            self.head.num_grids,
+            self.settings.scale_ranges,
+            self.head.mask_strides,
+            shared_cells=self.head.shared_cells,
+        )
         return {
             "loss_category": category_loss(result.category_logits, assigned),
             "loss_mask": mask_loss(self.head, result, assigned, self.settings.mask_loss_weight),
@@ -158,7 +165,8 @@ class SOLO(nn.Module):
 
     def features(self, batch: Tensor) -> HeadResult:
         """Backbone and head up to the choice of cells, for a normalised batch [B, 3, H, W]."""
-        return self.head(list(self.backbone(batch).values()))
+        result: HeadResult = self.head(list(self.backbone(batch).values()))
+        return result
 
 
 class _Transform(GeneralizedRCNNTransform):
@@ -205,12 +213,14 @@ def build_solo(num_classes: int, settings: ModelSettings | None = None, **change
     elif changes:
         raise TypeError(f"build_solo: expected settings or single ones, got both: {', '.join(changes)}")
     settings = _settled(settings)
-    head = SOLOHead(num_classes, settings.fpn_channels, settings)
+    head = build_head(num_classes, settings.fpn_channels, settings)
     backbone = build_backbone(
         settings.backbone,
         norm=settings.norm,
         pretrained=settings.pretrained,
         freeze=settings.freeze,
+        deformable=settings.deformable_backbone,
+        stride_in_1x1=settings.stride_in_1x1,
         out_channels=settings.fpn_channels,
     )
     return SOLO(backbone, head, settings)

@@ -22,11 +22,18 @@ class LevelTargets(NamedTuple):
         labels: int64 [B, S, S]; `BACKGROUND` where no object is responsible.
         cells: int64 [K, 2], (image, cell) of the positive cells.
         masks: bool [K, H, W], what each positive cell should draw, at the level's mask-logit size.
+        collisions: so many of the K are a cell once more, for an object that does not give its label.
     """
 
     labels: Tensor
     cells: Tensor
     masks: Tensor
+    collisions: int = 0
+
+    @property
+    def positives(self) -> int:
+        """The number of positive cells."""
+        return len(self.cells) - self.collisions
 
 
 class Objects(NamedTuple):
@@ -121,6 +128,9 @@ def assign(
     input_size: tuple[int, int],
     num_grids: Sequence[int],
     scale_ranges: Sequence[Sequence[float]],
+    mask_strides: Sequence[int] = MASK_STRIDES,
+    *,
+    shared_cells: bool = False,
 ) -> list[LevelTargets]:
     """Targets of every level for a batch.
 
@@ -130,23 +140,30 @@ def assign(
         input_size: (height, width) of the padded input, multiples of 32.
         num_grids: S of each level.
         scale_ranges: of each level, the sqrt of box area that it takes; both ends inclusive.
+        mask_strides: of each level's mask logits.
+        shared_cells: a cell in the centre regions of several objects learns the masks of all of them, not
+            only of the last one, which it has the label of.
     """
     # What is not zero is asked once: the masks are read many times.
     targets = [{**target, "masks": as_bytes(target["masks"]).view(torch.bool)} for target in targets]
     objects = [find_objects(target) for target in targets]
-    sizes = {stride: (input_size[0] // stride, input_size[1] // stride) for stride in MASK_STRIDES}
+    sizes = {stride: (input_size[0] // stride, input_size[1] // stride) for stride in set(mask_strides)}
     reduced = [{k: reduce_masks(target["masks"], k, sizes[k]) for k in sizes} for target in targets]
     levels = []
-    for side, (low, high), stride in zip(num_grids, scale_ranges, MASK_STRIDES, strict=True):
-        labels, cells, masks = [], [], []
+    for side, (low, high), stride in zip(num_grids, scale_ranges, mask_strides, strict=True):
+        labels, cells, masks, collisions = [], [], [], 0
         for image, found in enumerate(objects):
             cell, owner = owned_cells(found, input_size, side, low, high)
             label = torch.full((side * side,), BACKGROUND, device=cell.device)
             label[cell] = found.labels[owner]
             labels.append(label.reshape(side, side))
+            if shared_cells:
+                once = len(cell)
+                cell, owner = wanted_cells(found, input_size, side, low, high)
+                collisions += len(cell) - once
             cells.append(torch.stack([torch.full_like(cell, image), cell], dim=1))
             masks.append(reduced[image][stride][found.mask[owner]])
-        levels.append(LevelTargets(torch.stack(labels), torch.cat(cells), torch.cat(masks)))
+        levels.append(LevelTargets(torch.stack(labels), torch.cat(cells), torch.cat(masks), collisions))
     return levels
 
 
@@ -162,11 +179,25 @@ def owned_cells(
         low: sqrt of the box's area from which the level takes objects, inclusive.
         high: up to which, inclusive.
     """
-    inside = ((found.side >= low) & (found.side <= high)).nonzero().squeeze(1)
-    length = torch.tensor(input_size, dtype=torch.float32, device=found.centre.device)
+    inside, length = _of_size(found, input_size, low, high)
     owner = owners(found.centre[inside], found.half[inside], length, side)
     cell = owner.ne(BACKGROUND).nonzero().squeeze(1)
     return cell, inside[owner[cell]]
+
+
+def wanted_cells(
+    found: Objects, input_size: tuple[int, int], side: int, low: float, high: float
+) -> tuple[Tensor, Tensor]:
+    """`owned_cells` where no object overwrites another: a cell comes as often as it is in a centre region."""
+    inside, length = _of_size(found, input_size, low, high)
+    taken, cells = _regions(found.centre[inside], found.half[inside], length, side)
+    return cells[taken], inside[taken.nonzero()[:, 0]]
+
+
+def _of_size(found: Objects, input_size: tuple[int, int], low: float, high: float) -> tuple[Tensor, Tensor]:
+    """The objects that a level takes, int64 [N], and (height, width) of the input as float32 [2]."""
+    inside = ((found.side >= low) & (found.side <= high)).nonzero().squeeze(1)
+    return inside, torch.tensor(input_size, dtype=torch.float32, device=found.centre.device)
 
 
 def owners(
@@ -192,17 +223,22 @@ def owners(
         int64 [images * S * S], the object's index or `BACKGROUND`.
     """
     owner = torch.full((images * side * side,), BACKGROUND, dtype=torch.int64, device=centre.device)
-    middle = cell_index(centre, length, side)
-    first = cell_index(centre - half, length, side).clamp(min=0)
-    last = cell_index(centre + half, length, side).clamp(max=side - 1)
-    first, last = first.maximum(middle - 1), last.minimum(middle + 1)
-    # At most 3 x 3 cells: all of them at once, [N, 3, 3].
-    reach = torch.arange(3, device=owner.device)
-    rows, columns = (first[:, k, None] + reach for k in (0, 1))
-    inside = (rows <= last[:, 0, None])[:, :, None] & (columns <= last[:, 1, None])[:, None, :]
-    cells = rows[:, :, None] * side + columns[:, None, :]
+    inside, cells = _regions(centre, half, length, side)
     if image is not None:
         cells = cells + image[:, None, None] * side * side
     index = torch.arange(len(inside), device=owner.device)[:, None, None].expand_as(inside)[inside]
     # A later object overwrites an earlier one.
     return owner.scatter_reduce(0, cells[inside], index, "amax")
+
+
+def _regions(centre: Tensor, half: Tensor, length: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """The centre regions of N objects: which of [N, 3, 3] places are in, and their cells, int64 alike."""
+    middle = cell_index(centre, length, side)
+    first = cell_index(centre - half, length, side).clamp(min=0)
+    last = cell_index(centre + half, length, side).clamp(max=side - 1)
+    first, last = first.maximum(middle - 1), last.minimum(middle + 1)
+    # At most 3 x 3 cells: all of them at once, [N, 3, 3].
+    reach = torch.arange(3, device=centre.device)
+    rows, columns = (first[:, k, None] + reach for k in (0, 1))
+    inside = (rows <= last[:, 0, None])[:, :, None] & (columns <= last[:, 1, None])[:, None, :]
+    return inside, rows[:, :, None] * side + columns[:, None, :]

@@ -4,7 +4,7 @@ from .._utils.errors import extra_train
 
 with extra_train("solo_attn.training"):
     from .callbacks import UnfinishedError
-    from .compare import Comparison, compare, system_config, systems_of
+    from .compare import Comparison, compare, read_systems, system_config, systems_of
     from .config import (
         Config,
         ConfigError,
@@ -39,6 +39,7 @@ __all__ = [
     "differences",
     "load_config",
     "override",
+    "read_systems",
     "settled",
     "system_config",
     "systems_of",

@@ -1,10 +1,10 @@
-"""The paper's experiment: its three systems, trained alike over several seeds, in its own tables."""
+"""The paper's experiment: its three systems, or others, trained alike over several seeds, in its tables."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -27,7 +27,7 @@ from ..evaluation import (
 )
 from ..models import ModelSettings, load_model
 from .callbacks import UnfinishedError
-from .config import Config, ConfigError, DataConfig, changes, differences, settled
+from .config import Config, ConfigError, DataConfig, changes, differences, read_yaml, settled
 from .train import FREE, RESULT, train
 
 FIGURE_IMAGES = 3  # as many samples as the paper's Figure 5 has
@@ -92,11 +92,41 @@ def system_config(config: Config, system: str, seed: int) -> Config:
     return Config.from_dict(values)
 
 
+def read_systems(path: str | Path) -> dict[str, Mapping[str, Any]]:
+    """Systems from a YAML file: a name of each, and under it what it changes in a configuration, by section.
+
+    Raises:
+        ConfigError: no such file, or one that holds something else.
+    """
+    found = read_yaml(path)
+    systems = {str(name): changed or {} for name, changed in found.items()}
+    for name, changed in systems.items():
+        if not isinstance(changed, Mapping) or not all(
+            isinstance(part, Mapping) for part in changed.values()
+        ):
+            raise ConfigError(
+                f"{path}: expected under {name!r} sections (model, data, train) with their settings, got "
+                f"{changed!r}"
+            )
+    if not systems or len({_slug(name) for name in systems}) < len(systems):
+        raise ConfigError(
+            f"{path}: expected systems whose names differ in letters or digits, got {[*systems]}"
+        )
+    return systems
+
+
+def _named(config: Config, name: str, changed: Mapping[str, Any], seed: int) -> Config:
+    values = config.given()  # a head that a system has brings its own defaults
+    for section, settings in {**changed, "train": {**changed.get("train", {}), "seed": seed}}.items():
+        values[section] = values.get(section, {}) | dict(settings)
+    return Config.from_dict(values, f"compare: {name}")
+
+
 def compare(
     config: Config,
     seeds: Sequence[int],
     out_dir: str | Path,
-    systems: Sequence[str] = SYSTEMS,
+    systems: Sequence[str] | Mapping[str, Mapping[str, Any]] = SYSTEMS,
     *,
     minutes: float | None = None,
     console: Console | None = None,
@@ -114,7 +144,7 @@ def compare(
         config: what the systems have in common; ``train.seed`` is not used.
         seeds: one run of each system for each.
         out_dir: receives ``tables.md``, ``results.json``, ``comparison.png`` and ``figure5.png``.
-        systems: names of Table 3 and of `FORMS`.
+        systems: names of Table 3 and of `FORMS`, or systems as `read_systems` gives them.
         minutes: end with `UnfinishedError` after so many, for machines with a time limit. A run that is at
             its end by then is still evaluated.
         console: where progress goes; a new one by default.
@@ -140,7 +170,10 @@ def compare(
     # Seeds outside: an interrupted comparison has whole rows of the table rather than single systems.
     for seed in seeds:
         for system in systems:
-            chosen = system_config(config, system, seed)
+            if isinstance(systems, Mapping):
+                chosen = _named(config, system, systems[system], seed)
+            else:
+                chosen = system_config(config, system, seed)
             done_before = (_folder(out_dir, system, seed) / RESULT).exists()
             try:
                 # A call however short makes one step at least: repeated, it comes to an end.
@@ -175,8 +208,11 @@ def _tables_of(data: DataConfig) -> _Part:
 
 
 def _folder(out_dir: Path, system: str, seed: int) -> Path:
-    slug = "".join(c if c.isalnum() else "_" for c in system.lower()).strip("_").replace("__", "_")
-    return out_dir / "runs" / f"{slug}-seed{seed}"
+    return out_dir / "runs" / f"{_slug(system)}-seed{seed}"
+
+
+def _slug(system: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in system.lower()).strip("_").replace("__", "_")
 
 
 def _run(

@@ -86,6 +86,10 @@ class DataConfig(Settings):
 class TrainConfig(Settings):
     """How long and how fast to learn; the defaults are SOLO's recipe (docs/method.md, "Training")."""
 
+    init_from: str | None = None
+    """A checkpoint or safetensors file, a converted one too, or the state dict of a backbone, whose weights
+    training begins with where they fit, or null. Outputs of classes are matched by name; what was taken and
+    what not is listed first."""
     epochs: Positive = 12
     """Passes over the training images."""
     max_steps: Positive | None = None
@@ -229,19 +233,29 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     values: dict[str, Any] = {}
     source = "config" if path is None else str(path)
     if path is not None:
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"config: expected {path} to be a readable YAML file: {error}") from error
-        values = _yaml(text, source) or {}
-        if not isinstance(values, dict):
-            raise ConfigError(f"{source}: expected sections (data, model, train), got {values!r}")
+        values = read_yaml(path)
     return override(Config.from_dict(values, source), overrides)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """What a YAML file of names holds, nothing where it is empty.
+
+    Raises:
+        ConfigError: no such file, not YAML, or something else than names.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config: expected {path} to be a readable YAML file: {error}") from error
+    values = _yaml(text, str(path)) or {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected sections (data, model, train), got {values!r}")
+    return values
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
     """A copy of ``config`` with single keys changed; see `load_config`."""
-    values = config.as_dict()
+    values = config.given()  # a head that is chosen here brings its own defaults
     for item in overrides:
         key, equals, text = item.partition("=")
         section, dot, name = key.strip().partition(".")

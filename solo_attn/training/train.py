@@ -21,7 +21,7 @@ from rich.progress import Progress
 from .._utils.environment import environment
 from .._utils.files import write_durably
 from ..evaluation import CocoMetrics, evaluate_model, learning_curve
-from ..models import build_solo
+from ..models import build_solo, take_weights
 from .callbacks import (
     AtomicCheckpointIO,
     Average,
@@ -107,6 +107,7 @@ def train(
     Raises:
         ConfigError: a setting that cannot be used, a run in ``run_dir`` though ``resume`` is off, or one
             that was started with other settings.
+        CheckpointError: nothing of ``train.init_from`` can be used.
         DatasetError: data that cannot be used; nothing has been trained then.
         TrainingError: the loss is not finite.
         UnfinishedError: the deadline came first.
@@ -136,11 +137,13 @@ def train(
             model = build_solo(datamodule.train_set.num_classes, config.model)
         except ValueError as error:
             raise ConfigError(f"config: the section model does not make a model: {error}") from error
+        names = list(datamodule.train_set.class_names)
+        begun = None
+        if config.train.init_from is not None and not last.exists():
+            begun = take_weights(model, config.train.init_from, names)
         if config.train.cache_features is not None:
             cache_features(model, config.train.cache_features)
-        module = SOLOModule(
-            model, config, list(datamodule.train_set.class_names), list(datamodule.train_set.category_ids)
-        )
+        module = SOLOModule(model, config, names, list(datamodule.train_set.category_ids))
         timer, steps = Timer(), datamodule.total_steps(config.train.devices)
         trainer = _trainer(config, run_dir, timer, steps, console)
         if deadline is not None:
@@ -154,6 +157,8 @@ def train(
             )
         if trainer.is_global_zero:
             _prepare(config, run_dir, resumed=last.exists())
+            for line in [] if begun is None else begun.lines():
+                console.print(f"{config.train.init_from}: {line}", highlight=False)
             begin = f"going on from {last}" if last.exists() else "training"
             console.print(f"{begin}: {datamodule.train_set.summary}", highlight=False)
         trainer.fit(

@@ -47,6 +47,7 @@ class Made:
         self.transform, self.settings = model.eval().transform, model.settings
         self.settings = self.settings.model_copy(update=settings)
         self.head, self.num_classes, self.num_grids = self, 2, GRIDS
+        self.mask_strides = MASK_STRIDES
         chosen: list[dict[Any, float]] = [{} for _ in GRIDS]
         for (level, *place), score in scores.items():
             chosen[level][(0, *place)] = score
@@ -66,7 +67,9 @@ class Made:
         levels = tuple(torch.empty(1, 1, SIDE // 8, SIDE // 8) for _ in GRIDS)
         return HeadResult(self.logits, levels, levels)
 
-    def cell_masks(self, result: HeadResult, level: int, cells: Tensor) -> CellMasks:
+    def cell_masks(
+        self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int] | None = None
+    ) -> CellMasks:
         stride = MASK_STRIDES[level]
         size = (SIDE // stride, SIDE // stride)
         logits = torch.full((len(cells), *size), OFF)

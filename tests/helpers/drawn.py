@@ -17,7 +17,7 @@ class Drawn:
     def __init__(self, masks, num_classes):
         self.masks, self.num_classes, self.asked = masks, num_classes, []
 
-    def cell_masks(self, result, level, cells):
+    def cell_masks(self, result, level, cells, compared_at=None):
         self.asked.append(level)
         coarse = self.masks[level][cells[:, 0], cells[:, 1]]
         return CellMasks(coarse, None, (2 * coarse.shape[1], 2 * coarse.shape[2]))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
 
 from benchmarks.peers.loading import peer
 
@@ -16,8 +18,27 @@ CLASSES = ("person", "rider", "car", "truck", "bus")
 SMALL = {"feat_channels": 64, "stacked_convs": 2, "num_grids": [20, 16, 12, 8, 6]}
 
 
-def config(depth: int = 18, classes: int = 5, fpn: int = 64, **head: Any) -> Any:
-    """What configs/solo/solo_r50_fpn_1x_coco.py says, of other sizes."""
+BASE = {"type": "DiceLoss", "use_sigmoid": True, "loss_weight": 3.0}
+DCN = {"type": "DCNv2"}
+FEATURES = {
+    "feat_channels": 32,
+    "start_level": 0,
+    "end_level": 3,
+    "out_channels": 64,
+    "mask_stride": 4,
+    "norm_cfg": {"type": "GN", "num_groups": 32, "requires_grad": True},
+}
+HEADS: dict[str, dict[str, Any]] = {
+    "solo": {},
+    "decoupled": {"type": "DecoupledSOLOHead", "loss_mask": {**BASE, "activate": False}},
+    "decoupled_light": {"type": "DecoupledSOLOLightHead", "loss_mask": {**BASE, "activate": False}},
+    "solov2": {"type": "SOLOV2Head", "mask_feature_head": FEATURES, "stacked_convs": 4},
+    "solov2_light": {"type": "SOLOV2Head", "mask_feature_head": FEATURES, "stacked_convs": 2},
+}
+
+
+def config(depth: int = 18, classes: int = 5, fpn: int = 64, kind: str = "solo", **head: Any) -> Any:
+    """What configs/solo/solo_r50_fpn_1x_coco.py, or that of another head, says, of other sizes."""
     stages = [64, 128, 256, 512] if depth < 50 else [256, 512, 1024, 2048]
     mask_head = {
         "type": "SOLOHead",
@@ -39,10 +60,10 @@ def config(depth: int = 18, classes: int = 5, fpn: int = 64, **head: Any) -> Any
             "loss_weight": 1.0,
         },
         "norm_cfg": {"type": "GN", "num_groups": 32, "requires_grad": True},
-        **head,
+        **{**head, **HEADS[kind]},
     }
     model = {
-        "type": "SOLO",
+        "type": "SOLOv2" if kind.startswith("solov2") else "SOLO",
         "data_preprocessor": {
             "type": "DetDataPreprocessor",
             "mean": [123.675, 116.28, 103.53],
@@ -96,16 +117,95 @@ def detector(settings: Any, seed: int = 0) -> Any:
             norm.weight.uniform_(0.7, 1.3)
             norm.bias.normal_(0, 0.1)
         head = model.mask_head
-        for tower in (head.mask_convs, head.cls_convs):
-            for group in tower:
+        for name in ("mask_convs", "cls_convs", "mask_convs_x", "mask_convs_y", "kernel_convs"):
+            for group in getattr(head, name, ()):
                 group.gn.weight.uniform_(0.7, 1.3)
                 group.gn.bias.normal_(0, 0.2)
         head.conv_cls.weight.normal_(0, 3 / head.feat_channels**0.5 / 3)
         head.conv_cls.bias.normal_(-3.5, 0.3)
-        for output in head.conv_mask_list:
+        for output in getattr(head, "conv_mask_list", ()):
             output.weight.normal_(0, 2 / head.feat_channels**0.5)
             output.bias.normal_(-0.5, 0.5)
+        for axis in ("x", "y"):
+            for output in getattr(head, f"conv_mask_list_{axis}", ()):
+                output.weight.normal_(0, 1 / head.feat_channels**0.5)
+                output.bias.normal_(1.0, 0.5)
+        if hasattr(head, "conv_kernel"):
+            head.conv_kernel.weight.normal_(0, 0.5 / head.feat_channels**0.5)
+            head.conv_kernel.bias.normal_(0, 0.1)
+        for name, parameter in model.named_parameters():
+            if "conv_offset" in name:
+                parameter.normal_(0, 0.3 if name.endswith("bias") else 0.02)
     return model.eval()
+
+
+def deform_by_torchvision(monkeypatch: Any) -> None:
+    """Give mmcv-lite, which has no compiled operators, torchvision's deformable convolution."""
+
+    def deform(x: Any, offset: Any, mask: Any, weight: Any, bias: Any, *rest: Any) -> Tensor:
+        stride, padding, dilation = rest[:3]
+        assert rest[3:] == (1, 1), "groups"
+        return deform_conv2d(x, offset, weight, bias, stride, padding, dilation, mask)
+
+    monkeypatch.setattr(
+        peer("mmdet") and peer("mmcv.ops.modulated_deform_conv"), "modulated_deform_conv2d", deform
+    )
+
+
+# In float64: in float32 a pixel within rounding of the threshold falls to either side, and takes the score of
+# a small mask along by more than 1e-4.
+@torch.no_grad()
+def theirs(model: Any, *images: Tensor) -> list[Any]:
+    """Their whole prediction from the bytes of RGB images."""
+    sizes = [(image.shape[1], image.shape[2]) for image in images]
+    data = {"inputs": [image.flip(0) for image in images], "data_samples": [sample(s, s) for s in sizes]}
+    data = model.data_preprocessor(data, False)
+    found = copy.deepcopy(model).double().predict(data["inputs"].double(), data["data_samples"])
+    return [result.pred_instances for result in found]
+
+
+def ours_of(model: Any, *images: Tensor) -> list[dict[str, Tensor]]:
+    """The same by our model."""
+    found: list[dict[str, Tensor]] = copy.deepcopy(model).double()([image.double() / 255 for image in images])
+    return found
+
+
+def agree(found: dict[str, Tensor], expected: Any, least: int = 10, score: float = 1e-4) -> None:
+    """Two predictions of one image, of masks that differ from each other."""
+    assert len(expected.scores) >= least, "random weights that find nothing compare nothing"
+    assert len(expected.scores) == len(found["scores"])
+    assert torch.equal(found["labels"], expected.labels)
+    torch.testing.assert_close(found["scores"].double(), expected.scores.double(), rtol=0, atol=score)
+    differing = (found["masks"] != expected.masks).flatten(1).sum(1)
+    assert int(differing.max()) <= 0.001 * found["masks"][0].numel()
+    share = expected.masks.flatten(1).float().mean(1)
+    assert len(share.unique()) > 5
+    assert bool(((share > 0.01) & (share < 0.9)).any()), "masks worth comparing"
+
+
+def training_losses(model: Any, image: Tensor, target: dict[str, Tensor], dtype: torch.dtype) -> Any:
+    """Their losses on the bytes of an RGB image."""
+    size = (image.shape[1], image.shape[2])
+    data_sample = sample(size, size)
+    data_sample.gt_instances = peer("mmengine.structures").InstanceData(
+        bboxes=target["boxes"],
+        labels=target["labels"],
+        masks=peer("mmdet.structures.mask").BitmapMasks(target["masks"].numpy(), *size),
+    )
+    data = model.data_preprocessor({"inputs": [image.flip(0)], "data_samples": [data_sample]}, training=True)
+    return model.loss(data["inputs"].to(dtype), data["data_samples"])
+
+
+def compare_gradients(model: Any, ours: Any, names: dict[str, str]) -> None:
+    """Of parameters by their and our name, after both have gone backward in float64."""
+    theirs_by_name, ours_by_name = dict(model.named_parameters()), dict(ours.named_parameters())
+    for their_name, name in names.items():
+        gradient = theirs_by_name[their_name].grad
+        scale = float(gradient.abs().max())
+        assert scale > 1e-4, their_name
+        torch.testing.assert_close(
+            ours_by_name[name].grad, gradient, rtol=0, atol=1e-5 * scale, msg=their_name
+        )
 
 
 def save(model: Any, settings: Any, path: Path, **changes: Any) -> Path:

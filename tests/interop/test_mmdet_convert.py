@@ -8,13 +8,27 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from benchmarks.peers.loading import need
 
 need("mmdet")
 
-from mmdet_models import CLASSES, SIZE, SMALL, config, detector, objects, photo, sample, save  # noqa: E402
+from mmdet_models import (  # noqa: E402
+    CLASSES,
+    SIZE,
+    SMALL,
+    agree,
+    compare_gradients,
+    config,
+    detector,
+    objects,
+    ours_of,
+    photo,
+    sample,
+    save,
+    theirs,
+    training_losses,
+)
 
 from solo_attn.interop.mmdet import convert_checkpoint, mask_matrix_nms  # noqa: E402
 from solo_attn.models import load_model  # noqa: E402
@@ -31,34 +45,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
     out = path.with_name("converted.ckpt")
     convert_checkpoint(path, out)
     return model, load_model(out)[0], path
-
-
-# In float64: in float32 a pixel within rounding of the threshold falls to either side, and takes the score of
-# a small mask along by more than 1e-4.
-@torch.no_grad()
-def theirs(model: Any, *images: Tensor) -> list[Any]:
-    """Their whole prediction from the bytes of RGB images."""
-    sizes = [(image.shape[1], image.shape[2]) for image in images]
-    data = {"inputs": [image.flip(0) for image in images], "data_samples": [sample(s, s) for s in sizes]}
-    data = model.data_preprocessor(data, False)
-    found = copy.deepcopy(model).double().predict(data["inputs"].double(), data["data_samples"])
-    return [result.pred_instances for result in found]
-
-
-def ours_of(model: Any, *images: Tensor) -> list[dict[str, Tensor]]:
-    return copy.deepcopy(model).double()([image.double() / 255 for image in images])
-
-
-def agree(found: dict[str, Tensor], expected: Any, least: int = 10, score: float = 1e-4) -> None:
-    assert len(expected.scores) >= least, "random weights that find nothing compare nothing"
-    assert len(expected.scores) == len(found["scores"])
-    assert torch.equal(found["labels"], expected.labels)
-    torch.testing.assert_close(found["scores"].double(), expected.scores.double(), rtol=0, atol=score)
-    differing = (found["masks"] != expected.masks).flatten(1).sum(1)
-    assert int(differing.max()) <= 0.001 * found["masks"][0].numel()
-    share = expected.masks.flatten(1).float().mean(1)
-    assert len(share.unique()) > 5
-    assert bool(((share > 0.01) & (share < 0.9)).any()), "masks worth comparing"
 
 
 def test_the_whole_prediction(pair) -> None:
@@ -173,18 +159,6 @@ def test_their_model_with_our_matrix_nms(pair, monkeypatch) -> None:
     assert torch.equal(after.masks, before.masks)
 
 
-def training_losses(model: Any, image: Tensor, target: dict[str, Tensor], dtype: torch.dtype) -> Any:
-    size = (image.shape[1], image.shape[2])
-    data_sample = sample(size, size)
-    data_sample.gt_instances = need("mmengine.structures").InstanceData(
-        bboxes=target["boxes"],
-        labels=target["labels"],
-        masks=need("mmdet.structures.mask").BitmapMasks(target["masks"].numpy(), *size),
-    )
-    data = model.data_preprocessor({"inputs": [image.flip(0)], "data_samples": [data_sample]}, training=True)
-    return model.loss(data["inputs"].to(dtype), data["data_samples"])
-
-
 # Names of the same parameter: the bottom of what mmdetection trains, the neck, and each part of the head.
 PARAMETERS = {
     "backbone.layer2.0.conv1.weight": "backbone.body.layer2.0.conv1.weight",
@@ -212,14 +186,7 @@ def test_losses_and_gradients(pair, seed, dtype) -> None:
     if dtype == torch.float64:
         sum(expected.values()).backward()
         sum(found.values()).backward()
-        theirs_by_name, ours_by_name = dict(model.named_parameters()), dict(ours.named_parameters())
-        for their_name, name in PARAMETERS.items():
-            gradient = theirs_by_name[their_name].grad
-            scale = float(gradient.abs().max())
-            assert scale > 1e-3, their_name
-            torch.testing.assert_close(
-                ours_by_name[name].grad, gradient, rtol=0, atol=1e-5 * scale, msg=their_name
-            )
+        compare_gradients(model, ours, PARAMETERS)
 
 
 def test_what_the_file_says_is_kept(pair) -> None:

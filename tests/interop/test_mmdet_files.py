@@ -114,12 +114,12 @@ def test_the_published_settings_are_the_defaults_here() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("decoupled", "expected a SOLO detector, got a Decoupled SOLO"),
-        ("solov2", "expected a SOLO detector, got a SOLOv2"),
-        ("other", "expected a SOLO detector of mmdetection 3.x"),
+        ("decoupled", "expected mask_head.type = 'DecoupledSOLOLightHead', which this library is made for"),
+        ("solov2", "got none for mask_head.mask_feature_head.conv_pred.conv.weight"),
+        ("other", "expected a detector of mmdetection 3.x: SOLO, Decoupled SOLO or SOLOv2"),
         ("missing", "expected all weights of the model, got none for backbone.fpn.inner_blocks.2.0.bias"),
         ("no conv_cls", "expected all weights of the model, got none for mask_head.conv_cls.weight"),
-        ("unknown", "expected no other weights than SOLO's, got backbone.layer4.0.conv_offset.weight"),
+        ("unknown", "expected no other weights than the model's, got backbone.layer4.0.conv_offset.weight"),
         ("shape", "expected neck.fpn_convs.1.conv.weight of shape [64, 64, 3, 3], got [64, 64, 1, 1]"),
         ("deeper", "expected a backbone of resnet18, resnet34, resnet50, resnet101, got 3 blocks in layer3"),
         ("levels", "expected the masks of five levels, got 4"),
@@ -158,25 +158,14 @@ def test_other_checkpoints_are_refused(solo, tmp_path, change, message) -> None:
     refused(path, message)
 
 
-@pytest.mark.parametrize("real", ["DecoupledSOLOHead", "DecoupledSOLOLightHead", "SOLOV2Head"])
-def test_the_real_other_detectors_are_refused(real, tmp_path) -> None:
-    settings = config(18, **SMALL)
-    head = settings.model.mask_head
-    head.type = real
-    if real == "SOLOV2Head":
-        settings.model.type = "SOLOv2"
-        head.mask_feature_head = {
-            "feat_channels": 32,
-            "start_level": 0,
-            "end_level": 3,
-            "out_channels": 64,
-            "mask_stride": 4,
-        }
-        head.loss_mask = {"type": "DiceLoss", "use_sigmoid": True, "loss_weight": 3.0}
-    need("mmdet.utils").register_all_modules()
-    model = need("mmdet.registry").MODELS.build(settings.model)
-    name = "SOLOv2" if real == "SOLOV2Head" else "Decoupled SOLO"
-    refused(save(model, settings, tmp_path / "a.pth"), f"expected a SOLO detector, got a {name}")
+def test_of_solov2_the_grids_and_sizes_come_from_the_configuration() -> None:
+    settings = config(18, kind="solov2_light", num_grids=[20, 16, 12, 8, 6])
+    found = read_settings(settings.pretty_text, bottleneck=False, head="solov2_light")
+    assert found.model["num_grids"] == [20, 16, 12, 8, 6]
+    assert read_settings(None, bottleneck=False, head="solov2_light").model["max_size"] == 768
+    settings.model.mask_head.mask_feature_head.norm_cfg = None
+    with pytest.raises(ValueError, match=r"expected mask_head\.mask_feature_head\.norm_cfg\.type = 'GN'"):
+        read_settings(settings.pretty_text, bottleneck=False, head="solov2_light")
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path) -> None:
@@ -205,12 +194,11 @@ def test_settings_without_a_counterpart_are_refused(solo, tmp_path, section, val
     refused(save(solo[0], settings, tmp_path / "a.pth"), message)
 
 
-def test_a_stride_in_other_places_is_refused_where_there_are_bottlenecks() -> None:
+def test_a_stride_in_the_other_place_is_kept_where_there_are_bottlenecks() -> None:
     settings = config(50)
     settings.model.backbone.style = "caffe"
-    with pytest.raises(ValueError, match=r"expected backbone\.style = 'pytorch'"):
-        read_settings(settings.pretty_text, bottleneck=True)
-    assert read_settings(settings.pretty_text, bottleneck=False).notes == []
+    assert read_settings(settings.pretty_text, bottleneck=True).model["stride_in_1x1"] is True
+    assert read_settings(settings.pretty_text, bottleneck=False).model["stride_in_1x1"] is False
 
 
 def test_what_differs_in_training_only_is_said() -> None:

@@ -76,7 +76,7 @@ def test_grids_of_table_2():
     assert sum(side**2 for side in head.num_grids) == 3872
     with torch.device("meta"):
         head = SOLOHead(80)
-        logits, features, grids, nothing = head(pyramid_of(672, 1344))
+        logits, features, grids, nothing, *_ = head(pyramid_of(672, 1344))
         masks = head.dense_mask_logits(2, features[2], grids[2])
     assert nothing is None
     assert [tuple(x.shape) for x in grids] == [(1, 256, s, s) for s in head.num_grids]

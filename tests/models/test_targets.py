@@ -205,3 +205,20 @@ def test_a_batch_without_objects():
         assert torch.equal(level.labels, torch.full((2, side, side), BACKGROUND))
         assert level.cells.shape == (0, 2)
         assert level.masks.shape == (0, *size)
+
+
+def test_cells_that_several_objects_share():
+    """SOLOv2: the label is the later object's, and the masks of both are learned."""
+    objects = rectangles([(16, 16, 40, 40), (20, 20, 44, 44)], [1, 2], (64, 64))
+    (once, *_), (shared, *_) = (
+        assign([objects], (64, 64), EIGHT, EVERY_SIZE, (4,) * 5, shared_cells=flag) for flag in (False, True)
+    )
+    assert torch.equal(shared.labels, once.labels)
+    assert shared.positives == once.positives == len(once.cells) == int((once.labels != BACKGROUND).sum())
+    assert shared.collisions == len(shared.cells) - len(once.cells) > 0
+    assert len(shared.cells.unique(dim=0)) == len(once.cells)
+    assert shared.masks.shape[1:] == (16, 16)
+    # The earlier object's pairs come first, each with its own mask.
+    first = shared.masks[0]
+    assert torch.equal(first, torch.nn.functional.max_pool2d(objects["masks"][:1].float(), 4)[0].bool())
+    assert torch.equal(shared.masks[-1], once.masks[-1])

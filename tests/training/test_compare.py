@@ -22,6 +22,7 @@ from solo_attn.training import (
     demo,
     demo_config,
     override,
+    read_systems,
     system_config,
     systems_of,
     train,
@@ -274,3 +275,36 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     demo(tmp_path, overrides=changes, train_images=4, val_images=2)
     assert capsys.readouterr().out.count("done before") == 3
     assert demo_config().train.max_steps is None
+
+
+def test_systems_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: MakeConfig) -> None:
+    """Any names, each with what it changes; a head among it brings its own defaults."""
+    file = tmp_path / "systems.yaml"
+    file.write_text(
+        "plain: {model: {attention: null}}\n"
+        "as it is:\n"
+        "SOLOv2, light: {model: {head: solov2_light}, train: {learning_rate: 0.02}}\n"
+    )
+    systems = read_systems(file)
+    assert list(systems) == ["plain", "as it is", "SOLOv2, light"]
+    seen = []
+
+    def run(chosen: Config, system: str, *rest: object) -> object:
+        seen.append((system, chosen))
+        raise compare_file.UnfinishedError("enough") if len(seen) == 3 else KeyError("metrics")
+
+    for skip in range(3):
+        monkeypatch.setattr(compare_file, "_run", run)
+        left = dict([*systems.items()][skip:])
+        with pytest.raises((KeyError, compare_file.UnfinishedError)):
+            compare(override(config(), ["train.seed=4"]), [5], tmp_path / "out", left, minutes=9)
+    base = override(config(), ["train.seed=5"])
+    assert seen[0] == ("plain", override(base, ["model.attention=null"]))
+    assert seen[1] == ("as it is", base)
+    found = seen[2][1]
+    assert (found.model.head, found.model.kernel_channels) == ("solov2_light", 128)
+    assert (found.train.learning_rate, found.train.seed) == (0.02, 5)
+    for text in ("a: 3", "a: {model: 3}", "{}", "a b: {}\na_b: {}"):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match="expected"):
+            read_systems(file)

@@ -158,3 +158,11 @@ def test_learning_rate_is_scaled_to_the_images_of_a_step() -> None:
     assert scaled_learning_rate(train, 4) == pytest.approx(0.01 * 24 / 16)
     train.base_batch = None
     assert scaled_learning_rate(train, 4) == 0.01
+
+
+def test_a_head_chosen_on_the_command_line_brings_its_own_defaults(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("model: {backbone: resnet18, head_channels: 64}\n")
+    model = load_config(path, ["model.head=solov2_light", "train.epochs=3"]).model
+    assert (model.head_channels, model.num_convs, model.max_size) == (64, 2, 768)
+    assert override(load_config(path), ["model.head=decoupled"]).model.attention is None

@@ -1,4 +1,4 @@
-"""mmdetection's SOLO checkpoints into this library's."""
+"""mmdetection's checkpoints of the SOLO family into this library's."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from ...models import SOLO, CheckpointError, ModelInfo, build_solo, save_model
+from .names import mmdet_names
 from .settings import UnsuitableError, read_settings
 from .weights import architecture, translate
 
@@ -37,9 +38,11 @@ class Conversion:
 
 
 def convert_checkpoint(checkpoint: str | Path, out: str | Path | None = None) -> Conversion:
-    """Read a SOLO checkpoint of mmdetection 3.x; needs no mmdetection, and safetensors only to write it.
+    """Read a checkpoint of mmdetection 3.x; needs no mmdetection, and safetensors only to write it.
 
-    ResNet-18, 34, 50 and 101 with FPN, any number of classes, grids and channels. Settings come from the
+    SOLO, Decoupled SOLO, SOLOv2 and their light heads, with or without DCNv2, over ResNet-18, 34, 50 and 101
+    with FPN; any number of classes, grids and channels. SOLOv2 of its first repository and of AdelaiDet too,
+    where no convolution is deformable. Settings come from the
     configuration that mmengine stores in the file. Nothing in the file is run: its tensors and plain values
     are read, objects of other classes, such as the training's logs, are left out.
 
@@ -49,18 +52,22 @@ def convert_checkpoint(checkpoint: str | Path, out: str | Path | None = None) ->
             writes nothing.
 
     Raises:
-        CheckpointError: no such file, no checkpoint, another detector (Decoupled SOLO, SOLOv2), missing
-            weights, or settings that this library has no counterpart of.
+        CheckpointError: no such file, no checkpoint, another detector, missing weights, or settings that
+            this library has no counterpart of.
         OSError: ``out`` cannot be written.
     """
     path = Path(checkpoint)
     try:
         content = _read(path)
         weights, meta = _parts(content)
+        weights, origin = mmdet_names(weights)
         shape = architecture(weights)
         text = meta.get("cfg")
         settings = read_settings(
-            text if isinstance(text, str) else None, shape["backbone"] in ("resnet50", "resnet101")
+            text if isinstance(text, str) else None,
+            shape["backbone"] in ("resnet50", "resnet101"),
+            shape["head"],
+            origin,
         )
         try:
             model = build_solo(**shape, **settings.model)
@@ -111,6 +118,8 @@ def _read(path: Path) -> Any:
 
 def _parts(content: Any) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     """``state_dict`` and ``meta``."""
+    if isinstance(content, dict) and isinstance(content.get("model"), dict) and "state_dict" not in content:
+        content = {"state_dict": content["model"]}  # as detectron2 keeps it
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         found = (
             ", ".join(sorted(map(str, content))[:5]) if isinstance(content, dict) else type(content).__name__

@@ -1,4 +1,4 @@
-"""What an mmdetection configuration says about a SOLO model, in this library's terms."""
+"""What an mmdetection configuration says about a model of the SOLO family, in this library's terms."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import ast
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-# Of configs/solo/solo_r50_fpn_1x_coco.py; R18, R101 and the longer schedules change none of these.
+from ...models.settings import OF_HEADS
+from .names import Origin
+
+# Of mmdetection's configs/solo and configs/solov2; light heads take smaller images.
 PUBLISHED: dict[str, Any] = {
     "coords": "inclusive",
     "attention": None,
@@ -20,18 +23,27 @@ _NO_LIMIT = 1 << 30
 
 # (key, what this library does, mmdetection's default): predictions would be others.
 _FIXED: tuple[tuple[str, Any, Any], ...] = (
-    ("backbone.style", "pytorch", "pytorch"),
     ("backbone.strides", [1, 2, 2, 2], [1, 2, 2, 2]),
     ("backbone.dilations", [1, 1, 1, 1], [1, 1, 1, 1]),
     ("neck.num_outs", 5, None),
     ("neck.start_level", 0, 0),
     ("neck.add_extra_convs", False, False),
-    ("mask_head.type", "SOLOHead", None),
+    ("backbone.dcn.type", "DCNv2", "DCNv2"),
     ("mask_head.strides", [8, 8, 16, 32, 32], [4, 8, 16, 32, 64]),
     ("mask_head.cls_down_index", 0, 0),
     ("mask_head.norm_cfg.type", "GN", "GN"),
     ("mask_head.norm_cfg.num_groups", 32, 32),
+    ("mask_head.dcn_cfg.type", "DCNv2", "DCNv2"),
     ("data_preprocessor.pad_size_divisor", 32, 1),
+)
+_FEATURES = "mask_head.mask_feature_head"
+_FIXED_IN_SOLOV2: tuple[tuple[str, Any, Any], ...] = (
+    ("mask_head.dynamic_conv_size", 1, 1),
+    (f"{_FEATURES}.start_level", 0, None),
+    (f"{_FEATURES}.end_level", 3, None),
+    (f"{_FEATURES}.mask_stride", 4, 4),
+    (f"{_FEATURES}.norm_cfg.type", "GN", None),
+    (f"{_FEATURES}.norm_cfg.num_groups", 32, None),
 )
 # The same, but only training would be another.
 _FIXED_IN_TRAINING: tuple[tuple[str, Any, Any], ...] = (
@@ -43,6 +55,16 @@ _FIXED_IN_TRAINING: tuple[tuple[str, Any, Any], ...] = (
     ("mask_head.loss_cls.alpha", 0.25, 0.25),
     ("mask_head.loss_cls.loss_weight", 1.0, 1.0),
 )
+
+
+TYPES = {
+    "solo": "SOLOHead",
+    "decoupled": "DecoupledSOLOHead",
+    "decoupled_light": "DecoupledSOLOLightHead",
+    "solov2": "SOLOV2Head",
+    "solov2_light": "SOLOV2Head",
+}
+"""mmdetection's names of this library's heads."""
 
 
 class UnsuitableError(ValueError):
@@ -63,26 +85,41 @@ class Settings(NamedTuple):
     notes: list[str]
 
 
-def read_settings(text: str | None, bottleneck: bool) -> Settings:
-    """Settings from ``meta["cfg"]``, the Python text of the configuration; without it, SOLO's published ones.
+def read_settings(
+    text: str | None, bottleneck: bool, head: str = "solo", origin: Origin | None = None
+) -> Settings:
+    """Settings from ``meta["cfg"]``, the Python text of the configuration; without it, the published ones.
 
-    The text is parsed, never run.
+    Args:
+        text: parsed, never run.
+        bottleneck: whether the backbone has some, inside of which a stride may be in either place.
+        head: this library's name of what the weights are of.
+        origin: whose weights they are; mmdetection's by default.
 
     Raises:
         UnsuitableError: a setting that this library has no counterpart of.
     """
     config = _parse(text) if text else {}
     model = config.get("model")
-    if not isinstance(model, dict):
-        return Settings(
-            dict(PUBLISHED),
-            False,
-            ["no configuration in the file: the settings of mmdetection's configs/solo are assumed"],
+    published = PUBLISHED | {key: x for key, x in OF_HEADS[head].items() if key in ("min_size", "max_size")}
+    if origin is not None and origin.name:
+        settings = {**published, "stride_in_1x1": bottleneck and origin.stride_in_1x1}
+        if origin.raw_pixels:
+            settings["image_std"] = [1 / 255] * 3
+        note = (
+            f"no configuration is read of {origin.name}'s files: grids, thresholds and sizes are SOLOv2's own"
         )
-    for key, ours, default in _FIXED:
+        return Settings(settings, origin.raw_pixels, [note])
+    if not isinstance(model, dict):
+        folder = "solov2" if head.startswith("solov2") else "solo"
+        return Settings(
+            published,
+            False,
+            [f"no configuration in the file: the settings of mmdetection's configs/{folder} are assumed"],
+        )
+    fixed = [*_FIXED, ("mask_head.type", TYPES[head], None)]
+    for key, ours, default in [*fixed, *(_FIXED_IN_SOLOV2 if head.startswith("solov2") else ())]:
         value = _get(model, key, default)
-        if key == "backbone.style" and not bottleneck:
-            continue  # it moves a stride inside of bottlenecks
         if key.endswith(".type"):
             value = str(value).rpartition(".")[2]  # new-style configurations name the module too
         if value != ours:
@@ -92,12 +129,16 @@ def read_settings(text: str | None, bottleneck: bool) -> Settings:
         for key, ours, default in _FIXED_IN_TRAINING
         if _get(model, key, default) != ours
     ]
-    settings = {**PUBLISHED, **_head(model.get("mask_head", {})), **_inference(model.get("test_cfg") or {})}
+    settings = {**published, **_head(model.get("mask_head", {})), **_inference(model.get("test_cfg") or {})}
+    if head.startswith("solov2"):  # of whose weights none is of the grid's size
+        settings["num_grids"] = _get(model, "mask_head.num_grids", None) or [40, 36, 24, 16, 12]
+    settings["stride_in_1x1"] = bottleneck and _get(model, "backbone.style", "pytorch") == "caffe"
     bgr = _normalisation(model.get("data_preprocessor") or {}, settings)
     if (size := _test_size(config)) is not None:
         settings["min_size"], settings["max_size"] = min(size), max(size)
     else:
-        notes.append("no size of test images in the configuration: 800 to 1333 pixels are assumed")
+        low, high = published["min_size"], published["max_size"]
+        notes.append(f"no size of test images in the configuration: {low} to {high} pixels are assumed")
     return Settings(settings, bgr, notes)
 
 

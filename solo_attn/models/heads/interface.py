@@ -1,13 +1,22 @@
-"""What a head gives to losses and inference: neither depends on the kind of head."""
+"""What heads have in common, and what they give to losses and inference, which know no kind of head."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..._utils.checks import is_integer
+from ..attention import GridAttention
+from ..layers import DeformConv, bilinear, conv_groups
+from ..settings import HeadSettings
+from ..targets import MASK_STRIDES
 
 # P2 is halved and P6 enlarged to P5's size, so these are the strides of what a head sees.
 STRIDES = (8, 8, 16, 32, 32)
+PRIOR_BIAS = -4.595  # sigmoid(PRIOR_BIAS) = 0.01
 
 
 class HeadResult(NamedTuple):
@@ -18,12 +27,16 @@ class HeadResult(NamedTuple):
         features: [B, in_channels, h, w], what the mask branch sees.
         grids: [B, in_channels, S, S], the features of the cells.
         mask_logits: [B, S*S, 2h, 2w] with ``masks="dense"``, else None.
+        pyramid: P2..P6 where the head's masks are made of these.
+        made: what a head makes of the pyramid when it is first asked for a mask, for all levels.
     """
 
     category_logits: tuple[Tensor, ...]
     features: tuple[Tensor, ...]
     grids: tuple[Tensor, ...]
     mask_logits: tuple[Tensor, ...] | None = None
+    pyramid: tuple[Tensor, ...] = ()
+    made: dict[str, Tensor] | None = None
 
 
 class CellMasks(NamedTuple):
@@ -32,7 +45,7 @@ class CellMasks(NamedTuple):
     Attributes:
         coarse_logits: [K, h, w].
         attention: [K, S, S], or None without attention.
-        size: (height, width) of the level's mask logits, to which both are enlarged and added.
+        size: (height, width) of the masks' logits, to which both are enlarged and added.
     """
 
     coarse_logits: Tensor
@@ -40,25 +53,108 @@ class CellMasks(NamedTuple):
     size: tuple[int, int]
 
 
-class Head(Protocol):
-    """A prediction head.
+class Head(nn.Module):
+    """A prediction head: a category branch, a mask branch and an attention branch, shared by all levels.
+
+    ``head(pyramid)`` is the category branch; `cell_masks` is the mask branch of chosen cells, all that
+    training and inference need.
+
+    Args:
+        num_classes: C, without a background class.
+        in_channels: channels of the pyramid.
+        settings: see `HeadSettings`; single ones may be given by name instead.
 
     Attributes:
-        num_classes: C.
+        kinds: values of ``head`` in the settings that this class is for, the first one its default.
+        mask_strides: of each level's masks, as losses see them.
+        shared_cells: a cell learns the masks of all objects in whose centre regions it is.
         num_grids: S of each level.
+
+    Raises:
+        ValueError: an argument outside of what is said there.
     """
+
+    kinds: ClassVar[tuple[str, ...]]
+    mask_strides: ClassVar[tuple[int, ...]] = MASK_STRIDES
+    shared_cells: ClassVar[bool] = False
 
     num_classes: int
     num_grids: tuple[int, ...]
+    coords: Literal["paper", "inclusive"] | None
+    category_tower: nn.Sequential
+    category_output: nn.Conv2d
+    attention: GridAttention | None
 
-    def __call__(self, pyramid: list[Tensor]) -> HeadResult:
-        """Category logits, and what masks are made of."""
-        ...
+    def __init__(
+        self, num_classes: int, in_channels: int = 256, settings: HeadSettings | None = None, **changes: Any
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        for argument, value in (("num_classes", num_classes), ("in_channels", in_channels)):
+            if not is_integer(value, 1):
+                raise ValueError(f"{name}: expected {argument} to be an integer >= 1, got {value!r}")
+        if settings is None:
+            settings = HeadSettings.parse({"head": self.kinds[0], **changes}, name)
+        elif changes:
+            raise TypeError(f"{name}: expected settings or single ones, got both: {', '.join(changes)}")
+        if settings.head not in self.kinds:
+            raise ValueError(f"{name}: expected head to be {' or '.join(self.kinds)}, got {settings.head!r}")
+        self.num_classes = num_classes
+        self.num_grids = settings.num_grids
+        self.coords = settings.coords
+        channels = settings.head_channels
+        self.category_tower = conv_groups(in_channels, channels, settings.num_convs, settings.deformable)
+        self.category_output = nn.Conv2d(channels, num_classes, 3, padding=1)
+        outputs = self._make_mask_branch(in_channels, settings)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, DeformConv)):
+                nn.init.normal_(module.weight, std=0.01)
+        for module in self.modules():
+            if isinstance(module, DeformConv):
+                module.straighten()
+        for output in [self.category_output, *outputs]:
+            nn.init.constant_(output.bias, PRIOR_BIAS)  # type: ignore[arg-type] # made with a bias
+        self.attention = GridAttention(settings, in_channels) if settings.attention else None
 
-    def cell_masks(self, result: HeadResult, level: int, cells: Tensor) -> CellMasks:
-        """The masks of chosen cells, int64 [K, 2] of (image, cell = row * S + column), K >= 1."""
-        ...
+    def _make_mask_branch(self, in_channels: int, settings: HeadSettings) -> list[nn.Conv2d]:
+        """Make its modules; returns the convolutions that give logits of the prior 0.01."""
+        raise NotImplementedError
+
+    def forward(self, pyramid: Sequence[Tensor]) -> HeadResult:
+        """The five maps P2..P6, [B, in_channels, H / s, W / s] with s = 4..64, to a `HeadResult`."""
+        features = self.levels(pyramid)
+        grids = self.grids(features)
+        return HeadResult(self.categories(grids), features, grids)
+
+    def cell_masks(
+        self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int] | None = None
+    ) -> CellMasks:
+        """The masks of chosen cells only.
+
+        Args:
+            result: of `forward`.
+            level: 0..4.
+            cells: int64 [K, 2] of (image, cell = row * S + column), K >= 1.
+            compared_at: (height, width) that inference enlarges probabilities to; None for losses. Only heads
+                whose probabilities are not those of enlarged logits give another result for it.
+        """
+        raise NotImplementedError
+
+    def levels(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """P2..P6 to the five maps that the branches see, of strides `STRIDES`."""
+        p2, p3, p4, p5, p6 = pyramid
+        halved = F.interpolate(p2, scale_factor=0.5, mode="bilinear", align_corners=False)
+        return halved, p3, p4, p5, bilinear(p6, p5.shape[-2:])
+
+    def grids(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Each level divided into its S x S cells: [B, in_channels, S, S], V of eq. 2."""
+        return tuple(bilinear(x, (side, side)) for x, side in zip(features, self.num_grids, strict=True))
+
+    def categories(self, grids: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The category branch: logits [B, C, S, S] of each level."""
+        return tuple(self.category_output(self.category_tower(grid)) for grid in grids)
 
     def mask_parameters(self) -> list[nn.Parameter]:
-        """Parameters that only masks use."""
-        ...
+        """Parameters that only masks use: of the mask branch and the attention branch."""
+        named = self.named_parameters()
+        return [parameter for name, parameter in named if not name.startswith("category_")]

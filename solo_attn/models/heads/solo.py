@@ -3,110 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..._utils.checks import is_integer
 from ...ops import attention_residual
-from ..attention import GridAttention
 from ..layers import bilinear, conv_groups, coordinates
 from ..settings import HeadSettings
-from .interface import CellMasks, HeadResult
-
-PRIOR_BIAS = -4.595  # sigmoid(PRIOR_BIAS) = 0.01
+from .interface import CellMasks, Head, HeadResult
 
 
-class SOLOHead(nn.Module):
-    """Category branch, mask branch and attention branch, their towers shared by all levels.
+class SOLOHead(Head):
+    """Each cell has an output channel of the mask branch, and its attention row is added to it.
 
-    ``head(pyramid)`` is the category branch, and with ``masks="dense"`` the mask branch of every cell too;
-    `cell_masks` is the mask branch of chosen cells, all that training and inference need.
-
-    Args:
-        num_classes: C, without a background class.
-        in_channels: channels of the pyramid.
-        settings: see `HeadSettings`; single ones may be given by name instead.
-
-    Raises:
-        ValueError: an argument outside of what is said there.
+    With ``masks="dense"``, ``head(pyramid)`` makes the masks of every cell too. Arguments as those of `Head`.
     """
 
-    num_classes: int
-    coords: Literal["paper", "inclusive"] | None
+    kinds = ("solo",)
+
     dense: bool
-    category_tower: nn.Sequential
-    category_output: nn.Conv2d
     mask_tower: nn.Sequential
     mask_outputs: nn.ModuleList
-    attention: GridAttention | None
 
-    def __init__(
-        self, num_classes: int, in_channels: int = 256, settings: HeadSettings | None = None, **changes: Any
-    ) -> None:
-        super().__init__()
-        for name, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-            if not is_integer(value, 1):
-                raise ValueError(f"SOLOHead: expected {name} to be an integer >= 1, got {value!r}")
-        if settings is None:
-            settings = HeadSettings.parse(changes, "SOLOHead")
-        elif changes:
-            raise TypeError(f"SOLOHead: expected settings or single ones, got both: {', '.join(changes)}")
-        self.num_classes = num_classes
-        self.num_grids: tuple[int, ...] = settings.num_grids
-        self.coords = settings.coords
+    def _make_mask_branch(self, in_channels: int, settings: HeadSettings) -> list[nn.Conv2d]:
         self.dense = settings.masks == "dense"
-        channels, convs = settings.head_channels, settings.num_convs
-        self.category_tower = conv_groups(in_channels, channels, convs)
-        self.category_output = nn.Conv2d(channels, num_classes, 3, padding=1)
-        self.mask_tower = conv_groups(in_channels + (2 if self.coords else 0), channels, convs)
-        self.mask_outputs = nn.ModuleList(nn.Conv2d(channels, side * side, 1) for side in self.num_grids)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)
-        for output in [self.category_output, *self.mask_outputs]:
-            nn.init.constant_(output.bias, PRIOR_BIAS)
-        self.attention = GridAttention(settings, in_channels) if settings.attention else None
+        channels, places = settings.head_channels, 2 if self.coords else 0
+        self.mask_tower = conv_groups(in_channels + places, channels, settings.num_convs, settings.deformable)
+        outputs = [nn.Conv2d(channels, side * side, 1) for side in self.num_grids]
+        self.mask_outputs = nn.ModuleList(outputs)
+        return outputs
 
     def forward(self, pyramid: Sequence[Tensor]) -> HeadResult:
         """The five maps P2..P6, [B, in_channels, H / s, W / s] with s = 4..64, to a `HeadResult`."""
         features = self.levels(pyramid)
         grids = self.grids(features)
-        categories = tuple(self.category_output(self.category_tower(grid)) for grid in grids)
-        masks = None
+        categories, masks = self.categories(grids), None
         if self.dense:
             pairs = enumerate(zip(features, grids, strict=True))
             masks = tuple(self.dense_mask_logits(k, x, grid) for k, (x, grid) in pairs)
         return HeadResult(categories, features, grids, masks)
 
-    def levels(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """P2..P6 to the five maps that the branches see, of strides `STRIDES`."""
-        p2, p3, p4, p5, p6 = pyramid
-        halved = F.interpolate(p2, scale_factor=0.5, mode="bilinear", align_corners=False)
-        return halved, p3, p4, p5, bilinear(p6, p5.shape[-2:])
-
-    def grids(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Each level divided into its S x S cells: [B, in_channels, S, S], V of eq. 2."""
-        return tuple(bilinear(x, (side, side)) for x, side in zip(features, self.num_grids, strict=True))
-
     def mask_features(self, features: Tensor) -> Tensor:
         """The mask branch up to its output convolution: [B, in_channels, h, w] to [B, channels, h, w]."""
         if self.coords is not None:
             features = torch.cat([features, coordinates(features, self.coords)], dim=1)
-        return self.mask_tower(features)
+        maps: Tensor = self.mask_tower(features)
+        return maps
 
-    def cell_masks(self, result: HeadResult, level: int, cells: Tensor) -> CellMasks:
-        """Mask and attention branch of a level, for chosen cells only.
+    def cell_masks(
+        self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int] | None = None
+    ) -> CellMasks:
+        """Mask and attention branch of a level, for chosen cells only; see `Head.cell_masks`.
 
         The 1x1 output convolution and the enlarging commute, so the logits are made at half the size, and
         each needs its own cell's weights alone.
-
-        Args:
-            result: of `forward`.
-            level: 0..4.
-            cells: int64 [K, 2] of (image, cell = row * S + column), K >= 1.
         """
         if result.mask_logits is not None:
             logits = result.mask_logits[level]
@@ -143,8 +95,3 @@ class SOLOHead(nn.Module):
         bias = cast(Tensor, output.bias)
         offset = None if self.attention is None else self.attention.bias(level)
         return output.weight, bias if offset is None else bias + offset
-
-    def mask_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the mask branch and the attention branch."""
-        modules = [self.mask_tower, self.mask_outputs, *([] if self.attention is None else [self.attention])]
-        return [parameter for module in modules for parameter in module.parameters()]

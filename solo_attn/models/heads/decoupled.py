@@ -1,0 +1,117 @@
+"""Decoupled SOLO (arXiv:1912.04488, section 3.4): a mask is the product of its column's and its row's map."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers import bilinear, conv_groups, coordinates
+from ..settings import HeadSettings
+from .interface import CellMasks, Head, HeadResult
+
+_SURE = 50.0  # a logit whose sigmoid is 1 in float32, and that of its negative 0
+
+
+class DecoupledHead(Head):
+    """2 S maps a level, of the columns from one tower and of the rows from another, in place of S^2.
+
+    The probability of a cell's mask is that of its column times that of its row. Arguments are those of
+    `Head`; grid attention adds to logits, of which there are none here, and is refused.
+    """
+
+    kinds = ("decoupled",)
+
+    column_outputs: nn.ModuleList
+    row_outputs: nn.ModuleList
+
+    def _make_mask_branch(self, in_channels: int, settings: HeadSettings) -> list[nn.Conv2d]:
+        self._make_towers(in_channels, settings)
+        outputs = [
+            [nn.Conv2d(settings.head_channels, side, 3, padding=1) for side in self.num_grids] for _ in "xy"
+        ]
+        self.column_outputs, self.row_outputs = (nn.ModuleList(axis) for axis in outputs)
+        return [*outputs[0], *outputs[1]]
+
+    def _make_towers(self, in_channels: int, settings: HeadSettings) -> None:
+        arguments = (
+            in_channels + (1 if self.coords else 0),
+            settings.head_channels,
+            settings.num_convs,
+            settings.deformable,
+        )
+        self.column_tower = conv_groups(*arguments)
+        self.row_tower = conv_groups(*arguments)
+
+    def _maps(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """What the columns' and the rows' outputs see, at the features' size: [B, channels, h, w] each."""
+        if self.coords is None:
+            return self.column_tower(features), self.row_tower(features)
+        x, y = coordinates(features, self.coords).split(1, dim=1)
+        columns: Tensor = self.column_tower(torch.cat([features, x], dim=1))
+        rows: Tensor = self.row_tower(torch.cat([features, y], dim=1))
+        return columns, rows
+
+    def cell_masks(
+        self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int] | None = None
+    ) -> CellMasks:
+        """The masks of chosen cells; see `Head.cell_masks`.
+
+        Only the columns and rows that the cells lie in are made. As the probabilities of columns and rows
+        are enlarged before they are multiplied, the logits are made at ``compared_at`` where it is given.
+        """
+        images, position = cells[:, 0].unique(return_inverse=True)
+        features = result.features[level][images]
+        size = (2 * features.shape[2], 2 * features.shape[3])
+        axes = []
+        for maps, outputs, index in zip(
+            self._maps(features),
+            (self.column_outputs, self.row_outputs),
+            (cells[:, 1] % self.num_grids[level], cells[:, 1] // self.num_grids[level]),
+            strict=True,
+        ):
+            output = cast(nn.Conv2d, outputs[level])
+            chosen, place = index.unique(return_inverse=True)
+            bias = cast(Tensor, output.bias)[chosen]
+            # A 3x3 convolution and enlarging do not commute.
+            logits = F.conv2d(bilinear(maps, size), output.weight[chosen], bias, padding=1)
+            axes.append((logits.to(torch.promote_types(logits.dtype, torch.float32)), place))
+        (columns, column), (rows, row) = axes
+        if compared_at is None or compared_at == size:
+            return CellMasks(product_logit(columns[position, column], rows[position, row]), None, size)
+        columns, rows = (bilinear(x.sigmoid(), compared_at) for x in (columns, rows))
+        likely = columns[position, column] * rows[position, row]
+        return CellMasks(likely.logit().clamp(-_SURE, _SURE), None, compared_at)
+
+
+class DecoupledLightHead(DecoupledHead):
+    """`DecoupledHead` with one tower for columns and rows."""
+
+    kinds = ("decoupled_light",)
+
+    mask_tower: nn.Sequential
+
+    def _make_towers(self, in_channels: int, settings: HeadSettings) -> None:
+        self.mask_tower = conv_groups(
+            in_channels + (2 if self.coords else 0),
+            settings.head_channels,
+            settings.num_convs,
+            settings.deformable,
+        )
+
+    def _maps(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        if self.coords is not None:
+            features = torch.cat([features, coordinates(features, self.coords)], dim=1)
+        maps: Tensor = self.mask_tower(features)
+        return maps, maps
+
+
+def product_logit(x: Tensor, y: Tensor) -> Tensor:
+    """The logit of sigmoid(x) sigmoid(y), of tensors of one shape.
+
+    With 1 / sigmoid(x) = 1 + exp(-x), 1 / p - 1 is exp(-x) + exp(-y) + exp(-x - y): no overflow, and no
+    probability that is rounded to 1 on the way.
+    """
+    return -torch.logaddexp(torch.logaddexp(-x, -y), -x - y)

@@ -1,0 +1,144 @@
+"""SOLOv2 (arXiv:2003.10152): a mask is a product of its cell's kernel and of features that all share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import Deformable, bilinear, conv_group, conv_groups, coordinates
+from ..settings import HeadSettings
+from .interface import CellMasks, Head, HeadResult
+
+FEATURE_LEVELS = 4  # of the pyramid that mask features are made of: P2..P5
+
+
+class MaskFeatures(nn.Module):
+    """P2..P5 to the mask features [B, out_channels, H / 4, W / 4]; P5 comes with coordinates.
+
+    Args:
+        in_channels: channels of the pyramid.
+        channels: of the convolutions between, a multiple of 32.
+        out_channels: E, a multiple of 32.
+        coords: formula of the coordinates, None for none.
+        deformable: all convolutions are.
+    """
+
+    levels: nn.ModuleList
+    output: nn.Sequential
+
+    def __init__(
+        self, in_channels: int, channels: int, out_channels: int, coords: str | None, deformable: bool
+    ) -> None:
+        super().__init__()
+        self.coords = coords
+        self.levels = nn.ModuleList()
+        for level in range(FEATURE_LEVELS):
+            first = in_channels + (2 if coords and level == FEATURE_LEVELS - 1 else 0)
+            sizes = [first, *[channels] * max(level - 1, 0)]
+            self.levels.append(nn.ModuleList(conv_group(x, channels, deformable=deformable) for x in sizes))
+        self.output = conv_group(channels, out_channels, 1, deformable=deformable)
+
+    def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
+        """Each level is brought to P2's size, doubled after each of its convolutions, and added."""
+        p2, *others, last = pyramid[:FEATURE_LEVELS]
+        if self.coords is not None:
+            last = torch.cat([last, coordinates(last, self.coords)], dim=1)
+        first, *rest = (cast(nn.ModuleList, groups) for groups in self.levels)
+        total: Tensor = first[0](p2)
+        for groups, x in zip(rest, [*others, last], strict=True):
+            for group in groups:
+                x = group(x)
+                x = bilinear(x, (2 * x.shape[2], 2 * x.shape[3]))
+            total = total + x
+        features: Tensor = self.output(total)
+        return features
+
+
+class SOLOv2Head(Head):
+    """Each cell has a kernel of E numbers, and its mask logits are the kernel's products with E features.
+
+    Both are made for the levels that chosen cells lie in only. Grid attention adds its rows to the logits, as
+    in SOLO. Arguments are those of `Head`.
+    """
+
+    kinds = ("solov2", "solov2_light")
+    mask_strides = (4, 4, 4, 4, 4)
+    shared_cells = True
+
+    kernel_tower: nn.Sequential
+    kernel_output: nn.Conv2d
+    mask_features: MaskFeatures
+
+    def _make_mask_branch(self, in_channels: int, settings: HeadSettings) -> list[nn.Conv2d]:
+        deformable: Deformable | None = settings.deformable
+        channels = settings.head_channels
+        self.kernel_tower = conv_groups(
+            in_channels + (2 if self.coords else 0), channels, settings.num_convs, deformable
+        )
+        self.kernel_output = nn.Conv2d(channels, settings.kernel_channels, 3, padding=1)
+        nn.init.zeros_(self.kernel_output.bias)  # type: ignore[arg-type] # made with a bias
+        self.mask_features = MaskFeatures(
+            in_channels,
+            settings.feature_channels,
+            settings.kernel_channels,
+            self.coords,
+            deformable == "all",
+        )
+        return []
+
+    def forward(self, pyramid: Sequence[Tensor]) -> HeadResult:
+        """The five maps P2..P6, [B, in_channels, H / s, W / s] with s = 4..64, to a `HeadResult`."""
+        return super().forward(pyramid)._replace(pyramid=tuple(pyramid), made={})
+
+    def cell_masks(
+        self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int] | None = None
+    ) -> CellMasks:
+        """The masks of chosen cells; see `Head.cell_masks`. An image without one needs no kernels."""
+        images, position = cells[:, 0].unique(return_inverse=True)
+        kernels = self.kernels(result.features[level][images], result.grids[level][images])
+        chosen = kernels.flatten(2).transpose(1, 2)[position, cells[:, 1]]
+        features = self._features(result)
+        attention = None
+        if self.attention is not None:
+            attention = self.attention(level, result.grids[level], cells)
+            # Enlarged, a constant is itself: so the offset costs S^2 additions in place of a map's.
+            offset = self.attention.bias(level)
+            attention = (attention if offset is None else attention + offset).to(features.dtype)
+        coarse = dynamic_logits(chosen, features, cells[:, 0])
+        return CellMasks(coarse, attention, (features.shape[2], features.shape[3]))
+
+    def kernels(self, features: Tensor, grid: Tensor) -> Tensor:
+        """The kernel of each cell of a level, [B, E, S, S], of its features and of its grid."""
+        if self.coords is not None:
+            places = bilinear(coordinates(features, self.coords), grid.shape[2:])
+            grid = torch.cat([grid, places], dim=1)
+        kernels: Tensor = self.kernel_output(self.kernel_tower(grid))
+        return kernels
+
+    def _features(self, result: HeadResult) -> Tensor:
+        """The mask features of all images, made once."""
+        assert result.made is not None, "a result of this head's forward"
+        if "features" not in result.made:
+            result.made["features"] = self.mask_features(result.pyramid)
+        return result.made["features"]
+
+
+def dynamic_logits(kernels: Tensor, features: Tensor, images: Tensor) -> Tensor:
+    """Products of kernels with the mask features of their image.
+
+    Args:
+        kernels: [K, E].
+        features: [B, E, h, w].
+        images: int64 [K], which image each kernel is of.
+
+    Returns:
+        [K, h, w].
+    """
+    chosen, position = images.unique(return_inverse=True)
+    maps = features.flatten(2)
+    rows = [kernels[position == k] @ maps[image] for k, image in enumerate(chosen.tolist())]
+    order = position.argsort(stable=True).argsort()  # from grouped by image back to the kernels' order
+    return torch.cat(rows)[order].unflatten(1, features.shape[2:])
