@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .backends import explain
 from .ops import (
     BitMasks,
+    MaskFactors,
     attention_residual,
     dice_loss,
     grid_attention,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BitMasks",
+    "MaskFactors",
     "__version__",
     "attention_residual",
     "dice_loss",

@@ -39,6 +39,14 @@ def upsample_add(coarse: Tensor, attention: Tensor | None, size: Size) -> Tensor
     return large if attention is None else large + _resize(attention, size)
 
 
+def product(kernels: Tensor, features: Tensor, images: Tensor) -> Tensor:
+    """[K, E], [B, E, h, w] and [K] to mask logits [K, h, w]."""
+    rows = [(kernels @ x.flatten(1)).unflatten(1, x.shape[1:]) for x in features]
+    if len(rows) == 1:
+        return rows[0]
+    return torch.stack(rows)[images, torch.arange(len(kernels), device=images.device)]
+
+
 def dice_loss(coarse: Tensor, attention: Tensor | None, targets: Tensor, eps: float = 1e-3) -> Tensor:
     """[K, h, w], [K, S, S] or None, and [K, H, W] to [K]."""
     size = (targets.shape[1], targets.shape[2])

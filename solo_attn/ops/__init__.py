@@ -5,6 +5,7 @@ from .bit_masks import BitMasks
 from .dice_loss import dice_loss
 from .grid_attention import grid_attention
 from .mask_bits import mask_bits
+from .mask_factors import MaskFactors
 from .mask_iou import mask_iou
 from .matrix_nms import matrix_nms
 from .paste_masks import paste_masks
@@ -12,6 +13,7 @@ from .upsample_add import upsample_add
 
 __all__ = [
     "BitMasks",
+    "MaskFactors",
     "attention_residual",
     "dice_loss",
     "grid_attention",

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .._utils.checks import check_float, check_like, check_tensor, fail
+from .mask_factors import MaskFactors
 
 
 def check_grid_features(op: str, grid_features: Any) -> None:
@@ -17,24 +19,52 @@ def check_grid_features(op: str, grid_features: Any) -> None:
     check_float(op, "grid_features", grid_features)
 
 
-def check_coarse(op: str, coarse_logits: Any, attention: Any) -> None:
-    """Refuse what is not float [K, h, w] with [K, S, S] or None beside it."""
+def check_coarse(op: str, coarse_logits: Any, attention: Any) -> tuple[Tensor, str]:
+    """Refuse what is not float [K, h, w], or its factors, with [K, S, S] or None beside it.
+
+    Returns the tensor whose first dim is K, and its name.
+    """
+    if isinstance(coarse_logits, MaskFactors):
+        first, name = _check_factors(op, coarse_logits), "kernels"
+    else:
+        first, name = _check_logits(op, coarse_logits), "coarse_logits"
+    if attention is not None:
+        check_tensor(op, "attention", attention, "[K, S, S]")
+        count, rows, columns = attention.shape
+        if count != first.shape[0] or rows != columns or rows == 0:
+            wanted = f"of shape [K, S, S] with K = {first.shape[0]} as {name} has, and S >= 1"
+            fail(op, "attention", wanted, f"{list(attention.shape)}")
+        check_like(op, "attention", attention, name, first)
+    return first, name
+
+
+def _check_logits(op: str, coarse_logits: Any) -> Tensor:
     check_tensor(op, "coarse_logits", coarse_logits, "[K, h, w]")
     check_float(op, "coarse_logits", coarse_logits)
     if 0 in coarse_logits.shape[1:]:
         fail(op, "coarse_logits", "of shape [K, h, w] with h, w >= 1", f"{list(coarse_logits.shape)}")
-    if attention is None:
-        return
-    check_tensor(op, "attention", attention, "[K, S, S]")
-    count, rows, columns = attention.shape
-    if count != coarse_logits.shape[0] or rows != columns or rows == 0:
-        fail(
-            op,
-            "attention",
-            f"of shape [K, S, S] with K = {coarse_logits.shape[0]} as coarse_logits has, and S >= 1",
-            f"{list(attention.shape)}",
-        )
-    check_like(op, "attention", attention, "coarse_logits", coarse_logits)
+    logits: Tensor = coarse_logits
+    return logits
+
+
+def _check_factors(op: str, factors: MaskFactors) -> Tensor:
+    kernels, features, images = factors.kernels, factors.features, factors.images
+    check_tensor(op, "kernels", kernels, "[K, E]")
+    check_float(op, "kernels", kernels)
+    count, depth = kernels.shape
+    if depth == 0:
+        fail(op, "kernels", "of shape [K, E] with E >= 1", f"{list(kernels.shape)}")
+    check_tensor(op, "features", features, "[B, E, h, w]")
+    if features.shape[1] != depth or 0 in features.shape:
+        wanted = f"of shape [B, E, h, w] with E = {depth} as kernels has, and B, h, w >= 1"
+        fail(op, "features", wanted, f"{list(features.shape)}")
+    check_like(op, "features", features, "kernels", kernels)
+    check_tensor(op, "images", images, "[K]")
+    if images.shape[0] != count or images.dtype != torch.int64:
+        wanted = f"int64 of shape [K] with K = {count} as kernels has"
+        fail(op, "images", wanted, f"{images.dtype} {list(images.shape)}")
+    check_like(op, "images", images, "kernels", kernels, dtype=False)
+    return kernels
 
 
 def check_size(op: str, argument: str, size: Any) -> tuple[int, int]:

@@ -26,6 +26,7 @@ def declare(
     fake: Callable[..., Any],
     setup_context: Callable[..., Any] | None = None,
     backward: Callable[..., Any] | None = None,
+    in_triton: bool = True,
 ) -> None:
     """Define ``name`` in every namespace, with the reference as the kernel that any device falls back to.
 
@@ -39,12 +40,13 @@ def declare(
         setup_context: saves for ``backward`` what it needs.
         backward: ``(namespace, ctx, *grads) -> grads``, in terms of that namespace's own ``_bwd`` op. None
             says that the op has no gradient: asking for one raises an error that says so.
+        in_triton: whether ``solo_attn.kernels`` has that function; if not, the reference is the kernel.
     """
 
     def declare_in(namespace: str) -> None:
         qualified = f"{namespace}::{name}"
         torch.library.define(qualified, schema)
-        triton = namespace == triton_runtime.NAMESPACE
+        triton = in_triton and namespace == triton_runtime.NAMESPACE
         kernel = _without_autocast(kernel_of(reference) if triton else reference)
         if namespace == compiled.NAMESPACE:
             kernel = _compiled_first(name, kernel)
@@ -132,3 +134,12 @@ def pick(
 
 
 assert {backend.namespace for backend in BACKENDS} <= set(NAMESPACES)
+
+
+def pick_factors(op: str, kernels: torch.Tensor, backend: str | None) -> OpOverload | None:
+    """The form of ``op`` that takes factors; None where the backend that is to run has none.
+
+    There the product is made by PyTorch, and ``op`` itself run on it.
+    """
+    chosen = select(op, kernels.device.type, kernels.dtype, backend)
+    return pick(op, kernels, chosen.name, "_factors") if chosen.factors else None

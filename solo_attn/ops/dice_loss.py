@@ -10,11 +10,12 @@ from torch import Tensor
 from .._utils.checks import accumulator, check_like, check_tensor, fail
 from ..reference import dice_loss as reference
 from ._checks import check_coarse
-from ._library import declare, overload, pick
+from ._library import declare, overload, pick, pick_factors
+from .mask_factors import MaskFactors
 
 
 def dice_loss(
-    coarse_logits: Tensor,
+    coarse_logits: Tensor | MaskFactors,
     attention: Tensor | None,
     targets: Tensor,
     eps: float = 1e-3,
@@ -27,8 +28,11 @@ def dice_loss(
     without pixels gives a loss of 1 and next to no gradient. Differentiable in ``coarse_logits`` and
     ``attention``, once.
 
+    Of `MaskFactors` with targets of their size (h, w), as in SOLOv2, the backends "cpu" and "reference"
+    keep no logits and no gradient of them; elsewhere the product is made first.
+
     Args:
-        coarse_logits: [K, h, w]; a float dtype.
+        coarse_logits: [K, h, w], or its `MaskFactors`; a float dtype.
         attention: [K, S, S], same dtype; None is plain SOLO.
         targets: [K, H, W], bool or uint8; what is not zero is the object.
         eps: keeps the quotient finite where both masks are empty.
@@ -47,20 +51,24 @@ def dice_loss(
         tensor([0.0010])
     """
     op = "dice_loss"
-    check_coarse(op, coarse_logits, attention)
+    first, name = check_coarse(op, coarse_logits, attention)
     check_tensor(op, "targets", targets, "[K, H, W]")
     if targets.dtype not in (torch.bool, torch.uint8):
         fail(op, "targets", "of dtype bool or uint8", str(targets.dtype))
-    if targets.shape[0] != coarse_logits.shape[0] or 0 in targets.shape[1:]:
-        fail(
-            op,
-            "targets",
-            f"of shape [K, H, W] with K = {coarse_logits.shape[0]} as coarse_logits has, and H, W >= 1",
-            f"{list(targets.shape)}",
-        )
-    check_like(op, "targets", targets, "coarse_logits", coarse_logits, dtype=False)
+    if targets.shape[0] != first.shape[0] or 0 in targets.shape[1:]:
+        wanted = f"of shape [K, H, W] with K = {first.shape[0]} as {name} has, and H, W >= 1"
+        fail(op, "targets", wanted, f"{list(targets.shape)}")
+    check_like(op, "targets", targets, name, first, dtype=False)
     if not eps > 0:
         fail(op, "eps", "> 0", str(eps))
+    if isinstance(coarse_logits, MaskFactors):
+        kernels, features, images = coarse_logits.kernels, coarse_logits.features, coarse_logits.images
+        same_size = coarse_logits.size == (targets.shape[1], targets.shape[2])
+        fused = pick_factors(op, kernels, backend) if same_size else None
+        if fused is not None:
+            loss, _ = fused(kernels, features, images, attention, targets, float(eps))
+            return loss
+        coarse_logits = coarse_logits.logits()
     loss, _ = pick(op, coarse_logits, backend)(coarse_logits, attention, targets, float(eps))
     return loss
 
@@ -118,4 +126,67 @@ declare(
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
+)
+
+
+def _fake_factors(
+    kernels: Tensor, features: Tensor, images: Tensor, attention: Tensor | None, targets: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    return _fake(kernels, attention, targets, eps)
+
+
+def _fake_factors_bwd(
+    grad: Tensor,
+    kernels: Tensor,
+    features: Tensor,
+    images: Tensor,
+    attention: Tensor | None,
+    targets: Tensor,
+    sums: Tensor,
+    kernels_wanted: bool = True,
+    features_wanted: bool = True,
+    attention_wanted: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    count, side = kernels.shape[0], attention.shape[1] if attention is not None and attention_wanted else 0
+    return (
+        kernels.new_empty(count if kernels_wanted else 0, kernels.shape[1]),
+        kernels.new_empty(features.shape[0] if features_wanted else 0, *features.shape[1:]),
+        kernels.new_empty(count, side, side),
+    )
+
+
+def _setup_context_factors(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, sums = output
+    ctx.mark_non_differentiable(sums)
+    ctx.save_for_backward(*inputs[:5], sums)
+
+
+def _backward_factors(namespace: str, ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    kernels, features, images, attention, targets, sums = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    wanted = (needs[0], needs[1], attention is not None and needs[3])
+    run = overload(namespace, "dice_loss_factors_bwd")
+    grads = run(grad, kernels, features, images, attention, targets, sums, *wanted)
+    made = [x if want else None for x, want in zip(grads, wanted, strict=True)]
+    return made[0], made[1], None, made[2], None, None
+
+
+declare(
+    "dice_loss_factors_bwd",
+    "(Tensor grad, Tensor kernels, Tensor features, Tensor images, Tensor? attention, Tensor targets,"
+    " Tensor sums, bool kernels_wanted=True, bool features_wanted=True, bool attention_wanted=True)"
+    " -> (Tensor, Tensor, Tensor)",
+    reference=reference.dice_loss_factors_bwd,
+    fake=_fake_factors_bwd,
+    in_triton=False,
+)
+declare(
+    "dice_loss_factors",
+    "(Tensor kernels, Tensor features, Tensor images, Tensor? attention, Tensor targets, float eps)"
+    " -> (Tensor, Tensor)",
+    reference=reference.dice_loss_factors,
+    fake=_fake_factors,
+    setup_context=_setup_context_factors,
+    backward=_backward_factors,
+    in_triton=False,
 )

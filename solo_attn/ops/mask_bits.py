@@ -8,12 +8,13 @@ from torch import Tensor
 from .._utils.checks import accumulator
 from ..reference import mask_bits as reference
 from ._checks import check_coarse, check_size, check_threshold
-from ._library import declare, pick
+from ._library import declare, pick, pick_factors
 from .bit_masks import BitMasks
+from .mask_factors import MaskFactors
 
 
 def mask_bits(
-    coarse_logits: Tensor,
+    coarse_logits: Tensor | MaskFactors,
     attention: Tensor | None,
     size: tuple[int, int],
     out_size: tuple[int, int],
@@ -27,8 +28,11 @@ def mask_bits(
     bilinearly to ``out_size``; a pixel is set where it is > ``threshold``; maskness is the mean
     probability of the set pixels. No gradient.
 
+    Of `MaskFactors` with ``size`` and ``out_size`` (h, w), as in SOLOv2, the backends "cpu" and
+    "reference" keep no logits; elsewhere the product is made first.
+
     Args:
-        coarse_logits: [K, h, w]; a float dtype.
+        coarse_logits: [K, h, w], or its `MaskFactors`; a float dtype.
         attention: [K, S, S], same dtype; None is plain SOLO.
         size: (2h, 2w), the level's mask-logit size.
         out_size: (H, W) that all levels' masks are compared at: the input's size / 4 in SOLO.
@@ -51,6 +55,12 @@ def mask_bits(
     check_coarse(op, coarse_logits, attention)
     check_threshold(op, threshold)
     size, out_size = check_size(op, "size", size), check_size(op, "out_size", out_size)
+    if isinstance(coarse_logits, MaskFactors):
+        kernels, features, images = coarse_logits.kernels, coarse_logits.features, coarse_logits.images
+        fused = pick_factors(op, kernels, backend) if size == out_size == coarse_logits.size else None
+        if fused is not None:
+            return BitMasks(*fused(kernels, features, images, attention, float(threshold)), out_size)
+        coarse_logits = coarse_logits.logits()
     run = pick(op, coarse_logits, backend)
     words, areas, maskness = run(coarse_logits, attention, size, out_size, float(threshold))
     return BitMasks(words, areas, maskness, out_size)
@@ -71,10 +81,25 @@ def _fake(
     )
 
 
+def _fake_factors(
+    kernels: Tensor, features: Tensor, images: Tensor, attention: Tensor | None, threshold: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    size = (features.shape[2], features.shape[3])
+    return _fake(kernels, attention, size, size, threshold)
+
+
 declare(
     "mask_bits",
     "(Tensor coarse_logits, Tensor? attention, SymInt[2] size, SymInt[2] out_size, float threshold)"
     " -> (Tensor, Tensor, Tensor)",
     reference=reference.mask_bits,
     fake=_fake,
+)
+declare(
+    "mask_bits_factors",
+    "(Tensor kernels, Tensor features, Tensor images, Tensor? attention, float threshold)"
+    " -> (Tensor, Tensor, Tensor)",
+    reference=reference.mask_bits_factors,
+    fake=_fake_factors,
+    in_triton=False,
 )

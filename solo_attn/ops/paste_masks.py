@@ -12,13 +12,14 @@ from .._utils.checks import fail
 from ..reference import paste_masks as reference
 from ._checks import check_coarse, check_size, check_threshold
 from ._library import declare, pick
+from .mask_factors import MaskFactors
 
 Rle = dict[str, Any]
 
 
 @overload
 def paste_masks(
-    coarse_logits: Tensor,
+    coarse_logits: Tensor | MaskFactors,
     attention: Tensor | None,
     size: tuple[int, int],
     out_size: tuple[int, int],
@@ -31,7 +32,7 @@ def paste_masks(
 ) -> Tensor: ...
 @overload
 def paste_masks(
-    coarse_logits: Tensor,
+    coarse_logits: Tensor | MaskFactors,
     attention: Tensor | None,
     size: tuple[int, int],
     out_size: tuple[int, int],
@@ -43,7 +44,7 @@ def paste_masks(
     backend: str | None = None,
 ) -> list[Rle]: ...
 def paste_masks(
-    coarse_logits: Tensor,
+    coarse_logits: Tensor | MaskFactors,
     attention: Tensor | None,
     size: tuple[int, int],
     out_size: tuple[int, int],
@@ -61,7 +62,7 @@ def paste_masks(
     thresholded. No gradient.
 
     Args:
-        coarse_logits: [K, h, w]; a float dtype.
+        coarse_logits: [K, h, w], or its `MaskFactors`, whose product is then made; a float dtype.
         attention: [K, S, S], same dtype; None is plain SOLO.
         size: (2h, 2w), the level's mask-logit size.
         out_size: (H, W) of the maps at stride 4: the padded input's size / 4.
@@ -93,6 +94,8 @@ def paste_masks(
     original_size = check_size(op, "original_size", original_size)
     if image_size[0] > 4 * out_size[0] or image_size[1] > 4 * out_size[1]:
         fail(op, "image_size", f"within 4 x out_size = {(4 * out_size[0], 4 * out_size[1])}", f"{image_size}")
+    if isinstance(coarse_logits, MaskFactors):
+        coarse_logits = coarse_logits.logits()
     arguments = (coarse_logits, attention, size, out_size, image_size, original_size, float(threshold))
     if not rle:
         return pick(op, coarse_logits, backend)(*arguments)

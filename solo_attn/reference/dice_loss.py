@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ._common import resize_adjoint, widen
+from ._factors import product, product_bwd
 from .upsample_add import upsample_add
 
 
@@ -45,6 +46,45 @@ def dice_loss_bwd(
         for x in wanted
     ]
     return grads[0].to(coarse_logits.dtype), grads[1].to(coarse_logits.dtype)
+
+
+def dice_loss_factors(
+    kernels: Tensor,
+    features: Tensor,
+    images: Tensor,
+    attention: Tensor | None,
+    targets: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """The same of ``kernels[k] . features[images[k]]``, at the size of the features."""
+    return dice_loss(product("dice_loss", kernels, features, images), attention, targets, eps)
+
+
+def dice_loss_factors_bwd(
+    grad: Tensor,
+    kernels: Tensor,
+    features: Tensor,
+    images: Tensor,
+    attention: Tensor | None,
+    targets: Tensor,
+    sums: Tensor,
+    kernels_wanted: bool = True,
+    features_wanted: bool = True,
+    attention_wanted: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Through the product made once more; a gradient that is not wanted has no elements."""
+    logits = product("dice_loss", kernels, features, images)
+    product_wanted = kernels_wanted or features_wanted
+    coarse, rows = dice_loss_bwd(grad, logits, attention, targets, sums, product_wanted, attention_wanted)
+    to_kernels, to_features = (
+        kernels.new_empty(0, kernels.shape[1]),
+        features.new_empty(0, *features.shape[1:]),
+    )
+    if product_wanted:
+        both = product_bwd("dice_loss", coarse, kernels, features, images)
+        to_kernels = both[0].to(kernels.dtype) if kernels_wanted else to_kernels
+        to_features = both[1].to(kernels.dtype) if features_wanted else to_features
+    return to_kernels, to_features, rows.to(kernels.dtype)
 
 
 def _probability_and_truth(

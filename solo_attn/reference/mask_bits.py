@@ -10,6 +10,7 @@ from torch import Tensor
 from .._utils.bits import pack
 from .._utils.checks import accumulator
 from ._common import resize, widen
+from ._factors import product
 from .upsample_add import upsample_add
 
 _CHUNK = 64  # masks whose probabilities are held at a time
@@ -45,3 +46,17 @@ def mask_bits(
         # An empty mask has a maskness of 0, not 0 / 0.
         maskness[part] = maps.where(masks, 0).sum(1) / areas[part].clamp(min=1)
     return words, areas, maskness
+
+
+def mask_bits_factors(
+    kernels: Tensor, features: Tensor, images: Tensor, attention: Tensor | None, threshold: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of ``kernels[k] . features[images[k]]``, at the size of the features."""
+    size = features.shape[2:]
+    found = []
+    for start in range(0, max(len(kernels), 1), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        logits = product("mask_bits", kernels[part], features, images[part])
+        found.append(mask_bits(logits, None if attention is None else attention[part], size, size, threshold))
+    words, areas, maskness = zip(*found, strict=True)
+    return torch.cat(words), torch.cat(areas), torch.cat(maskness)
