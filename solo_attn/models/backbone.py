@@ -188,12 +188,14 @@ def _change_bottlenecks(
         _fail(argument, f"False with a backbone other than {' and '.join(BOTTLENECKS)}", f"True and {name}")
     for stage in stages:
         for block in body.get_submodule(stage).children():
+            assert isinstance(block, resnet.Bottleneck)
             first, second = block.conv1, block.conv2
             if stride_in_1x1:
                 first.stride, second.stride = second.stride, first.stride
             if deformable:
-                block.conv2 = DeformConv(second.in_channels, second.out_channels, 3, second.stride[0])
-                block.conv2.weight = second.weight
+                deformed = DeformConv(second.in_channels, second.out_channels, 3, second.stride[0])
+                deformed.weight = second.weight
+                block.conv2 = deformed
 
 
 def _timm_body(name: str, norm: str, pretrained: bool | str) -> tuple[nn.Module, list[str], list[int]]:

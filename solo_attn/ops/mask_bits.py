@@ -59,7 +59,8 @@ def mask_bits(
         kernels, features, images = coarse_logits.kernels, coarse_logits.features, coarse_logits.images
         fused = pick_factors(op, kernels, backend) if size == out_size == coarse_logits.size else None
         if fused is not None:
-            return BitMasks(*fused(kernels, features, images, attention, float(threshold)), out_size)
+            words, areas, maskness = fused(kernels, features, images, attention, float(threshold))
+            return BitMasks(words, areas, maskness, out_size)
         coarse_logits = coarse_logits.logits()
     run = pick(op, coarse_logits, backend)
     words, areas, maskness = run(coarse_logits, attention, size, out_size, float(threshold))
