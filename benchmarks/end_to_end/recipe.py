@@ -1,10 +1,10 @@
 """What each part of the recipe for nuclei gives: it is trained once more with one thing changed at a time.
 
-python -m benchmarks.recipe runs/recipe
+python -m benchmarks.end_to_end.recipe runs/recipe
 
-All is measured on the validation images, where the recipe was chosen; the test images are not read.
-Trainings that ``runs/recipe`` holds already are not made again. The last part says where the recipe itself
-loses objects (`solo_attn.evaluation.find_errors`), on those validation images that are one tile.
+All is measured on those validation images that are one tile: an object has its cells in one place there,
+which `solo_attn.evaluation.find_errors` needs to say where the recipe itself loses objects, and prediction
+takes seconds. The test images are not read. Trainings that ``runs/recipe`` holds are not made again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from solo_attn.training import Config, load_config, train
 from solo_attn.training.compare import last_losses
 from solo_attn.training.train import RESULT
 
-from .report.stored import CPU, RESULTS
+from ..report.stored import CPU, RESULTS
 
 CONFIG = "configs/paper_nuclei_small.yaml"
 RECIPE = "the recipe"
@@ -53,32 +53,37 @@ def changed(changes: tuple[str, ...]) -> Config:
     return load_config(CONFIG, ["data.test_images=''", "data.test_annotations=''", *changes])
 
 
-def run(folder: Path, changes: tuple[str, ...]) -> dict[str, Any]:
+def one_tile(config: Config, file: Path) -> int:
+    """Write the annotations of those validation images that are one tile; how many images they are of."""
+    content = json.loads(Path(config.data.val_annotations).read_text(encoding="utf-8"))
+    tile = config.model.tile
+    images = [image for image in content["images"] if image["height"] == image["width"] == tile]
+    ids = {image["id"] for image in images}
+    annotations = [one for one in content["annotations"] if one["image_id"] in ids]
+    file.write_text(json.dumps({**content, "images": images, "annotations": annotations}), encoding="utf-8")
+    return len(images)
+
+
+def run(folder: Path, changes: tuple[str, ...], annotations: Path) -> dict[str, Any]:
     """Train unless it is done; what is kept of it."""
     if not (folder / RESULT).exists():
-        train(changed(changes), folder, resume=True)
+        config = changed(changes)
+        config.data.val_annotations = str(annotations)
+        train(config, folder, resume=True)
     result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     metrics = {key: result["metrics"][key] for key in ("ap", "ap50", "ap75", "ar100")}
     kept = {key: result[key] for key in ("steps", "seconds", "environment")}
     return {"changes": list(changes), **metrics, **last_losses(result["curve"]), **kept}
 
 
-def where_it_fails(checkpoint: Path, folder: Path) -> dict[str, Any]:
-    """Objects missed by reason, and AP with perfect parts, on the validation images that are one tile."""
+def where_it_fails(checkpoint: Path, annotations: Path) -> dict[str, Any]:
+    """Objects missed by reason, and AP with perfect parts."""
     model, info = load_model(checkpoint)
     config = Config.from_dict(info.config)
-    content = json.loads(Path(config.data.val_annotations).read_text(encoding="utf-8"))
-    tile = config.model.tile
-    images = [image for image in content["images"] if image["height"] == image["width"] == tile]
-    ids = {image["id"] for image in images}
-    annotations = [one for one in content["annotations"] if one["image_id"] in ids]
-    file = folder / "one_tile.json"
-    file.write_text(json.dumps({**content, "images": images, "annotations": annotations}), encoding="utf-8")
-    dataset = CocoInstances(config.data.val_images, file, eval_transforms(), on_degenerate="skip")
+    dataset = CocoInstances(config.data.val_images, annotations, eval_transforms(), on_degenerate="skip")
     report, _ = find_errors(model, dataset, max_detections=config.train.eval_max_detections)
     found = report.as_dict()
     return {
-        "images": len(images),
         **{key: found[key] for key in ("objects", "missed_by_reason", "false_positives_by_kind")},
         **{
             name: {"ap": metrics.ap, "ap50": metrics.ap50}
@@ -95,12 +100,15 @@ def main(folder: Path) -> None:
     """Train what is not trained yet, and store all."""
     folder.mkdir(parents=True, exist_ok=True)
     names = {name: f"{number:02d}" for number, name in enumerate(CHANGES)}
-    rows = {name: run(folder / names[name], changes) for name, changes in CHANGES.items()}
+    annotations = folder / "one_tile.json"
+    images = one_tile(changed(CHANGES[RECIPE]), annotations)
+    rows = {name: run(folder / names[name], changes, annotations) for name, changes in CHANGES.items()}
     found = {
         "config": CONFIG,
         "environment": environment(),
+        "images": images,
         "rows": rows,
-        "errors": where_it_fails(folder / names[RECIPE] / "last.ckpt", folder),
+        "errors": where_it_fails(folder / names[RECIPE] / "last.ckpt", annotations),
     }
     (RESULTS / CPU / "recipe.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
