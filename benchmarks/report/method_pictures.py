@@ -149,12 +149,14 @@ def maps_of(model: SOLO, photo: Tensor, cell: int) -> dict[str, Tensor]:
         result = head(list(model.backbone(image).values()))
         masks = head.cell_masks(result, LEVEL, torch.tensor([[0, cell]]))
         offset, gain = head.attention.offset[LEVEL], head.attention.gain(LEVEL)
+        bias = head.attention.bias(LEVEL)
+        assert bias is not None
     assert masks.attention is not None
     attention = masks.attention[0]
     return {
         "cosine": attention / gain,
-        "attention": enlarged(attention, size) - offset,
-        "mask branch": enlarged(masks.coarse_logits[0] + offset, size),
+        "attention": enlarged(attention, size) + bias,
+        "mask branch": enlarged(masks.coarse_logits[0] - bias, size),
         "gain": gain,
         "offset": offset,
     }
@@ -182,7 +184,7 @@ def draw_cell(photo: Tensor, model: SOLO, cell: int, attention: Path, residual: 
     show(panels[0], photo, f"cell k, of {side} x {side}")
     field(panels[1], maps["cosine"], photo, "cos(V_k, V_n) of every cell n, -1 to 1", 1.0)
     limit = float(maps["attention"].abs().max())
-    told = f"g cos(V_k, V_n) - c, enlarged: g = {float(maps['gain']):.1f}, c = {float(maps['offset']):.1f}"
+    told = f"g (cos(V_k, V_n) - b), enlarged: g = {float(maps['gain']):.1f}, b = {float(maps['offset']):.2f}"
     field(panels[2], maps["attention"], photo, told, limit)
     for axes in panels:
         mark(axes, cell, side, size)
