@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.recipe import CHANGES, RECIPE, changed
+from benchmarks.end_to_end.recipe import CHANGES, RECIPE, changed
 from solo_attn.training.config import differences
 
 

@@ -1,9 +1,9 @@
-"""What each part of the recipe for nuclei gives: it is trained once more with one thing changed at a time.
+"""The effect of each part of the recipe for nuclei: it is trained again with one thing changed at a time.
 
-python -m benchmarks.recipe runs/recipe
+python -m benchmarks.end_to_end.recipe runs/recipe
 
-All is measured on the validation images, where the recipe was chosen; the test images are not read.
-Trainings that ``runs/recipe`` holds already are not made again. The last part says where the recipe itself
+Everything is measured on the validation images, where the recipe was chosen; the test images are not read.
+Finished trainings in ``runs/recipe`` are not repeated. The last part says where the recipe itself
 loses objects (`solo_attn.evaluation.find_errors`), on those validation images that are one tile.
 """
 
@@ -23,7 +23,7 @@ from solo_attn.training import Config, load_config, train
 from solo_attn.training.compare import last_losses
 from solo_attn.training.train import RESULT
 
-from .report.stored import CPU, RESULTS
+from ..report.stored import CPU, RESULTS
 
 CONFIG = "configs/paper_nuclei_small.yaml"
 RECIPE = "the recipe"
