@@ -172,7 +172,7 @@ def _matrix_nms_decay_kernel(
     inside = j < strip + columns
     label, area = tl.load(labels_ptr + j, mask=inside, other=0), tl.load(areas_ptr + j, mask=inside, other=0)
     lowest = tl.load(labels_ptr + first)
-    # An overlap of 0 binds nobody, in neither kernel: pairs that do not count need no mask.
+    # An overlap of 0 decays no score with either kernel: pairs that do not count need no mask.
     least = tl.full([BLOCK_J], 0.0 if GAUSSIAN else 1.0, tl.float32)
     for start in range(0, tl.minimum(first + BLOCK_J, count), BLOCK_I):
         if tl.load(labels_ptr + tl.minimum(start + BLOCK_I, count) - 1) >= lowest:
@@ -183,7 +183,7 @@ def _matrix_nms_decay_kernel(
             if GAUSSIAN:
                 bound = c * c - d * d
             else:
-                # A mask with a twin before it binds nobody: its twin does.
+                # A mask with an identical one before it decays no other: that one does.
                 bound = tl.where(c < 1.0, tl.div_rn(1.0 - d, tl.where(c < 1.0, 1.0 - c, 1.0)), 1.0)
             least = tl.minimum(least, tl.min(bound, 0))
     if GAUSSIAN:  # one exponential for each mask; a sigma that is infinite in float32 meets no 0

@@ -3,12 +3,13 @@
 python -m tools.quick [COMMIT]    # prints their paths; `make quick` lints and runs them
 
 Changed files are those that differ from the merge base with COMMIT ("main"), committed or not. Their tests
-are
-found by name: those of an op or of a file of the package, and a changed test itself.
+are found by name: those of an op or of a file of the package, and a changed test itself. If no test has a
+file's name, those are taken that mention it. Code that all ops share is left to `make test`.
 """
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +41,7 @@ def changed(since: str = "main") -> list[str]:
 
 
 def tests_of(file: str) -> list[str]:
-    """Paths of the tests with a changed file's name; for a test its own path."""
+    """Paths of the tests with a changed file's name, else of those that mention it; for a test its own."""
     path = Path(file)
     folder, stem = path.parent.as_posix(), path.stem.strip("_")
     if path.parts[0] == "tests":
@@ -50,11 +51,14 @@ def tests_of(file: str) -> list[str]:
         return [f"tests/ops/test_{path.parts[1]}{end}.py" for end in ends]
     if folder in OPS:
         return [f"tests/ops/test_{stem}{end}.py" for end in OPS[folder]]
-    if path.parts[0] in ("solo_attn", "benchmarks", "tools", "docs"):
-        # tests/<folder of the package>, tests/benchmarks, tests/docs: by the last name of the file.
-        room = path.parts[1] if path.parts[0] == "solo_attn" and len(path.parts) > 2 else path.parts[0]
-        found = (ROOT / "tests" / room).glob("test_*.py")
-        return [test.relative_to(ROOT).as_posix() for test in found if stem in test.stem]
+    if path.parts[0] in ("solo_attn", "kernels", "benchmarks", "tools", "docs"):
+        # tests/<folder of the package>, tests/benchmarks, ...; tests/ itself for solo_attn/predictor.py.
+        room = path.parts[1] if path.parts[0] == "solo_attn" else path.parts[0]
+        tests = sorted((ROOT / "tests" / ("" if room == path.name else room)).glob("test_*.py"))
+        mention = re.compile(rf"\b{re.escape(path.stem)}\b")
+        found = [test for test in tests if stem in test.stem]
+        found = found or [test for test in tests if mention.search(test.read_text(encoding="utf-8"))]
+        return [test.relative_to(ROOT).as_posix() for test in found]
     return []
 
 

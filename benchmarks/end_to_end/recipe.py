@@ -1,4 +1,4 @@
-"""What each part of the recipe for nuclei gives: it is trained once more with one thing changed at a time.
+"""The effect of each part of the recipe for nuclei: it is trained again with one thing changed at a time.
 
 python -m benchmarks.end_to_end.recipe runs/recipe
 

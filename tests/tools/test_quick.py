@@ -21,6 +21,8 @@ from tools import quick
         ("csrc/grid_attention/dots.cuh", ["tests/ops/test_grid_attention_cuda.py"]),
         ("solo_attn/formats/geojson.py", ["tests/formats/test_geojson.py"]),
         ("solo_attn/_utils/errors.py", ["tests/_utils/test_errors.py"]),
+        ("solo_attn/predictor.py", ["tests/test_predictor.py"]),
+        ("solo_attn/data/segmentation.py", ["tests/data/test_validate.py"]),  # which mentions it
         ("docs/data.md", ["tests/docs/test_data_page.py"]),
         ("tools/quick.py", ["tests/tools/test_quick.py"]),
         ("tests/models/test_losses.py", ["tests/models/test_losses.py"]),
