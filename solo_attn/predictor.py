@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -17,7 +18,8 @@ from ._utils.checks import fail
 from ._utils.environment import device_named
 from ._utils.errors import UsageError, extra_train
 from ._utils.files import replacing
-from .data.images import read_image
+from .data.images import Percentiles, open_image, read_image
+from .data.windows import Windows
 from .models import SOLO, ModelInfo, load_model
 
 with extra_train("solo_attn.predictor"):
@@ -35,7 +37,7 @@ class Result:
     """The instances of one picture, best first.
 
     Attributes:
-        image: uint8 [3, H, W], the picture.
+        picture: where its pixels are read; `image` is all of them.
         boxes: float32 [N, 4], xyxy in pixels, x2 = last column + 1.
         labels: int64 [N], from 0.
         scores: float32 [N], descending.
@@ -44,7 +46,7 @@ class Result:
         category_ids: COCO's category of each label.
     """
 
-    image: Tensor
+    picture: Windows
     boxes: Tensor
     labels: Tensor
     scores: Tensor
@@ -56,16 +58,21 @@ class Result:
         return len(self.scores)
 
     def __repr__(self) -> str:
-        height, width = self.image.shape[1:]
+        height, width = self.picture.size
         counted = {name: self.names.count(name) for name in dict.fromkeys(self.names)}
         inside = ", ".join(f"{count} {name}" for name, count in counted.items()) or "nothing"
         return f"Result({width} x {height} pixels: {inside})"
 
     @property
+    def image(self) -> Tensor:
+        """The picture, uint8 [3, H, W]; read at each call where it was predicted by windows."""
+        return self.picture.whole()
+
+    @property
     def masks(self) -> Tensor:
         """Bool [N, H, W], made at each call."""
         if not self.runs:
-            return torch.zeros(0, *self.image.shape[1:], dtype=torch.bool)
+            return torch.zeros(0, *self.picture.size, dtype=torch.bool)
         return torch.from_numpy(coco_mask.decode(self.runs)).permute(2, 0, 1).bool()
 
     @property
@@ -84,17 +91,17 @@ class Result:
             runs=self.runs[:keep],
         )
 
-    def as_dict(self) -> dict[str, Tensor]:
-        """``boxes``, ``labels``, ``scores`` and bool ``masks``, as the model itself returns them."""
+    def as_dict(self, *, rle: bool = False) -> dict[str, Any]:
+        """``boxes``, ``labels``, ``scores`` and ``masks`` (bool, or `runs`), as of the model itself."""
         found = {"boxes": self.boxes, "labels": self.labels, "scores": self.scores}
-        return {**found, "masks": self.masks}
+        return {**found, "masks": self.runs if rle and self.runs else self.masks}
 
     def draw(self, score: float = DRAWN_FROM) -> Tensor:
         """The picture with its instances from ``score`` on, uint8 [3, H, W]; see `draw_instances`."""
         from .evaluation import draw_instances
 
         chosen = self.above(score)
-        return draw_instances(self.image, chosen.as_dict(), self.class_names, score_threshold=0.0)
+        return draw_instances(self.image, chosen.as_dict(rle=True), self.class_names, score_threshold=0.0)
 
     def save(self, path: str | Path, score: float = DRAWN_FROM) -> None:
         """Write `draw` as a picture file; ``path`` is either left as it was or complete.
@@ -111,14 +118,13 @@ class Result:
         """COCO results, ready for `json`; see `solo_attn.formats.coco_results`."""
         from .formats import coco_results
 
-        found = {"boxes": self.boxes, "labels": self.labels, "scores": self.scores, "masks": self.runs}
-        return coco_results(image_id, found, self.category_ids)
+        return coco_results(image_id, self.as_dict(rle=True), self.category_ids)
 
     def to_geojson(self, score: float = 0.0) -> dict[str, Any]:
         """Polygons as a FeatureCollection; see `solo_attn.formats.to_geojson`."""
         from .formats import to_geojson
 
-        return to_geojson(self.above(score).as_dict(), self.class_names)
+        return to_geojson(self.above(score).as_dict(rle=True), self.class_names)
 
     def to_supervision(self) -> Detections:
         """``supervision.Detections``; needs ``pip install supervision``."""
@@ -159,8 +165,10 @@ class Predictor:
 
         Args:
             images: a file, a PIL image, an array [H, W, 3] or [H, W], or a tensor [3, H, W]; uint8, or floats
-                in 0..1. Files and PIL images are turned as their EXIF orientation says. Or a list of these.
-            batch_size: pictures that go through the model at a time.
+                in 0..1, or of any numbers where the model has ``percentiles``. Files and PIL images are
+                turned as their EXIF orientation says. Or a list of these. With ``settings.tile``, TIFFs and
+                memory maps are read by windows.
+            batch_size: pictures that go through the model at a time, padded to one size.
 
         Raises:
             ImageError: a file that is missing or no image.
@@ -172,19 +180,42 @@ class Predictor:
 
     def stream(self, images: Iterable[Any], batch_size: int = 1) -> Iterator[Result]:
         """`__call__` for any number of pictures, one result after the other."""
-        device, pictures = next(self.model.parameters()).device, iter(images)
-        while batch := [as_image(picture) for picture in islice(pictures, batch_size)]:
-            found = self.model.predict([image.to(device).float() / 255 for image in batch], rle=True)
-            for image, instances in zip(batch, found, strict=True):
-                yield Result(
-                    image,
-                    instances["boxes"].cpu(),
-                    instances["labels"].cpu(),
-                    instances["scores"].cpu(),
-                    instances["masks"],
-                    tuple(self.info.class_names),
-                    tuple(self.info.category_ids),
-                )
+        pictures = iter(images)
+        while batch := [self.open(picture) for picture in islice(pictures, batch_size)]:
+            yield from self.find(batch)
+
+    def open(self, picture: Any) -> Windows:
+        """A picture of any kind, ready for `find`: it needs no model, and may be called from any thread.
+
+        Raises:
+            ImageError, TypeError, ValueError: see `__call__`.
+        """
+        settings = self.model.settings
+        return as_windows(picture, settings.percentiles, settings.tile is not None)
+
+    def find(self, batch: Sequence[Windows]) -> list[Result]:
+        """The instances of pictures from `open`, which go through the model at once, or by tiles."""
+        device, settings = next(self.model.parameters()).device, self.model.settings
+        if settings.tile is None:
+            images = [picture.whole().to(device).float() / 255 for picture in batch]
+            found = self.model.predict(images, rle=True)
+        else:
+            found = [
+                self.model.predict_windows(picture.size, partial(_crop, picture, device), rle=True)
+                for picture in batch
+            ]
+        return [
+            Result(
+                picture,
+                instances["boxes"].cpu(),
+                instances["labels"].cpu(),
+                instances["scores"].cpu(),
+                instances["masks"],
+                tuple(self.info.class_names),
+                tuple(self.info.category_ids),
+            )
+            for picture, instances in zip(batch, found, strict=True)
+        ]
 
 
 def load(file: str | Path, device: str = "auto", **settings: Any) -> Predictor:
@@ -217,35 +248,57 @@ def load(file: str | Path, device: str = "auto", **settings: Any) -> Predictor:
     return Predictor(model, info)
 
 
-def as_image(picture: Any) -> Tensor:
-    """A picture of any kind as uint8 [3, H, W].
+def _crop(picture: Windows, device: torch.device, *box: int) -> Tensor:
+    return picture.window(*box).to(device).float() / 255
+
+
+def as_windows(picture: Any, percentiles: Percentiles = None, tiled: bool = False) -> Windows:
+    """A picture of any kind, its values of 8 bits once they are read.
+
+    Args:
+        picture: see `Predictor.__call__`.
+        percentiles: of each channel, what becomes 0 and 255.
+        tiled: leave a file or memory map on the disk where that is possible.
 
     Raises:
         ImageError: a file that is missing or no image.
         TypeError, ValueError: see `Predictor.__call__`.
     """
     if isinstance(picture, (str, Path)):
-        return read_image(picture)
+        if tiled:
+            return open_image(picture, percentiles=percentiles)
+        return Windows(read_image(picture, percentiles=percentiles).numpy(), "CYX")
     if isinstance(picture, Image.Image):
-        picture = np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+        deep = picture.mode[0] in "IF"
+        if deep and percentiles is None:
+            fail("Predictor", "a PIL image", "of 8 bits a channel", f"the mode {picture.mode}")
+        turned = ImageOps.exif_transpose(picture)
+        picture = np.array(turned if deep else turned.convert("RGB"))
+    axes = "CYX"
     if isinstance(picture, np.ndarray):
-        if picture.ndim == 2:
-            picture = np.repeat(picture[:, :, None], 3, axis=2)
-        if picture.ndim != 3 or picture.shape[2] != 3:
+        if picture.ndim != 2 and (picture.ndim != 3 or picture.shape[2] != 3):
             fail("Predictor", "an array", "of shape [H, W, 3] or [H, W]", str(list(picture.shape)))
-        picture = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
-    if not isinstance(picture, Tensor):
+        axes = "YX" if picture.ndim == 2 else "YXC"
+    elif isinstance(picture, Tensor):
+        if picture.dim() != 3 or picture.shape[0] != 3:
+            fail("Predictor", "a tensor", "of shape [3, H, W]", str(list(picture.shape)))
+        picture = picture.detach().cpu()
+        picture = (picture.float() if picture.is_floating_point() else picture).numpy()
+    else:
         kind = type(picture).__name__
         raise TypeError(
             f"Predictor: expected a file, a PIL image, an array, a tensor or a list of these, got {kind}"
         )
-    if picture.dim() != 3 or picture.shape[0] != 3:
-        fail("Predictor", "a tensor", "of shape [3, H, W]", str(list(picture.shape)))
-    if picture.dtype == torch.uint8:
-        return picture.cpu()
-    if not picture.is_floating_point():
+    if percentiles is not None:
+        if picture.dtype.kind not in "uif":
+            fail("Predictor", "a picture", "of integers or floats", str(picture.dtype))
+        return Windows(picture, axes).scaled(percentiles)
+    if picture.dtype == np.uint8:
+        return Windows(picture, axes)
+    if picture.dtype.kind != "f":
         fail("Predictor", "a picture", "of dtype uint8 or a float dtype", str(picture.dtype))
-    low, high = (float(value) for value in picture.aminmax()) if picture.numel() else (0.0, 0.0)
+    low, high = (float(picture.min()), float(picture.max())) if picture.size else (0.0, 0.0)
     if not 0 <= low <= high <= 1:
         fail("Predictor", "floats", "in 0..1", f"{low:g}..{high:g}")
-    return (picture.cpu().float() * 255).round().byte()
+    channels = 1 if axes == "YX" else 3
+    return Windows(picture, axes, np.stack([np.zeros(channels), np.ones(channels)]))

@@ -38,8 +38,9 @@ RANK = {
     "interop": 9,
     "training": 9,
     "predictor": 10,
-    "cli": 11,
-    "__main__": 12,
+    "bulk": 11,
+    "cli": 12,
+    "__main__": 13,
 }
 
 

@@ -1,16 +1,21 @@
 """From images to results: every kind of picture gives the same, and each result is what its formats say."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 from small_solo import confident, small
 
 import solo_attn
-from solo_attn.data import ImageError
+from solo_attn.data import ImageError, read_image
+from solo_attn.data.windows import Windows
 from solo_attn.models import ModelInfo, save_model
-from solo_attn.predictor import Predictor, as_image
+from solo_attn.predictor import Predictor, as_windows
 
 NAMES, CATEGORIES = ["rock", "paper", "scissors"], [7, 3, 9]
 
@@ -71,8 +76,8 @@ def test_every_kind_of_picture(predictor, pixels, tmp_path):
 
 def test_grey_pictures_are_grey_ones_in_colour():
     grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    assert torch.equal(as_image(grey), as_image(np.stack([grey] * 3, axis=2)))
-    assert torch.equal(as_image(Image.fromarray(grey)), as_image(grey))
+    assert torch.equal(as_windows(grey).whole(), as_windows(np.stack([grey] * 3, axis=2)).whole())
+    assert torch.equal(as_windows(Image.fromarray(grey)).whole(), as_windows(grey).whole())
 
 
 def test_a_file_and_a_pil_image_are_turned_by_exif(tmp_path):
@@ -80,9 +85,9 @@ def test_a_file_and_a_pil_image_are_turned_by_exif(tmp_path):
     exif = Image.Exif()
     exif[274] = 6  # turned by a quarter
     image.save(tmp_path / "a.png", exif=exif)
-    assert as_image(tmp_path / "a.png").shape == (3, 4, 3)
+    assert as_windows(tmp_path / "a.png").whole().shape == (3, 4, 3)
     with Image.open(tmp_path / "a.png") as opened:
-        assert torch.equal(as_image(opened), as_image(tmp_path / "a.png"))
+        assert torch.equal(as_windows(opened).whole(), as_windows(tmp_path / "a.png").whole())
 
 
 def test_above_and_formats(predictor, pixels, tmp_path):
@@ -123,6 +128,62 @@ def test_settings_of_inference_may_be_changed(weights, pixels):
         solo_attn.load(weights, "cpu", max_detections=0)
 
 
+def test_deep_pictures_are_as_in_training(predictor, pixels, tmp_path):
+    """What the checkpoint's percentiles make of a file, an array and a tensor is what a data set gives."""
+    model = confident(small(max_detections=12, percentiles=(2, 98)))
+    path = tmp_path / "deep.safetensors"
+    save_model(model, ModelInfo(model.config, NAMES, CATEGORIES, {}), path)
+    deep = solo_attn.load(path, "cpu")
+    assert deep.model.settings.percentiles == (2, 98)
+    values = pixels.permute(1, 2, 0).numpy().astype(np.uint16) * 150 + 9
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", compression="zlib")
+    seen = read_image(tmp_path / "a.tif", percentiles=(2, 98))
+    for picture in (tmp_path / "a.tif", values, values.astype(np.float64)):
+        found = deep(picture)
+        assert torch.equal(found.image, seen)
+        assert found.runs == predictor(seen).runs
+    with pytest.raises(ImageError, match="expected 8 bits a channel"):
+        predictor(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match="expected percentiles to be low < high"):
+        small(percentiles=(98, 2))
+
+
+def test_a_tiff_is_predicted_by_windows(weights, pixels, tmp_path, monkeypatch):
+    tifffile.imwrite(tmp_path / "a.tif", pixels.permute(1, 2, 0).numpy(), tile=(16, 16), photometric="rgb")
+    predictor = solo_attn.load(weights, "cpu", tile=32, tile_overlap=8)
+    expected = predictor(pixels)
+    one_a_tile = solo_attn.load(weights, "cpu", tile=32, tile_overlap=0, max_detections=1)(pixels)
+    assert 1 < len(one_a_tile) <= 6, "max_detections is a tile's"
+    read = []
+    window = Windows.window
+    monkeypatch.setattr(Windows, "window", lambda self, *box: read.append(box) or window(self, *box))
+    found = predictor(tmp_path / "a.tif")
+    assert all(b - t <= 32 and r - left <= 32 for t, left, b, r in read)
+    same(found, expected)
+    assert found.to_geojson() == expected.to_geojson()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ten_thousand_by_ten_thousand_pixels_in_three_gib(weights, tmp_path):
+    path = tmp_path / "slide.tif"
+    tile = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    tiles = (tile for _ in range(400))
+    layout = {"shape": (10_000, 10_000, 3), "dtype": "uint8", "tile": (512, 512), "photometric": "rgb"}
+    tifffile.imwrite(path, tiles, **layout)
+    code = (
+        "import resource, sys, solo_attn\n"
+        "settings = dict(tile=1024, tile_overlap=128, max_detections=3)\n"
+        "found = solo_attn.load(sys.argv[1], 'cpu', **settings)(sys.argv[2])\n"
+        "print(found.picture.size, len(found.to_coco(1)))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
+    )
+    command = [sys.executable, "-c", code, str(weights), str(path)]
+    size, peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert size.startswith("(10000, 10000) ")
+    assert float(peak) < 3, "GiB"
+
+
 def test_what_is_no_picture(predictor, tmp_path):
     with pytest.raises(ImageError, match=r"missing\.png"):
         predictor(tmp_path / "missing.png")
@@ -130,7 +191,7 @@ def test_what_is_no_picture(predictor, tmp_path):
         (3, "expected a file, a PIL image, an array, a tensor or a list of these, got int"),
         (np.zeros((4, 4, 2), np.uint8), r"an array of shape \[H, W, 3\] or \[H, W\], got \[4, 4, 2\]"),
         (torch.zeros(4, 4), r"a tensor of shape \[3, H, W\], got \[4, 4\]"),
-        (torch.zeros(3, 4, 4, dtype=torch.int64), r"of dtype uint8 or a float dtype, got torch\.int64"),
+        (torch.zeros(3, 4, 4, dtype=torch.int64), r"of dtype uint8 or a float dtype, got int64"),
         (torch.full((3, 4, 4), 200.0), r"floats in 0\.\.1, got 200\.\.200"),
     ]:
         with pytest.raises((TypeError, ValueError), match=message):

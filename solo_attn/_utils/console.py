@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 
 def plain_console(*, stderr: bool = False, soft_wrap: bool = False, quiet: bool = False) -> Console:
@@ -16,14 +17,26 @@ def plain_console(*, stderr: bool = False, soft_wrap: bool = False, quiet: bool 
     )
 
 
+class _Speed(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.3g} {self.unit} a second")
+
+
 @contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, so that what is printed can be redirected; yields how to advance it."""
+def progress(title: str, total: int, unit: str | None = None) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error, so that what is printed can be redirected; yields how to advance it.
+
+    With ``unit`` it also shows how many of them are done in a second.
+    """
     columns = (
         *Progress.get_default_columns()[:2],
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn(""),
+        TextColumn("") if unit is None else _Speed(unit),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=total)

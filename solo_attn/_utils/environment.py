@@ -39,14 +39,14 @@ def environment(device: str | None = None) -> dict[str, Any]:
 
 
 def device_named(name: str) -> str:
-    """The device of that name; "auto" is the first accelerator, or the CPU if there is none.
+    """The device of that name; "auto" is the first accelerator, else the CPU; "auto:2" the third.
 
     Raises:
         UsageError: there is no such device.
     """
-    if name == "auto":
+    if name.partition(":")[0] == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return "cpu" if accelerator is None else accelerator.type
+        return "cpu" if accelerator is None else accelerator.type + name.removeprefix("auto")
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 # Names of the modules that the extras install; "train" includes "cli".
 EXTRA_CLI = frozenset({"rich", "typer"})
@@ -47,3 +48,19 @@ def extra_train(who: str) -> Iterator[None]:
         extra = "cli" if package in EXTRA_CLI else "train"
         message = f'{who}: expected {package} to be installed; run: pip install "solo-attn[{extra}]"'
         raise MissingExtraError(message, name=error.name) from error
+
+
+@contextmanager
+def naming_file(file: Path) -> Iterator[None]:
+    """What stops a model on an image, as one line that names the file.
+
+    Raises:
+        UsageError: a strip too thin to resize, an image too large for the memory.
+    """
+    try:
+        yield
+    except SoloAttnError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"{file}: not a valid input of the model: {reason}") from error

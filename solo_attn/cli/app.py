@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, ParamSpec, TypeVar
 
@@ -14,7 +13,7 @@ from rich.text import Text
 
 from .. import __version__
 from .._utils.console import plain_console
-from .._utils.errors import SoloAttnError, UsageError, extra_train
+from .._utils.errors import SoloAttnError, extra_train
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -93,17 +92,3 @@ def _without_worker(message: str) -> str:
     """The message itself: PyTorch puts the traceback of the process that loaded the data around it."""
     caught = re.match(r"Caught (\w+) .*\nOriginal Traceback ", message)
     return message if caught is None else message.rpartition(f"{caught[1]}: ")[2].strip()
-
-
-@contextmanager
-def naming_file(file: Path) -> Iterator[None]:
-    """What stops a model on an image, as one line that names the file.
-
-    Raises:
-        UsageError: a strip too thin to resize, an image too large for the memory.
-    """
-    try:
-        yield
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UsageError(f"{file}: not a valid input of the model: {reason}") from error

@@ -9,8 +9,8 @@ import typer
 
 from .._utils.console import plain_console, progress
 from .._utils.environment import device_named
-from .._utils.errors import UsageError
-from .app import command, naming_file
+from .._utils.errors import UsageError, naming_file
+from .app import command
 
 
 @command
@@ -60,7 +60,13 @@ def eval_command(
         raise UsageError(f"eval: expected --batch-size to be 1 with --errors, got {batch_size}")
     model, info = load_model(checkpoint, device_named(device))
     # An object without width or height counts as COCO counts it; only training could not use it.
-    dataset = CocoInstances(images, annotations, eval_transforms(), on_degenerate="skip")
+    dataset = CocoInstances(
+        images,
+        annotations,
+        eval_transforms(),
+        on_degenerate="skip",
+        percentiles=model.settings.percentiles,
+    )
     if dataset.category_ids != info.category_ids:
         raise UsageError(
             f"eval: expected {annotations} to have the categories that {checkpoint} was trained for, "

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from .images import ImageError, read_image, unreadable
+from .images import ImageError, Percentiles, read_image, unreadable
 from .validate import (
     DatasetError,
     DatasetSummary,
@@ -46,6 +46,8 @@ class CocoInstances(Dataset[Sample]):
         annotations: COCO-format JSON.
         transforms: (image, target) -> (image, target), such as `train_transforms`.
         on_degenerate: "error", or "skip" to leave out objects whose box has no width or height.
+        percentiles: of each channel of an image, those that become 0 and 255; None takes images of 8 bits a
+            channel as they are.
 
     Attributes:
         coco: the annotations as pycocotools holds them, all of them.
@@ -65,6 +67,7 @@ class CocoInstances(Dataset[Sample]):
     summary: DatasetSummary
     coco: COCO
     class_names: list[str]
+    percentiles: Percentiles
 
     def __init__(
         self,
@@ -73,10 +76,14 @@ class CocoInstances(Dataset[Sample]):
         transforms: Callable[[Any, Any], Any] | None = None,
         *,
         on_degenerate: OnDegenerate = "error",
+        percentiles: Percentiles = None,
     ) -> None:
         self.images, self.annotations, self.transforms = Path(images), Path(annotations), transforms
+        self.percentiles = percentiles
         content = read_annotations(annotations)
-        self.summary = check_content(content, images, annotations, on_degenerate=on_degenerate)
+        self.summary = check_content(
+            content, images, annotations, on_degenerate=on_degenerate, percentiles=percentiles
+        )
         self.coco = COCO()
         self.coco.dataset = cast(Any, content)  # not COCO(path): large files are read once
         with contextlib.redirect_stdout(io.StringIO()):
@@ -105,7 +112,7 @@ class CocoInstances(Dataset[Sample]):
             self.annotations,
             [
                 f"{paths[index]} (image id {self.image_ids[index]}): {error.reason}"
-                for index, error in unreadable(paths, advance)
+                for index, error in unreadable(paths, advance, self.percentiles)
             ],
         )
 
@@ -119,7 +126,7 @@ class CocoInstances(Dataset[Sample]):
         image_id = self.image_ids[index]
         path = self._path(image_id)
         try:
-            image = tv_tensors.Image(read_image(path, exif=False))
+            image = tv_tensors.Image(read_image(path, exif=False, percentiles=self.percentiles))
         except ImageError as error:
             raise DatasetError(f"{path} (image id {image_id}): {error.reason}") from error
         height, width = image.shape[1:]

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image, read_file
 
-from .._utils.errors import SoloAttnError
+from .._utils.errors import MissingExtraError, SoloAttnError
+from .windows import NotByWindowsError, Windows, is_tiff, open_tiff
 
 # What PIL raises for broken files, and for ones that would unpack to more than its limit allows.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -22,6 +23,10 @@ IMAGE_SUFFIXES = (
 )  # fmt: skip
 """Endings by which a folder is searched for images, in small letters."""
 
+Percentiles = tuple[float, float] | None
+"""Of each channel of a picture, those that become 0 and 255; None takes 8 bits a channel as they are."""
+
+_HELP = "model.percentiles scales it"
 _BITS_PER_SAMPLE = 258  # the number of a TIFF's tag
 _SIXTEEN = (";16B", ";16L", ";16N")
 
@@ -45,28 +50,107 @@ class ImageError(SoloAttnError, ValueError):
         return f"{self.path}: {self.reason}"
 
 
-def read_image(path: str | Path, *, exif: bool = True) -> Tensor:
+def read_image(path: str | Path, *, exif: bool = True, percentiles: Percentiles = None) -> Tensor:
     """An image file as uint8 [3, H, W]; grey, palette and transparent ones become RGB.
 
     Args:
         path: of the file.
         exif: turn the image as its EXIF orientation says. Annotations are in stored pixels, so datasets
             read without.
+        percentiles: see `Percentiles`. With these, PNGs of 16 bits and, with the extra "tiff", TIFFs of any
+            integers or floats are read too.
 
     Raises:
-        ImageError: missing, truncated, no image, or with more than 8 bits a channel. In colour these are
-            seen in PNG, TIFF, PPM and SGI; of JPEG 2000 and AVIF PIL makes 8 bits without saying so.
+        ImageError: missing, truncated, no image, or with more than 8 bits a channel and no ``percentiles``.
+            In colour these are seen in PNG, TIFF, PPM and SGI; of JPEG 2000 and AVIF PIL makes 8 bits without
+            saying so.
+        MissingExtraError: the extra "tiff" is not installed, and needed.
     """
     try:
-        with Image.open(path) as image:
-            if fault := depth_fault(image):
-                raise ImageError(path, fault)
-            rgb = (ImageOps.exif_transpose(image) if exif else image).convert("RGB")
-    except ImageError:
+        return _opened(path, exif, percentiles).whole()
+    except (ImageError, MissingExtraError):
         raise
     except UNREADABLE as error:
         raise ImageError(path, f"cannot be read as an image: {error}") from error
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
+
+
+def open_image(path: str | Path, *, percentiles: Percentiles = None) -> Windows:
+    """What `read_image` reads, by windows where the file allows it: TIFF, with the extra "tiff".
+
+    Other files are read whole, and so are TIFFs of other layouts than one picture in grey or RGB.
+
+    Raises:
+        ImageError, MissingExtraError: as `read_image`.
+    """
+    try:
+        if is_tiff(path):
+            try:
+                found = open_tiff(path)
+            except (MissingExtraError, NotByWindowsError):
+                pass  # PIL may still know it
+            else:
+                if percentiles is not None:
+                    return found.scaled(percentiles)
+                if found.array.dtype == np.uint8:
+                    return found
+        return Windows(read_image(path, percentiles=percentiles).numpy(), "CYX")
+    except (ImageError, MissingExtraError):
+        raise
+    except UNREADABLE as error:
+        raise ImageError(path, f"cannot be read as an image: {error}") from error
+
+
+def _opened(path: str | Path, exif: bool, percentiles: Percentiles) -> Windows:
+    """PIL's image; what that has no mode for is left to tifffile and torchvision."""
+    kind = _deep_kind(path, percentiles)
+    if kind == "TIFF":
+        found = open_tiff(path)
+        if percentiles is None and found.array.dtype != np.uint8:
+            raise ImageError(path, f"expected 8 bits a channel, got {found.array.dtype}; {_HELP}")
+        return found if percentiles is None else found.scaled(percentiles)
+    if kind == "PNG" and percentiles is not None:
+        deep = decode_image(read_file(str(path)), ImageReadMode.UNCHANGED)
+        return Windows(deep.numpy(), "CYX").scaled(percentiles)
+    with Image.open(path) as image:
+        rgb = (ImageOps.exif_transpose(image) if exif else image).convert("RGB")
+    found = Windows(np.ascontiguousarray(np.array(rgb).transpose(2, 0, 1)), "CYX")
+    return found if percentiles is None else found.scaled(percentiles)
+
+
+def image_size(path: str | Path, percentiles: Percentiles = None) -> tuple[int, int]:
+    """(width, height) of an image file that `read_image` takes by its header; its pixels are not decoded.
+
+    Raises:
+        ImageError, MissingExtraError: as `read_image`, but for what only decoding shows.
+    """
+    try:
+        if _deep_kind(path, percentiles) == "TIFF":
+            return open_tiff(path).size[::-1]
+        with Image.open(path) as image:
+            return image.size
+    except (ImageError, MissingExtraError):
+        raise
+    except UNREADABLE as error:
+        raise ImageError(path, f"cannot be read as an image: {error}") from error
+
+
+def _deep_kind(path: str | Path, percentiles: Percentiles) -> str | None:
+    """The format of a file that PIL does not read, or only with loss, or None where it does."""
+    try:
+        with Image.open(path) as image:
+            fault, kind = depth_fault(image), image.format
+    except UNREADABLE:
+        # Floats of 64 bits and large files in big-endian order, for example, are no picture to PIL.
+        if not is_tiff(path):
+            raise
+        return "TIFF"
+    if fault is None:
+        return None
+    if percentiles is None:
+        raise ImageError(path, f"{fault}; {_HELP}")
+    if kind not in ("PNG", "TIFF"):
+        raise ImageError(path, f"{fault} in a {kind}; of those only PNG and TIFF are scaled")
+    return kind
 
 
 def image_files(folder: str | Path, *, below: bool = False) -> list[Path]:
@@ -105,18 +189,21 @@ def _tile_bits(codec: str, extents: object, offset: object, arguments: Any) -> i
 
 
 def unreadable(
-    paths: Iterable[Path], advance: Callable[[int], None] | None = None
+    paths: Iterable[Path],
+    advance: Callable[[int], None] | None = None,
+    percentiles: Percentiles = None,
 ) -> list[tuple[int, ImageError]]:
     """Decode every image, on all cores, and return the number and fault of each that cannot be.
 
     Args:
         paths: of the images.
         advance: called with 1 after each image, from this thread.
+        percentiles: see `Percentiles`.
     """
 
     def fault(path: Path) -> ImageError | None:
         try:
-            read_image(path, exif=False)
+            read_image(path, exif=False, percentiles=percentiles)
         except ImageError as error:
             return error
         return None

@@ -9,11 +9,9 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image
-
 from .._utils.checks import is_finite
 from .._utils.errors import SoloAttnError
-from .images import UNREADABLE, depth_fault
+from .images import ImageError, Percentiles, image_size, read_image
 from .segmentation import segmentation_fault
 
 _SHOWN = 10  # faults that a message lists; it counts the rest
@@ -101,6 +99,7 @@ def check_dataset(
     *,
     decode: bool = False,
     on_degenerate: OnDegenerate = "error",
+    percentiles: Percentiles = None,
 ) -> DatasetSummary:
     """Look for everything that would stop a training later, or falsify it in silence.
 
@@ -110,13 +109,21 @@ def check_dataset(
         decode: also decode every image, which finds truncated ones and takes its time.
         on_degenerate: whether a box with no width or height is a fault ("error"), or is counted and left
             out ("skip").
+        percentiles: with these, images of more than 8 bits a channel are no fault; see `read_image`.
 
     Raises:
         DatasetError: one message for all faults; it lists the first ones and counts the rest.
         ValueError: another ``on_degenerate``.
     """
     content = read_annotations(annotations)
-    return check_content(content, images, annotations, decode=decode, on_degenerate=on_degenerate)
+    return check_content(
+        content,
+        images,
+        annotations,
+        decode=decode,
+        on_degenerate=on_degenerate,
+        percentiles=percentiles,
+    )
 
 
 def check_content(
@@ -126,6 +133,7 @@ def check_content(
     *,
     decode: bool = False,
     on_degenerate: OnDegenerate = "error",
+    percentiles: Percentiles = None,
 ) -> DatasetSummary:
     """`check_dataset` of what `read_annotations` has read from ``annotations``."""
     if on_degenerate not in ("error", "skip"):
@@ -136,7 +144,7 @@ def check_content(
         )
     faults = [
         *_category_faults(content),
-        *_image_faults(content, Path(images), decode),
+        *_image_faults(content, Path(images), decode, percentiles),
         *_annotation_faults(content, _NEEDED, skip_degenerate=on_degenerate == "skip"),
     ]
     raise_faults(annotations, faults)
@@ -206,7 +214,12 @@ def _category_faults(content: dict[str, Any]) -> Iterator[str]:
             seen.add(category["id"])
 
 
-def _image_faults(content: dict[str, Any], folder: Path | None = None, decode: bool = False) -> Iterator[str]:
+def _image_faults(
+    content: dict[str, Any],
+    folder: Path | None = None,
+    decode: bool = False,
+    percentiles: Percentiles = None,
+) -> Iterator[str]:
     """Faults of the entries; with ``folder`` also of the files in it."""
     seen = set()
     needed = {"id", "height", "width"} | ({"file_name"} if folder is not None else set())
@@ -226,25 +239,24 @@ def _image_faults(content: dict[str, Any], folder: Path | None = None, decode: b
         if image_id in seen:
             yield f"image id {image_id}: duplicate id"
         seen.add(image_id)
-        if folder is not None and (fault := _file_fault(folder / name, entry, decode)):
+        if folder is not None and (fault := _file_fault(folder / name, entry, decode, percentiles)):
             yield f"{folder / name} (image id {image_id}): {fault}"
 
 
-def _file_fault(path: Path, entry: dict[str, Any], decode: bool) -> str | None:
+def _file_fault(path: Path, entry: dict[str, Any], decode: bool, percentiles: Percentiles) -> str | None:
     if not path.is_file():
         return "no such file"
     if path.stat().st_size == 0:
         return "the file is empty"
     try:
-        with Image.open(path) as image:  # reads the header only
-            size, fault = image.size, depth_fault(image)
-            if decode:
-                image.load()
-    except UNREADABLE as error:
-        return f"cannot be read as an image: {error}"
+        size = image_size(path, percentiles)
+        if decode:
+            read_image(path, exif=False, percentiles=percentiles)
+    except ImageError as error:
+        return error.reason
     if size != (entry["width"], entry["height"]):
         return f"expected {entry['width']} x {entry['height']} pixels as annotated, got {size[0]} x {size[1]}"
-    return fault
+    return None
 
 
 # Of an annotation. The evaluation needs the area: without it, training would stop at its first epoch's end.

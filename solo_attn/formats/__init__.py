@@ -12,6 +12,7 @@ with extra_train("solo_attn.formats"):
     from .geojson import to_geojson, write_geojson
     from .id_masks import convert_id_masks, to_id_map, write_id_map
     from .labelme import convert_labelme
+    from .parquet import read_parquet, to_parquet, write_parquet
 
 __all__ = [
     "PAPER_CLASSES",
@@ -19,9 +20,12 @@ __all__ = [
     "convert_cityscapes",
     "convert_id_masks",
     "convert_labelme",
+    "read_parquet",
     "to_geojson",
     "to_id_map",
+    "to_parquet",
     "write_geojson",
     "write_id_map",
+    "write_parquet",
     "write_results",
 ]

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from .._utils.checks import Prediction, check_prediction
 from .._utils.files import replacing
+from .._utils.run_lengths import decode_window
 
 Ring = list[tuple[int, int]]
 """Corners (x, y), the last one the first again."""
@@ -33,7 +35,8 @@ def to_geojson(
     of their own. An instance without a pixel has the geometry null.
 
     Args:
-        found: what the model returns for an image: ``boxes``, ``labels``, ``scores``, ``masks``.
+        found: what the model returns for an image: ``boxes``, ``labels``, ``scores``, ``masks``, as bool or
+            run lengths.
         class_names: the name of each label.
         score_threshold: scores from which instances are written, inclusive.
 
@@ -44,19 +47,29 @@ def to_geojson(
     Raises:
         TypeError, ValueError: a tensor is missing or of another shape, or a label has no name.
     """
-    check_prediction("to_geojson", found, len(class_names))
+    check_prediction("to_geojson", found, len(class_names), rle=True)
     scores, labels = found["scores"].tolist(), found["labels"].tolist()
-    masks = found["masks"].detach().cpu().ne(0).numpy()
+    masks = found["masks"]
+    if isinstance(masks, Tensor):
+        masks = masks.detach().cpu().ne(0).numpy()
     features = [
         {
             "type": "Feature",
             "properties": {"id": k + 1, "label": str(class_names[labels[k]]), "score": scores[k]},
-            "geometry": _geometry(polygons(masks[k])),
+            "geometry": _geometry(_outlines(masks[k])),
         }
         for k in range(len(masks))
         if scores[k] >= score_threshold
     ]
     return {"type": "FeatureCollection", "features": features}
+
+
+def _outlines(mask: Any) -> list[list[Ring]]:
+    """`polygons` of pixels, or of run lengths without the whole picture's pixels."""
+    if isinstance(mask, np.ndarray):
+        return polygons(mask)
+    window, top, left = decode_window(mask)
+    return [[_moved(ring, left, top) for ring in part] for part in polygons(window)]
 
 
 def write_geojson(

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from .._utils.checks import Prediction, check_prediction, fail
 from .._utils.files import replacing
+from .._utils.run_lengths import decode_window
 from ..data.images import UNREADABLE, image_files
 from ..data.validate import DatasetError, DatasetSummary
 from .coco import Advance, Item, Record, annotation, convert_images
@@ -105,22 +107,30 @@ def to_id_map(found: Prediction, *, score_threshold: float = 0.0) -> NDArray[np.
     scores the earlier. An instance that lies under others wholly leaves no pixel, and its id is not there.
 
     Args:
-        found: what the model returns for an image: ``boxes``, ``labels``, ``scores``, ``masks``.
+        found: what the model returns for an image: ``boxes``, ``labels``, ``scores``, ``masks``, as bool or
+            run lengths (of one instance at least).
         score_threshold: scores from which instances are drawn, inclusive.
 
     Raises:
         TypeError, ValueError: a tensor is missing or of another shape, or there are more than 65,535.
     """
     labels = found["labels"].tolist() if "labels" in found else []
-    check_prediction("to_id_map", found, max(labels, default=0) + 1)
-    scores = found["scores"].detach().cpu()
-    masks = found["masks"].detach().cpu().ne(0).numpy()
+    check_prediction("to_id_map", found, max(labels, default=0) + 1, rle=True)
+    scores, masks = found["scores"].detach().cpu(), found["masks"]
     if len(masks) > MOST_IDS:
         fail("to_id_map", "prediction", f"of at most {MOST_IDS} instances", str(len(masks)))
-    ids = np.zeros(masks.shape[1:], dtype=np.uint16)
+    if isinstance(masks, list) and not masks:
+        fail("to_id_map", "prediction['masks']", "a tensor where there are none", "an empty list")
+    size = masks.shape[1:] if isinstance(masks, Tensor) else masks[0]["size"]
+    ids = np.zeros(size, dtype=np.uint16)
     for k in reversed(scores.argsort(descending=True, stable=True).tolist()):  # the best one last, on top
-        if scores[k] >= score_threshold:
-            ids[masks[k]] = k + 1
+        if scores[k] < score_threshold:
+            continue
+        if isinstance(masks, Tensor):
+            ids[masks[k].detach().cpu().ne(0).numpy()] = k + 1
+        else:
+            window, top, left = decode_window(masks[k])
+            ids[top : top + window.shape[0], left : left + window.shape[1]][window] = k + 1
     return ids
 
 

@@ -17,6 +17,7 @@ from .._utils.settings import Flag, Integer, Number, Settings
 Positive = Annotated[Integer, Ge(1)]
 NotNegative = Annotated[Integer, Ge(0)]
 Share = Annotated[Number, Ge(0), Le(1)]
+Percent = Annotated[Number, Ge(0), Le(100)]
 GROUPS = 32  # of GroupNorm
 
 OF_HEADS: dict[str, dict[str, Any]] = {
@@ -133,7 +134,7 @@ class InferenceSettings(Settings):
     final_score_threshold: Share = 0.05
     """Decayed score that stays, inclusive (step 7)."""
     max_detections: Positive = 100
-    """Instances of an image (step 8)."""
+    """Instances of an image, or of a tile (step 8)."""
     tile: Positive | None = None
     """Predict a picture by square tiles of so many of its own pixels, each resized as an image is, or null
     for the whole picture at once."""
@@ -189,6 +190,9 @@ class ModelSettings(InferenceSettings, HeadSettings):
     """Limit of the longer side in pixels."""
     resize_in_training: Flag = True
     """False takes training images as they come, for data that is resized or cropped when it is read."""
+    percentiles: tuple[Percent, Percent] | None = None
+    """Of each channel of an image, the percentiles that become 0 and 1, low < high, such as [0.5, 99.5]: for
+    images of more than 8 bits, in training and prediction alike; null takes 8 bits as they are."""
     image_mean: tuple[Number, Number, Number] | None = None
     """Of each channel of images in 0..1, taken off; null takes that of the backbone's published weights."""
     image_std: tuple[Number, Number, Number] | None = None
@@ -207,6 +211,8 @@ class ModelSettings(InferenceSettings, HeadSettings):
         if any(low > high for low, high in self.scale_ranges):
             got = [list(pair) for pair in self.scale_ranges]
             raise ValueError(f"expected scale_ranges to be pairs of low <= high, got {got}")
+        if self.percentiles is not None and self.percentiles[0] >= self.percentiles[1]:
+            raise ValueError(f"expected percentiles to be low < high, got {list(self.percentiles)}")
         if self.image_std is not None and min(self.image_std) <= 0:
             raise ValueError(f"expected image_std to be three numbers > 0, got {list(self.image_std)}")
         return self

@@ -24,7 +24,7 @@ from .inference import predict
 from .losses import category_loss, mask_loss
 from .settings import ModelSettings
 from .targets import assign
-from .tiling import assemble, find_pieces
+from .tiling import Crop, assemble, cropping, find_pieces
 
 SIZE_DIVISIBLE = 32
 
@@ -103,18 +103,35 @@ class SOLO(nn.Module):
         settings = self.settings
         if settings.tile is None:
             return self._predict(images, rle)
-        found = []
-        for image in images:
-            pieces = find_pieces(
-                lambda tiles: self._predict(tiles, False),
-                image,
-                settings.tile,
-                settings.tile_overlap,
-                _normalisation(settings)[0],
-            )
-            size = (image.shape[1], image.shape[2])
-            found.append(assemble(pieces[: settings.max_detections], size, rle))
-        return found
+        return [
+            self.predict_windows((image.shape[1], image.shape[2]), cropping(image), rle=rle)
+            for image in images
+        ]
+
+    @torch.no_grad()
+    def predict_windows(self, size: tuple[int, int], crop: Crop, *, rle: bool = False) -> dict[str, Any]:
+        """Instances of a picture that is read tile by tile, ``settings.tile`` of its pixels at a time.
+
+        No more of it is in memory than a few tiles, and of each instance its box's bits. As many instances
+        are found as ``max_detections`` allows in each tile.
+
+        Args:
+            size: (height, width) of the picture.
+            crop: (top, left, bottom, right) to that part of it, float [3, height, width] in 0..1.
+            rle: as in `predict`.
+
+        Raises:
+            ValueError: ``settings.tile`` is None.
+        """
+        settings = self.settings
+        if settings.tile is None:
+            raise ValueError("SOLO.predict_windows: expected settings.tile to be an integer, got None")
+        fill = _normalisation(settings)[0]
+        pieces = find_pieces(self._tiles, size, crop, settings.tile, settings.tile_overlap, fill)
+        return assemble(pieces, size, rle)
+
+    def _tiles(self, tiles: Sequence[Tensor]) -> list[dict[str, Any]]:
+        return self._predict(tiles, False)
 
     def check_image_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
         """Whether images of these (height, width) can be resized, which none needs to be read for.

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .._utils.run_lengths import encode_window
 from ..ops import mask_iou
 
 SAME_IOU = 0.5  # from which on the masks of two tiles are one object
@@ -19,22 +20,33 @@ TILES_AT_ONCE = 4
 Instances = dict[str, Any]
 
 
+Crop = Callable[[int, int, int, int], Tensor]
+"""(top, left, bottom, right) to that part of a picture, float [3, height, width], values in 0..1."""
+
+
+def cropping(image: Tensor) -> Crop:
+    """`Crop` of what is in memory."""
+    return lambda top, left, bottom, right: image[:, top:bottom, left:right]
+
+
 @dataclass
 class Piece:
     """An object as a tile shows it.
 
     Attributes:
-        top, left: of ``mask`` in the picture.
-        mask: bool [h, w], no larger than the object.
+        top, left: of the mask in the picture.
+        size: (height, width) of the mask, no larger than the object.
+        bits: the mask, eight pixels a byte: pieces of all tiles are held until the last one is seen.
         label: its class.
         score: of the tile's prediction.
         cut: whether it touches a border of the tile that lies inside the picture.
-        area: pixels of ``mask``.
+        area: pixels of the mask.
     """
 
     top: int
     left: int
-    mask: Tensor
+    size: tuple[int, int]
+    bits: NDArray[np.uint8]
     label: int
     score: float
     cut: bool
@@ -42,19 +54,25 @@ class Piece:
 
     def reaches(self, top: int, left: int, bottom: int, right: int) -> bool:
         """Whether its box has pixels in a part of the picture."""
-        height, width = self.mask.shape
+        height, width = self.size
         return max(top, self.top) < min(bottom, self.top + height) and max(left, self.left) < min(
             right, self.left + width
         )
 
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """Bool [h, w]."""
+        height, width = self.size
+        return np.unpackbits(self.bits, count=height * width).reshape(self.size).view(np.bool_)
+
     def window(self, top: int, left: int, bottom: int, right: int) -> Tensor:
         """Its pixels in a part of the picture: bool [bottom - top, right - left]."""
-        result = self.mask.new_zeros(bottom - top, right - left)
-        first, last = max(top, self.top), min(bottom, self.top + self.mask.shape[0])
-        begin, end = max(left, self.left), min(right, self.left + self.mask.shape[1])
+        result = torch.zeros(bottom - top, right - left, dtype=torch.bool)
+        first, last = max(top, self.top), min(bottom, self.top + self.size[0])
+        begin, end = max(left, self.left), min(right, self.left + self.size[1])
         if first < last and begin < end:
             part = self.mask[first - self.top : last - self.top, begin - self.left : end - self.left]
-            result[first - top : last - top, begin - left : end - left] = part
+            result[first - top : last - top, begin - left : end - left] = torch.from_numpy(part)
         return result
 
 
@@ -68,12 +86,13 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
 
 def find_pieces(
     predict: Callable[[list[Tensor]], Sequence[Instances]],
-    image: Tensor,
+    size: tuple[int, int],
+    crop: Crop,
     tile: int,
     overlap: int,
     fill: Sequence[float],
 ) -> list[Piece]:
-    """The objects of a picture, those that several tiles see joined to one.
+    """The objects of a picture that is read tile by tile, those that several tiles see joined to one.
 
     An object that a tile cuts is left to the next tile where it is smaller than the overlap, since that one
     sees the whole of it. Of one object's masks the best that no border cuts is taken, and where all are cut,
@@ -81,25 +100,30 @@ def find_pieces(
 
     Args:
         predict: from images [3, tile, tile] to boxes, labels, scores and bool masks of their size.
-        image: [3, H, W].
+        size: (height, width) of the picture.
+        crop: reads a part of it.
         tile: side in pixels; a smaller picture is padded to it.
         overlap: pixels, less than ``tile``.
         fill: the three values that it is padded with.
     """
-    height, width = image.shape[1:]
+    height, width = size
     places = [(y, x) for y in tile_starts(height, tile, overlap) for x in tile_starts(width, tile, overlap)]
     seen: list[tuple[tuple[int, int, int, int], list[int]]] = []  # a tile's extent, and its pieces
     pieces: list[Piece] = []
     same: list[list[int]] = []  # of each piece, those of other tiles that are the same object
     for first in range(0, len(places), TILES_AT_ONCE):
         some = places[first : first + TILES_AT_ONCE]
-        crops = [_padded(image[:, y : y + tile, x : x + tile], tile, fill) for y, x in some]
+        crops = [
+            _padded(crop(y, x, min(y + tile, height), min(x + tile, width)), tile, fill) for y, x in some
+        ]
         for (top, left), found in zip(some, predict(crops), strict=True):
             extent = (top, left, min(top + tile, height), min(left + tile, width))
-            new = _pieces(found, extent, (height, width), overlap)
+            new = _pieces(found, extent, size, overlap)
             numbers = list(range(len(pieces), len(pieces) + len(new)))
             pieces += new
             same += [[] for _ in new]
+            # Tiles come row by row: what ends above this one meets none that follow.
+            seen = [(other, members) for other, members in seen if other[2] > top]
             for other, members in seen:
                 for i, j in _matches(pieces, (extent, numbers), (other, members)):
                     same[i].append(j)
@@ -135,9 +159,10 @@ def _pieces(
         )
         if cut and max(y1 - y0, x1 - x0) < overlap:
             continue
-        mask = masks[k, y0:y1, x0:x1].clone()
         label, score = int(found["labels"][k]), float(found["scores"][k])
-        pieces.append(Piece(top + y0, left + x0, mask, label, score, cut, int(areas[k])))
+        bits = np.packbits(masks[k, y0:y1, x0:x1].numpy())
+        size_of = (y1 - y0, x1 - x0)
+        pieces.append(Piece(top + y0, left + x0, size_of, bits, label, score, cut, int(areas[k])))
     return pieces
 
 
@@ -199,10 +224,13 @@ def _united(group: list[Piece]) -> Piece:
     if not best.cut or len(group) == 1:
         return best
     top, left = min(p.top for p in group), min(p.left for p in group)
-    bottom = max(p.top + p.mask.shape[0] for p in group)
-    right = max(p.left + p.mask.shape[1] for p in group)
-    mask = torch.stack([piece.window(top, left, bottom, right) for piece in group]).any(0)
-    return Piece(top, left, mask, best.label, best.score, True, int(mask.sum()))
+    bottom = max(p.top + p.size[0] for p in group)
+    right = max(p.left + p.size[1] for p in group)
+    mask = torch.zeros(bottom - top, right - left, dtype=torch.bool)
+    for piece in group:
+        mask |= piece.window(top, left, bottom, right)
+    bits, size = np.packbits(mask.numpy()), (bottom - top, right - left)
+    return Piece(top, left, size, bits, best.label, best.score, True, int(mask.sum()))
 
 
 def assemble(pieces: Sequence[Piece], size: tuple[int, int], rle: bool) -> Instances:
@@ -210,11 +238,11 @@ def assemble(pieces: Sequence[Piece], size: tuple[int, int], rle: bool) -> Insta
     height, width = size
     boxes = torch.zeros(len(pieces), 4)
     for box, piece in zip(boxes, pieces, strict=True):
-        rows, columns = piece.mask.shape
+        rows, columns = piece.size
         box[:] = torch.tensor([piece.left, piece.top, piece.left + columns, piece.top + rows])
     masks: Any
     if rle:
-        masks = [run_lengths(piece.mask.numpy(), piece.top, piece.left, size) for piece in pieces]
+        masks = [encode_window(piece.mask, piece.top, piece.left, size) for piece in pieces]
     else:
         windows = [piece.window(0, 0, height, width) for piece in pieces]
         masks = torch.stack(windows) if windows else torch.zeros(0, height, width, dtype=torch.bool)
@@ -224,27 +252,3 @@ def assemble(pieces: Sequence[Piece], size: tuple[int, int], rle: bool) -> Insta
         "scores": torch.tensor([piece.score for piece in pieces], dtype=torch.float32),
         "masks": masks,
     }
-
-
-def run_lengths(mask: NDArray[np.bool_], top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:
-    """COCO's compressed run lengths of a mask [h, w] that lies somewhere in a picture; needs pycocotools.
-
-    What pycocotools' ``encode`` makes of the whole picture, without that picture.
-    """
-    from pycocotools.mask import frPyObjects
-
-    height, width = size
-    edges = np.diff(np.pad(mask.T.astype(np.int8), ((0, 0), (1, 1))))  # of each column
-    column, first = np.nonzero(edges == 1)
-    _, last = np.nonzero(edges == -1)
-    begin = (left + column) * height + top + first
-    end = begin + (last - first)
-    apart = np.ones(len(begin), dtype=bool)  # else a column's last pixel is followed by the next one's first
-    apart[1:] = begin[1:] != end[:-1]
-    begin = begin[apart]
-    end = np.append(end[:-1][apart[1:]], end[-1:])
-    bounds = np.stack([begin, end], axis=1).flatten()
-    counts = np.diff(bounds, prepend=0, append=height * width)
-    if counts[-1] == 0 and len(counts) > 1:
-        counts = counts[:-1]
-    return dict(frPyObjects({"counts": counts.tolist(), "size": [height, width]}, height, width))

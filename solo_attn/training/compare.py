@@ -309,7 +309,11 @@ def _figure5(config: Config, seed: int, out_dir: Path, systems: Sequence[str], p
         return False
     part = _tables_of(config.data)
     dataset = CocoInstances(
-        part.images, part.annotations, eval_transforms(), on_degenerate=config.data.on_degenerate
+        part.images,
+        part.annotations,
+        eval_transforms(),
+        on_degenerate=config.data.on_degenerate,
+        percentiles=config.model.percentiles,
     )
     samples = [dataset[index] for index in range(min(FIGURE_IMAGES, len(dataset)))]
     images, truth = [image for image, _ in samples], [target for _, target in samples]

@@ -150,7 +150,11 @@ class SOLODataModule(pl.LightningDataModule):
         except ValueError as error:
             raise ConfigError(f"config: the section data does not make transforms: {error}") from error
         self.train_set = CocoInstances(
-            data.train_images, data.train_annotations, varied, on_degenerate=data.on_degenerate
+            data.train_images,
+            data.train_annotations,
+            varied,
+            on_degenerate=data.on_degenerate,
+            percentiles=config.model.percentiles,
         )
         self.val_set = self._evaluated(data.val_images, data.val_annotations)
         self.test_set = (
@@ -187,7 +191,13 @@ class SOLODataModule(pl.LightningDataModule):
     def _evaluated(self, images: str, annotations: str) -> CocoInstances:
         """A part that is not trained on."""
         data = self.config.data
-        found = CocoInstances(images, annotations, eval_transforms(), on_degenerate=data.on_degenerate)
+        found = CocoInstances(
+            images,
+            annotations,
+            eval_transforms(),
+            on_degenerate=data.on_degenerate,
+            percentiles=self.config.model.percentiles,
+        )
         if self.train_set.category_ids != found.category_ids:
             raise ConfigError(
                 f"{annotations}: expected the categories of {data.train_annotations}, "

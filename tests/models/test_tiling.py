@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from small_solo import confident, small
 
+from solo_attn._utils.run_lengths import decode_window, encode_window
 from solo_attn.models import build_solo
-from solo_attn.models.tiling import assemble, find_pieces, run_lengths, tile_starts
+from solo_attn.models.tiling import assemble, cropping, find_pieces, tile_starts
 
 SIZE = (150, 210)
 
@@ -45,7 +46,7 @@ def seeing(masks, labels):
 def found_in(masks, tile, overlap, labels=None):
     labels = torch.zeros(len(masks), dtype=torch.int64) if labels is None else labels
     predict, image, sizes = seeing(masks, labels)
-    pieces = find_pieces(predict, image, tile, overlap, (0.0, 0.0, 0.0))
+    pieces = find_pieces(predict, tuple(image.shape[1:]), cropping(image), tile, overlap, (0.0, 0.0, 0.0))
     assert set(sizes) == {(tile, tile)}
     return assemble(pieces, tuple(masks.shape[1:]), rle=False)
 
@@ -113,8 +114,13 @@ def test_run_lengths_are_those_of_the_whole_picture(height, width, data):
     whole = np.zeros((height, width), np.uint8, order="F")
     whole[top : top + h, left : left + w] = mask
     expected = coco_mask.encode(whole)
-    found = run_lengths(mask, top, left, (height, width))
+    found = encode_window(mask, top, left, (height, width))
     assert (found["counts"], list(found["size"])) == (expected["counts"], list(expected["size"]))
+    cut, y, x = decode_window(expected)
+    again = np.zeros_like(whole)
+    again[y : y + cut.shape[0], x : x + cut.shape[1]] = cut
+    assert np.array_equal(again, whole)
+    assert cut.size == 0 or (cut.any(0)[[0, -1]].all() and cut.any(1)[[0, -1]].all())
 
 
 @pytest.mark.parametrize("tile", [None, 64])

@@ -1,0 +1,10 @@
+"""Many images: in batches, by several processes or machines, in pieces that a killed run goes on from."""
+
+from .._utils.errors import extra_train
+
+with extra_train("solo_attn.bulk"):
+    from .files import Format, find_images, output_paths
+    from .pieces import Pieces, Shard
+    from .run import Outcome, predict_files
+
+__all__ = ["Format", "Outcome", "Pieces", "Shard", "find_images", "output_paths", "predict_files"]

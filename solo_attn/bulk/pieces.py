@@ -1,0 +1,135 @@
+"""A job in pieces: each is a fixed part of the images, and is done when its record is there.
+
+What is found in an image may depend on those that went through the model with it: in the last digits, and
+where images of several sizes are padded to one. A piece is therefore computed as a whole, by one shard.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .._utils.errors import UsageError
+from .._utils.files import replacing
+
+FOLDER = ".pieces"
+JOB = "job.json"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of several processes that share a job.
+
+    Attributes:
+        number: from 0.
+        count: of all.
+    """
+
+    number: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str | None) -> Shard:
+        """ "2/3" is the second of three, None the only one. The ranks of torchrun divide it further.
+
+        Raises:
+            UsageError: no such shard.
+        """
+        found = cls()
+        if text is not None:
+            match = re.fullmatch(r"(\d+)/(\d+)", text)
+            if match is None or not 1 <= int(match[1]) <= int(match[2]):
+                raise UsageError(f"predict: expected --shard to be i/n with 1 <= i <= n, got {text!r}")
+            found = cls(int(match[1]) - 1, int(match[2]))
+        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        return cls(found.number * world + rank, found.count * world)
+
+
+class Pieces:
+    """The records of a job's pieces, in a folder beside the results.
+
+    Args:
+        out: the results' folder.
+        job: all that the results depend on, as JSON; of another job nothing is taken over.
+        count: of all pieces.
+        shard: whose pieces are to be made.
+        resume: keep what an earlier run of the same job has finished.
+
+    Raises:
+        UsageError: another job's pieces lie there, and are asked for or shared with other processes.
+    """
+
+    def __init__(self, out: Path, job: Mapping[str, Any], count: int, shard: Shard, resume: bool) -> None:
+        self.folder, self.count, self.shard = out / FOLDER, count, shard
+        wanted = json.loads(json.dumps(job))
+        found = self._job()
+        if found is not None and found != wanted and (resume or shard.count > 1):
+            differing = [key for key in wanted if found.get(key) != wanted[key]]
+            raise UsageError(
+                f"predict: expected --out to be a folder of the same job, got {out}, where "
+                f"{', '.join(differing) or 'its form'} differs; give another folder, or remove {self.folder}"
+            )
+        if shard.count == 1 and not resume and self.folder.exists():
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(self.folder / JOB) as temporary:
+            temporary.write_text(json.dumps(wanted), encoding="utf-8")
+        if not resume:
+            for number in self.mine():
+                self.path(number).unlink(missing_ok=True)
+
+    def _job(self) -> Any:
+        try:
+            return json.loads((self.folder / JOB).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+
+    def path(self, number: int) -> Path:
+        """Of a piece's record."""
+        return self.folder / f"{number:06d}.json"
+
+    def mine(self) -> range:
+        """This shard's pieces."""
+        return range(self.shard.number, self.count, self.shard.count)
+
+    def done(self, number: int) -> bool:
+        """Whether a piece has its record."""
+        return self.path(number).exists()
+
+    def finish(self, number: int, record: Mapping[str, Any]) -> None:
+        """Write a piece's record; all else of it has been written."""
+        with replacing(self.path(number), durable=True) as temporary:
+            temporary.write_text(json.dumps(record), encoding="utf-8")
+
+    def read(self, number: int) -> dict[str, Any]:
+        """A piece's record."""
+        found: dict[str, Any] = json.loads(self.path(number).read_text(encoding="utf-8"))
+        return found
+
+    def complete(self) -> bool:
+        """Whether every shard's pieces are done."""
+        return all(self.done(number) for number in range(self.count))
+
+    def gather(self, path: Path) -> None:
+        """Write the results of all pieces as one JSON list; of their records one is in memory at a time."""
+        with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+            file.write("[")
+            between = ""
+            for result in self._results():
+                file.write(between + json.dumps(result))
+                between = ", "
+            file.write("]")
+
+    def _results(self) -> Iterator[Any]:
+        for number in range(self.count):
+            yield from self.read(number)["results"]
+
+    def remove(self) -> None:
+        """When a run that shares with nobody has written its results."""
+        shutil.rmtree(self.folder)

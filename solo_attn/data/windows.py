@@ -1,0 +1,154 @@
+"""Pictures that are read by windows: of a file no more is in memory than somebody looks at.
+
+Values of more than 8 bits become 8 by percentiles of the picture itself, each channel by its own.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .._utils.errors import MissingExtraError
+
+LOOKED_AT = 2**22  # pixels that percentiles are taken of, at most: every so many rows and columns
+_TIFF_BEGINS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_LAYOUTS = ("YX", "YXS", "SYX", "CYX")
+
+
+class NotByWindowsError(ValueError):
+    """A layout that is not read here: says which, as the reason of an error."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A picture, whole in memory or not.
+
+    Attributes:
+        array: what slices of give arrays: NumPy's, a memory map, zarr's.
+        axes: of ``array``, "YX", or those with channels in front or behind, "CYX" and "YXC".
+        limits: float64 [2, channels], values that become 0 and 255; None leaves uint8 as it is.
+    """
+
+    array: Any
+    axes: str
+    limits: NDArray[np.float64] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        y = self.axes.index("Y")
+        return int(self.array.shape[y]), int(self.array.shape[y + 1])
+
+    def window(self, top: int, left: int, bottom: int, right: int) -> Tensor:
+        """A part as uint8 [3, bottom - top, right - left]; grey is repeated, transparency left out."""
+        found = self._channels(slice(top, bottom), slice(left, right))
+        if self.limits is not None:
+            found = _scaled(found, self.limits)
+        return torch.from_numpy(np.array(np.broadcast_to(found, (3, *found.shape[1:])), order="C"))
+
+    def whole(self) -> Tensor:
+        """All of it, uint8 [3, H, W]."""
+        in_memory = self.axes == "CYX" and self.limits is None and type(self.array) is np.ndarray
+        if in_memory and len(self.array) == 3 and self.array.flags.writeable:
+            return torch.from_numpy(self.array)  # no copy
+        return self.window(0, 0, *self.size)
+
+    def scaled(self, percentiles: tuple[float, float]) -> Windows:
+        """The same picture, its channels from their lower percentile (0) to their upper one (255).
+
+        Of pictures of more than `LOOKED_AT` pixels a grid of so many is looked at, which depends on the size
+        alone: whoever reads the picture finds the same. What is no number (NaN, infinity) does not count.
+        """
+        height, width = self.size
+        step = math.ceil(math.sqrt(height * width / LOOKED_AT))
+        sample = self._channels(slice(0, height, step), slice(0, width, step)).astype(np.float64)
+        limits = np.zeros((2, len(sample)))
+        for k, channel in enumerate(sample):
+            numbers = channel[np.isfinite(channel)]
+            if numbers.size:
+                limits[:, k] = np.percentile(numbers, percentiles)
+        return Windows(self.array, self.axes, limits)
+
+    def _channels(self, rows: slice, columns: slice) -> NDArray[Any]:
+        """[1 or 3, h, w] of the file's own dtype."""
+        if self.axes == "YX":
+            return np.asarray(self.array[rows, columns])[None]
+        if self.axes == "CYX":
+            found = np.asarray(self.array[:, rows, columns])
+        else:
+            found = np.asarray(self.array[rows, columns]).transpose(2, 0, 1)
+        return found[:1] if len(found) == 2 else found[:3]
+
+
+def _scaled(values: NDArray[Any], limits: NDArray[np.float64]) -> NDArray[np.uint8]:
+    low, high = (limit[:, None, None].astype(np.float32) for limit in limits)
+    span = np.maximum(high - low, np.finfo(np.float32).tiny)
+    with np.errstate(over="ignore", invalid="ignore"):
+        share = (values.astype(np.float32) - low) / span
+    share = np.clip(np.nan_to_num(share, nan=0.0, posinf=1.0, neginf=0.0), 0, 1)
+    return np.rint(share * 255).astype(np.uint8)
+
+
+def is_tiff(path: str | Path) -> bool:
+    """Whether a file begins as TIFF and BigTIFF do, whatever its name: GeoTIFF and whole slides among them.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        return file.read(4) in _TIFF_BEGINS
+
+
+def open_tiff(path: str | Path) -> Windows:
+    """A TIFF's first picture, at full size where it is a pyramid; nothing of its pixels is read yet.
+
+    Uncompressed ones are mapped into memory, of others the strips or tiles that a window touches are decoded.
+
+    Raises:
+        MissingExtraError: the extra "tiff" is not installed.
+        NotByWindowsError: stacks, palettes, other colours than grey and RGB, values that are no numbers.
+        OSError, ValueError: a broken file.
+    """
+    try:
+        import tifffile
+        import zarr
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        raise MissingExtraError(
+            f'{path}: expected {package} to be installed; run: pip install "solo-attn[tiff]"', name=error.name
+        ) from error
+    try:
+        with tifffile.TiffFile(path) as file:
+            series = file.series[0]
+            page, axes, shape = series.keyframe, series.axes, series.shape
+            if fault := _fault(page, axes, shape):
+                raise NotByWindowsError(fault)
+            mapped = page.is_memmappable and series.dataoffset is not None
+        axes = axes.replace("S", "C")
+        if mapped:
+            return Windows(tifffile.memmap(path, series=0, level=0, mode="r"), axes)
+        return Windows(zarr.open_array(tifffile.imread(path, series=0, level=0, aszarr=True), mode="r"), axes)
+    except (tifffile.TiffFileError, IndexError, KeyError, struct.error) as error:
+        raise ValueError(str(error)) from error
+
+
+def _fault(page: Any, axes: str, shape: tuple[int, ...]) -> str | None:
+    if axes not in _LAYOUTS:
+        return f"expected one picture in grey or RGB, got the axes {axes} of shape {list(shape)}"
+    channels = 1 if axes == "YX" else shape[-1 if axes == "YXS" else 0]
+    if channels > 4:
+        return f"expected 1 to 4 channels, got {channels}"
+    if page.photometric.name not in ("MINISBLACK", "RGB", "YCBCR"):
+        return f"expected grey or RGB, got {page.photometric.name}"
+    if page.dtype is None or page.dtype.kind not in "uif":
+        return f"expected integers or floats, got {page.dtype}"
+    orientation = page.tags.valueof("Orientation", 1)
+    return f"expected the orientation 1, got {orientation}" if orientation != 1 else None

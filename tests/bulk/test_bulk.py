@@ -1,0 +1,162 @@
+"""Many images: shards make what one run makes, byte for byte, and a killed run goes on and loses nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_solo import confident, small
+
+from solo_attn._utils.errors import UsageError
+from solo_attn.bulk import Shard, predict_files
+from solo_attn.bulk.run import ahead
+from solo_attn.formats import read_parquet
+from solo_attn.models import ModelInfo, save_model
+from solo_attn.predictor import Predictor
+
+FORMATS = ["coco", "parquet", "geojson"]
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    model = confident(small(max_detections=3, min_size=32, max_size=48))
+    return Predictor(model, ModelInfo(model.config, ["a", "b", "c"], [4, 2, 9], {}))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for k in range(7):
+        size = (32, 40) if k % 2 else (36, 32)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{k}.png")
+    (folder / "3.png").write_bytes(b"\x89PNG no")
+    return sorted(folder.iterdir())
+
+
+def predict(predictor, files, out, **options):
+    return predict_files(
+        predictor, files, out, **{"formats": FORMATS, "piece": 2, "batch_size": 2, **options}
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(predictor, files, tmp_path_factory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("whole")
+    done = predict(predictor, files, out)
+    assert (done.images, done.complete, len(done.failed)) == (6, True, 1)
+    assert not (out / ".pieces").exists()
+    return contents(out)
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    found = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    return {name: content for name, content in found.items() if not name.startswith(".pieces/")}
+
+
+def test_one_run(whole, predictor, files, tmp_path):
+    results = json.loads(whole["results.json"])
+    assert len(results) == 18
+    assert [r["image_id"] for r in results] == [k for k in (1, 2, 3, 5, 6, 7) for _ in range(3)]
+    assert {r["file_name"] for r in results} == {str(f) for f in files if f.name != "3.png"}
+    for name, content in whole.items():
+        if name.endswith(".parquet"):
+            (tmp_path / Path(name).name).write_bytes(content)
+    assert read_parquet(tmp_path) == results
+    assert len(list(tmp_path.iterdir())) == 4
+    assert sum(name.endswith(".geojson") for name in whole) == 6
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_shards_make_what_one_run_makes(whole, predictor, files, tmp_path, count):
+    """In any order; with more shards than pieces, too."""
+    outcomes = [predict(predictor, files, tmp_path, shard=Shard(k, count)) for k in reversed(range(count))]
+    assert [done.complete for done in outcomes[:-1]].count(True) <= (count > 4)
+    assert outcomes[-1].complete
+    assert sum(done.images for done in outcomes) == 6
+    assert contents(tmp_path) == whole
+
+
+def test_a_killed_run_goes_on(whole, predictor, files, tmp_path, monkeypatch):
+    find, calls = predictor.find, []
+
+    def killed(batch):
+        calls.append(len(batch))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return find(batch)
+
+    monkeypatch.setattr(predictor, "find", killed)
+    with pytest.raises(KeyboardInterrupt):
+        predict(predictor, files, tmp_path)
+    assert not (tmp_path / "results.json").exists()
+    with pytest.raises(
+        UsageError, match=r"expected --out to be a folder of the same job.*batch_size differs"
+    ):
+        predict(predictor, files, tmp_path, batch_size=1, resume=True)
+    before, advanced = len(calls), []
+    done = predict(predictor, files, tmp_path, resume=True, advance=advanced.append, shard=Shard(0, 1))
+    assert len(calls) - before == 2, "of four pieces the first two were done"
+    assert sum(advanced) == len(files)
+    assert (done.images, done.complete, len(done.failed)) == (6, True, 1), (
+        "the failure of a kept piece is told"
+    )
+    assert contents(tmp_path) == whole
+
+
+def test_another_job_begins_anew(whole, predictor, files, tmp_path):
+    predict(predictor, files, tmp_path)
+    few = predict(predictor, files[:2], tmp_path, formats=["parquet"])
+    assert few.images == 2
+    assert [path.name for path in (tmp_path / "results.parquet").iterdir()] == ["part-000000.parquet"]
+    predict(predictor, files, tmp_path, shard=Shard(0, 2))
+    with pytest.raises(UsageError, match="score differs"):
+        predict(predictor, files, tmp_path, shard=Shard(1, 2), score=0.5)
+
+
+def test_what_the_model_does_not_take_is_no_fault_of_its_batch(predictor, tmp_path):
+    Image.new("RGB", (40, 32), "red").save(tmp_path / "a.png")
+    Image.new("RGB", (3000, 2)).save(tmp_path / "strip.png")
+    out = tmp_path / "out"
+    done = predict(predictor, [tmp_path / "a.png", tmp_path / "strip.png"], out)
+    assert done.images == 1
+    assert f"{tmp_path / 'strip.png'}: not a valid input of the model" in done.failed[0]
+
+
+def test_shards(monkeypatch):
+    assert Shard.parse(None) == Shard(0, 1)
+    assert Shard.parse("2/3") == Shard(1, 3)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert Shard.parse(None) == Shard(1, 4)
+    assert Shard.parse("2/3") == Shard(5, 12), "ranks on the second of three machines"
+    for text in ("0/2", "3/2", "1", "1/0", "-1/2", "a/b"):
+        with pytest.raises(UsageError, match="expected --shard to be i/n"):
+            Shard.parse(text)
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_reading_ahead_keeps_the_order_and_is_bounded(workers):
+    begun = []
+    found = ahead(lambda k: begun.append(k) or k, range(100), workers)
+    assert [next(found) for _ in range(5)] == [0, 1, 2, 3, 4]
+    assert len(begun) <= 5 + 2 * workers + 1
+    assert list(found) == list(range(5, 100))
+
+
+@pytest.mark.slow
+def test_the_ranks_of_torchrun_are_shards(whole, predictor, files, tmp_path):
+    save_model(predictor.model, predictor.info, tmp_path / "a.safetensors")
+    out = tmp_path / "out"
+    formats = [word for kind in FORMATS for word in ("--format", kind)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command += ["solo_attn", "predict", tmp_path / "a.safetensors", files[0].parent, "--out", out, *formats]
+    command += ["--piece", "2", "--batch-size", "2", "--device", "cpu"]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert "3.png: cannot be read as an image" in done.stderr
+    assert contents(out) == whole
