@@ -323,8 +323,7 @@ def test_public_names_are_documented(name):
     thing = getattr(solo_attn, name)
     doc = thing.__doc__ or ""
     assert len(doc.splitlines()) > 1, "a docstring of its own, not a NamedTuple's"
-    parameters = thing._fields if inspect.isclass(thing) else inspect.signature(thing).parameters
-    for parameter in parameters:
+    for parameter in inspect.signature(thing).parameters:
         assert f"{parameter}:" in doc or f"{parameter}," in doc, f"{name} does not say what {parameter} is"
     if inspect.isclass(thing):
         for method, member in inspect.getmembers(thing, inspect.isroutine):
