@@ -7,8 +7,8 @@ import torch
 
 from solo_attn import matrix_nms
 from solo_attn.bench import FLOOR, agree
+from solo_attn.bench.case import read
 from solo_attn.bench.cases import matrix_nms as nms_case
-from solo_attn.bench.cases import read
 from solo_attn.interop.mmdet import mask_matrix_nms
 
 from . import mmdet_heads as heads

@@ -8,7 +8,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -17,6 +16,7 @@
 
 #include "../common/bits.h"
 #include "../common/factors.h"
+#include "../common/lanes.h"
 #include "../common/parallel.h"
 #include "../common/probability.h"
 #include "mask_bits.h"
@@ -34,9 +34,6 @@ struct Part {
 
 template <class S, class T>
 struct Threshold {
-  static constexpr int64_t kLanes = 16;
-  typedef T Lanes __attribute__((vector_size(kLanes * sizeof(T))));
-
   // `words` are those of all masks of the op, `parts` of the image's masks.
   template <Isa isa>
   static SOLO_ATTN_INLINE void run(ImageMasks<S, T> masks, int64_t first, T threshold, T cut, T* panel,
@@ -67,17 +64,15 @@ struct Threshold {
       inside[x] = p > threshold ? p : T(0);
       bytes[x] = p > threshold;
     }
-    Lanes sums = {};
-    for (int64_t x = 0; x < kWord; x += kLanes) {
-      Lanes value;
-      std::memcpy(&value, inside + x, sizeof(value));
+    Lanes<T> sums = {};
+    for (int64_t x = 0; x < kWord; x += kSumLanes) {
+      Lanes<T> value;
+      load(inside + x, value);
       sums += value;
     }
-    T sum = 0;
-    for (int64_t lane = 0; lane < kLanes; ++lane) sum += sums[lane];
     const uint64_t bits = pack64<isa>(bytes);
     part->area += popcount<isa>(bits);
-    part->sum += sum;
+    part->sum += sum_of<T>(sums);
     return bits;
   }
 };

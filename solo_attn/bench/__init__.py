@@ -1,7 +1,8 @@
 """What the ops cost: inputs as they occur, and times that can be compared."""
 
 from .._utils.environment import environment
-from .cases import CASES, Case, agree
+from .case import Case, agree
+from .cases import CASES
 from .contenders import COMPILED, FLOOR, PLAIN, backends, backward, forward
 from .timing import Race, Times, peak_memory
 

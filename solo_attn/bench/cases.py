@@ -7,89 +7,21 @@ finest level is 84 x 168, its grid S = 40, its mask logits 168 x 336.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import ops
-from ..ops import BitMasks
+from ..ops import MaskFactors
 from . import inputs, plain
+from .case import Case, read
 
 LEVEL = (84, 168)
 SIDE = 40
 CHANNELS = 256
 MASKS = 500
 MASK_SIZE = (200, 336)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One op on one set of inputs.
-
-    Attributes:
-        op: its name.
-        what: sizes, in words.
-        inputs: tensors, those that a gradient is asked of first.
-        kernel: ``(backend, *inputs)``, the public function.
-        plain: ``(*inputs)``, what one would write in PyTorch.
-        floor: what no implementation can do without: every input read once, every output written once, the
-            matrix product. Into memory that is there already.
-        floor_backward: the same of the gradient alone.
-        limit: what ``floor`` does, in words.
-        differentiable: how many of ``inputs`` have a gradient.
-        others: more contenders, by name.
-    """
-
-    op: str
-    what: str
-    inputs: tuple[Any, ...]
-    kernel: Callable[..., Any]
-    plain: Callable[..., Any]
-    floor: Callable[[], Any]
-    limit: str
-    differentiable: int = 0
-    floor_backward: Callable[[], Any] | None = None
-    others: dict[str, Callable[[], Any]] = field(default_factory=dict)
-
-
-def agree(out: Any, expected: Any) -> None:
-    """Refuse results that differ by more than rounding; of masks, more than one pixel in 10,000.
-
-    A pixel whose probability is the threshold up to rounding may fall on either side of it.
-
-    Raises:
-        AssertionError: they differ.
-    """
-    if isinstance(out, BitMasks):
-        agree((out.to_bool(), out.areas, out.maskness), expected)
-    elif isinstance(out, (tuple, list)):
-        assert len(out) == len(expected)
-        for a, b in zip(out, expected, strict=True):
-            agree(a, b)
-    elif isinstance(out, dict):
-        agree(_decoded(out), _decoded(expected))
-    elif out.dtype == torch.bool:
-        assert out.shape == expected.shape
-        wrong = int((out != expected).sum())
-        assert wrong <= 1e-4 * out.numel() + 1, f"{wrong} of {out.numel()} pixels differ"
-    else:
-        largest = max(1e-3, float(expected.abs().max())) if expected.numel() else 1.0
-        torch.testing.assert_close(out, expected, rtol=0, atol=1e-3 * largest, check_dtype=False)
-
-
-def _decoded(rle: Any) -> Tensor:
-    import pycocotools.mask as coco_mask
-
-    return torch.from_numpy(coco_mask.decode(rle)).bool()
-
-
-def read(*tensors: Tensor) -> None:
-    """The fastest pass over memory that PyTorch has."""
-    for x in tensors:
-        flat = x.flatten().view(torch.uint8)
-        flat[: flat.numel() // 4 * 4].view(torch.int32).amax()
 
 
 def grid_attention(device: str, batch: int = 1, channels: int = CHANNELS, side: int = SIDE) -> Case:
@@ -204,6 +136,48 @@ def dice_loss(device: str, count: int = 100, level: tuple[int, int] = LEVEL, sid
     )
 
 
+def dice_loss_factors(
+    device: str, count: int = 60, level: tuple[int, int] = LEVEL, channels: int = CHANNELS, side: int = 0
+) -> Case:
+    """SOLOv2's losses, of all levels' positive cells: from kernels and features at stride 4.
+
+    Floor: a product of 2 K E h w flops and the features read; backward that of each factor's gradient, the
+    features read and their gradient written.
+    """
+    size = (2 * level[0], 2 * level[1])
+    kernels, features, images, rows = inputs.mask_factors(count, size, channels, side, device=device)
+    targets = inputs.mask_logits(count, size, device=device) > 0
+    flat, logits, backs = (
+        features[0].flatten(1),
+        torch.empty(count, size[0] * size[1], device=device),
+        (
+            torch.empty_like(kernels),
+            torch.empty_like(features[0]).flatten(1),
+        ),
+    )
+
+    def floor_backward() -> None:
+        torch.mm(logits, flat.T, out=backs[0])
+        torch.mm(kernels.T, logits, out=backs[1])
+        read(targets)
+
+    def floor() -> None:
+        torch.mm(kernels, flat, out=logits)
+        read(targets)
+
+    return Case(
+        op="dice_loss",
+        what=f"{count} kernels, features {channels} x {size[0]} x {size[1]}",
+        inputs=(kernels, features, images, targets),
+        kernel=lambda backend, k, f, i, t: ops.dice_loss(MaskFactors(k, f, i), rows, t, backend=backend),
+        plain=lambda k, f, i, t: plain.dice_loss(plain.product(k, f, i), rows, t),
+        floor=floor,
+        limit="the matrix products, targets read",
+        differentiable=2,
+        floor_backward=floor_backward,
+    )
+
+
 def mask_bits(device: str, count: int = 200, level: tuple[int, int] = LEVEL, side: int = SIDE) -> Case:
     """Candidates of the finest level."""
     coarse, attention = inputs.cell_logits(count, level, side, device=device)
@@ -222,6 +196,32 @@ def mask_bits(device: str, count: int = 200, level: tuple[int, int] = LEVEL, sid
         plain=lambda c, a: plain.mask_bits(c, a, size, size),
         floor=floor,
         limit="inputs read, outputs written",
+    )
+
+
+def mask_bits_factors(
+    device: str, count: int = 200, level: tuple[int, int] = LEVEL, channels: int = CHANNELS, side: int = 0
+) -> Case:
+    """SOLOv2's candidates, of all levels: a product of 2 K E h w flops, the features read, bits written."""
+    size = (2 * level[0], 2 * level[1])
+    kernels, features, images, rows = inputs.mask_factors(count, size, channels, side, device=device)
+    flat, logits = features[0].flatten(1), torch.empty(count, size[0] * size[1], device=device)
+    words = torch.empty(count, -(-size[0] * size[1] // 64), dtype=torch.int64, device=device)
+
+    def floor() -> None:
+        torch.mm(kernels, flat, out=logits)
+        words.fill_(0)
+
+    return Case(
+        op="mask_bits",
+        what=f"{count} kernels, features {channels} x {size[0]} x {size[1]}",
+        inputs=(kernels, features, images),
+        kernel=lambda backend, k, f, i: ops.mask_bits(
+            MaskFactors(k, f, i), rows, size, size, backend=backend
+        ),
+        plain=lambda k, f, i: plain.mask_bits(plain.product(k, f, i), rows, size, size),
+        floor=floor,
+        limit="the matrix product, bits written",
     )
 
 
@@ -309,8 +309,8 @@ CASES: dict[str, tuple[Callable[..., Case], ...]] = {
     "grid_attention": (grid_attention,),
     "attention_residual": (attention_residual, attention_residual_inplace),
     "upsample_add": (upsample_add,),
-    "dice_loss": (dice_loss,),
-    "mask_bits": (mask_bits,),
+    "dice_loss": (dice_loss, dice_loss_factors),
+    "mask_bits": (mask_bits, mask_bits_factors),
     "mask_iou": (mask_iou,),
     "matrix_nms": (matrix_nms,),
     "paste_masks": (paste_masks, paste_masks_rle),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..backends import explain
-from .cases import Case, agree
+from .case import Case, agree
 from .timing import Contender
 
 PLAIN, COMPILED, FLOOR = "PyTorch", "torch.compile", "floor"

@@ -83,3 +83,21 @@ def cell_logits(
     """Coarse logits [count, *size] of chosen cells, and their attention rows [count, side, side] in -1..1."""
     attention = torch.tanh(mask_logits(count, (side, side), seed, device) / 4)
     return mask_logits(count, size, seed, device), attention
+
+
+def mask_factors(
+    count: int, size: tuple[int, int], channels: int, side: int = 0, seed: int = 0, device: str = "cpu"
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Kernels [count, channels], features [1, channels, *size], images of 0, attention rows if ``side`` > 0.
+
+    Half of the channels, `OBJECTS` at most, are objects; a cell's kernel picks one of these, with some noise.
+    """
+    objects = min(OBJECTS, (channels + 1) // 2)
+    generator = torch.Generator(device).manual_seed(seed)
+    features = torch.randn(1, channels, *size, generator=generator, device=device)
+    features[0, :objects] = mask_logits(objects, size, seed, device)
+    kernels = 0.02 * torch.randn(count, channels, generator=generator, device=device)
+    kernels[torch.arange(count), objects_of(count, objects)] += 1
+    images = torch.zeros(count, dtype=torch.int64, device=device)
+    rows = torch.tanh(mask_logits(count, (side, side), seed, device) / 4) if side else None
+    return kernels, features, images, rows

@@ -56,12 +56,14 @@ def dice_loss(coarse: Tensor, attention: Tensor | None, targets: Tensor, eps: fl
     return 1 - 2 * overlap / (probability.square().sum(1) + truth.square().sum(1) + 2 * eps)
 
 
-def probability(coarse: Tensor, attention: Tensor, size: Size, out_size: Size) -> Tensor:
+def probability(coarse: Tensor, attention: Tensor | None, size: Size, out_size: Size) -> Tensor:
     """Probability maps at stride 4, [K, *out_size]."""
     return _resize(upsample_add(coarse, attention, size).sigmoid(), out_size)
 
 
-def mask_bits(coarse: Tensor, attention: Tensor, size: Size, out_size: Size) -> tuple[Tensor, Tensor, Tensor]:
+def mask_bits(
+    coarse: Tensor, attention: Tensor | None, size: Size, out_size: Size
+) -> tuple[Tensor, Tensor, Tensor]:
     """Masks [K, *out_size], areas [K] and maskness [K], as SOLO's head makes them: not packed."""
     maps = probability(coarse, attention, size, out_size)
     masks = maps > 0.5

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..._utils.checks import is_integer
+from ...ops import MaskFactors
 from ..attention import GridAttention
 from ..layers import DeformConv, bilinear, conv_groups
 from ..settings import HeadSettings
@@ -43,12 +44,12 @@ class CellMasks(NamedTuple):
     """What the masks of chosen cells are made of.
 
     Attributes:
-        coarse_logits: [K, h, w].
+        coarse_logits: [K, h, w], or the factors of their product, which ops take as well.
         attention: [K, S, S], or None without attention.
         size: (height, width) of the masks' logits, to which both are enlarged and added.
     """
 
-    coarse_logits: Tensor
+    coarse_logits: Tensor | MaskFactors
     attention: Tensor | None
     size: tuple[int, int]
 

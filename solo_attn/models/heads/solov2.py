@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ...ops import MaskFactors
 from ..layers import Deformable, bilinear, conv_group, conv_groups, coordinates
 from ..settings import HeadSettings
 from .interface import CellMasks, Head, HeadResult
@@ -107,7 +108,8 @@ class SOLOv2Head(Head):
             # Enlarged, a constant is itself: so the offset costs S^2 additions in place of a map's.
             offset = self.attention.bias(level)
             attention = (attention if offset is None else attention + offset).to(features.dtype)
-        coarse = dynamic_logits(chosen, features, cells[:, 0])
+        # Under autocast kernels, a convolution's result, may be of half precision where features are not.
+        coarse = MaskFactors(chosen.to(features.dtype), features, cells[:, 0])
         return CellMasks(coarse, attention, (features.shape[2], features.shape[3]))
 
     def kernels(self, features: Tensor, grid: Tensor) -> Tensor:
@@ -124,21 +126,3 @@ class SOLOv2Head(Head):
         if "features" not in result.made:
             result.made["features"] = self.mask_features(result.pyramid)
         return result.made["features"]
-
-
-def dynamic_logits(kernels: Tensor, features: Tensor, images: Tensor) -> Tensor:
-    """Products of kernels with the mask features of their image.
-
-    Args:
-        kernels: [K, E].
-        features: [B, E, h, w].
-        images: int64 [K], which image each kernel is of.
-
-    Returns:
-        [K, h, w].
-    """
-    chosen, position = images.unique(return_inverse=True)
-    maps = features.flatten(2)
-    rows = [kernels[position == k] @ maps[image] for k, image in enumerate(chosen.tolist())]
-    order = position.argsort(stable=True).argsort()  # from grouped by image back to the kernels' order
-    return torch.cat(rows)[order].unflatten(1, features.shape[2:])

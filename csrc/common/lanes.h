@@ -1,0 +1,35 @@
+// Sums in 16 lanes, the same on every instruction set, by GCC's vectors: the compiler makes of them as many
+// registers as the processor needs.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "simd.h"
+
+namespace solo_attn {
+
+constexpr int64_t kSumLanes = 16;
+template <class T>
+using Lanes __attribute__((vector_size(kSumLanes * sizeof(T)))) = T;
+
+// By reference: a vector that is returned has another ABI on each instruction set, and GCC warns of it.
+template <class T, class V>
+SOLO_ATTN_INLINE void load(const T* from, V& value) {
+  std::memcpy(&value, from, sizeof(value));
+}
+
+template <class T>
+SOLO_ATTN_INLINE T sum_of(const Lanes<T>& value) {
+  typedef T Half __attribute__((vector_size(kSumLanes / 2 * sizeof(T))));
+  typedef T Quarter __attribute__((vector_size(kSumLanes / 4 * sizeof(T))));
+  Half half[2];
+  std::memcpy(half, &value, sizeof(value));
+  half[0] += half[1];
+  Quarter quarter[2];
+  std::memcpy(quarter, half, sizeof(quarter));
+  quarter[0] += quarter[1];
+  return (quarter[0][0] + quarter[0][2]) + (quarter[0][1] + quarter[0][3]);
+}
+
+}  // namespace solo_attn
