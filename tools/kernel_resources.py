@@ -76,18 +76,17 @@ WALK_BACK = 16_736  # bytes: rows of both inputs, weights, and where inputs begi
 
 PLANS = {
     # The smaller half of the symmetric map is computed and written twice. Exact float32 takes three products
-    # of tf32 for one, here and in the gradient.
+    # of tf32 for one, here, in the gradient, and in the rows of chosen cells.
     "grid_attention_map_kernel": Plan(128, 3, V, MAPS, PRODUCT / 2),
     "grid_attention_gradient_kernel": Plan(256, 2, MAPS + V, PARTS * V, PRODUCT, 73_728),
     "grid_attention_gradient_sum_kernel": Plan(256, 8, PARTS * V, V),
-    "grid_attention_chosen_kernel": Plan(128, 4, V, 4 * CHOSEN * CELLS, 2 * CHANNELS * CHOSEN * CELLS),
+    "grid_attention_chosen_kernel": Plan(128, 2, V, 4 * CHOSEN * CELLS, 2 * CHANNELS * CHOSEN * CELLS),
     "grid_attention_picked_kernel": Plan(
         128, 2, V + 4 * CHOSEN * CELLS, PICKED, 2 * CHANNELS * CHOSEN * CELLS
     ),
     "grid_attention_chosen_gradient_kernel": Plan(
         128, 4, V + 4 * CHOSEN * CELLS + PICKED, V, 2 * CHANNELS * CHOSEN * CELLS
     ),
-    "grid_attention_turn_kernel": Plan(128, 8, V, V),  # with tf32
     "attention_residual_stream_kernel": Plan(
         256, 4, LOGITS + MAPS, LOGITS, 4 * CELLS * PIXELS, 3_520, half=3
     ),

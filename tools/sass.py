@@ -4,9 +4,11 @@
 sm_90 in the extension that is built, with NVIDIA's cuobjdump; no GPU is needed, and nothing is timed.
 
 A hot loop is found by what it does with a unit of work (a pixel, say): its marker, such as a store to global
-memory of so many bytes. Counted are the instructions of the shortest way through the loop that passes every
-marker, and of what stands beside that way the share `aside`: how often a pass goes there, as where a row of
-pixels reaches a new row of the grid.
+memory of so many bytes. Where it holds smaller loops, as the walk does that reaches a new row of an input now
+and then, tools/hot_loops.py says how often each is gone round: their instructions count so often, those that
+a branch passes over with them as often but once at most, and all others once, though not every pass may come
+there. Where it holds none, counted are the instructions of the shortest way through it that passes every
+marker, and of what stands beside that way a share: how often a pass goes there.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from .hot_loops import LOOPS, Loop, Marker, width
 from .kernel_resources import LIBRARY, PAGE, compiler, cuobjdump
 
 BEGIN, END = "<!-- tools/sass.py -->\n", "<!-- end -->\n"
@@ -28,162 +31,17 @@ ARCH = 90
 SCHEDULERS, CLOCK = 528, 1.9e9
 COPY = {"H100": 3.0e12, "H200": 4.3e12}
 
-# The sizes that are reckoned with, in float32: the paper's finest level.
-SIDE, LEVEL, SIZE = 40, (84, 168), (168, 336)
-CELLS, COARSE, PIXELS = SIDE**2, LEVEL[0] * LEVEL[1], SIZE[0] * SIZE[1]
-NEW_ROW = LEVEL[0] / SIZE[0]  # of the rows of pixels, those that reach a new row of coarse logits
-NEW_GRID_ROW = SIDE / SIZE[0]
-GIVEN = 4 * (COARSE + CELLS)  # bytes of a cell's coarse logits and attention row
-
-
-@dataclass(frozen=True)
-class Marker:
-    """An instruction that stands for units of work.
-
-    Attributes:
-        pattern: of the instruction, a regular expression.
-        bytes: of memory that stand for one unit, where the instruction says how many it moves; 0: the
-            instruction itself is one unit.
-        widest: bytes that each of them is to move; 0 where that is no matter.
-    """
-
-    pattern: str
-    bytes: float = 0
-    widest: int = 0
-
-    def units(self, instruction: str) -> float:
-        """Of one instruction of one thread."""
-        if not re.match(rf"(?:@\S+ )?{self.pattern}", instruction):
-            return 0
-        return width(instruction) / self.bytes if self.bytes else 1
-
-
-def width(instruction: str) -> int:
-    """Bytes that a load or store moves for a thread."""
-    parts = re.sub(r"^@\S+ ", "", instruction).partition(" ")[0].split(".")
-    sizes = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
-    return next((size for name, size in sizes.items() if name in parts), 4)
-
-
-@dataclass(frozen=True)
-class Loop:
-    """A hot loop, and what it may cost.
-
-    Attributes:
-        op, kernel: the op's name, and the kernel's.
-        what: the sizes that `units` and `moved` are for.
-        unit: of work, in a word.
-        marker: what stands for it.
-        units: of work in all.
-        moved: bytes that the kernel has to move, each once.
-        limit: instructions a unit that it must not pass; None where none was set.
-        aside: the share of passes that go what is not the shortest way.
-        instance: of the kernel's mangled name, what tells the form that is counted.
-    """
-
-    op: str
-    kernel: str
-    what: str
-    unit: str
-    marker: Marker
-    units: float
-    moved: float
-    limit: float | None = None
-    aside: float = NEW_ROW + NEW_GRID_ROW
-    instance: str = r"If(?!\w*?L(i1|b0)E)"  # of float32, for input that is aligned
-
-
-SIGMOID = Marker(r"MUFU\.EX2")
-STORED = Marker(r"STG\.E", 4)
-LOOPS = (
-    Loop(
-        "attention_residual",
-        "attention_residual_stream_kernel",
-        "one image, in place or not",
-        "pixel",
-        Marker(r"STG\.E", 4, 16),
-        CELLS * PIXELS,
-        8 * CELLS * PIXELS,
-        14,
-        NEW_GRID_ROW,
-    ),
-    Loop(
-        "attention_residual",
-        "attention_residual_gather_kernel",
-        "backward, one image",
-        "pixel",
-        Marker(r"(LDGSTS|LDG)\.E", 4, 16),
-        CELLS * PIXELS,
-        4 * CELLS * (PIXELS + CELLS),
-        None,
-        NEW_GRID_ROW,
-    ),
-    Loop(
-        "upsample_add",
-        "upsample_add_fwd_kernel",
-        "100 cells",
-        "pixel",
-        STORED,
-        100 * PIXELS,
-        100 * (4 * PIXELS + GIVEN),
-        33,
-    ),
-    Loop(
-        "mask_bits",
-        "mask_bits_fwd_kernel",
-        "200 cells",
-        "pixel",
-        SIGMOID,
-        200 * PIXELS,
-        200 * (PIXELS / 8 + GIVEN),
-        43,
-    ),
-    Loop(
-        "dice_loss",
-        "dice_loss_fwd_kernel",
-        "300 cells",
-        "pixel",
-        SIGMOID,
-        300 * PIXELS,
-        300 * (PIXELS + GIVEN),
-        45,
-    ),
-    Loop(
-        "dice_loss",
-        "dice_loss_bwd_kernel",
-        "300 cells",
-        "pixel",
-        SIGMOID,
-        300 * PIXELS,
-        300 * (PIXELS + 2 * GIVEN),
-        107,
-    ),
-    Loop(
-        "paste_masks",
-        "paste_masks_fwd_kernel",
-        "100 masks of 1024 x 2048",
-        "pixel",
-        Marker(r"STG\.E", 1),
-        100 * 1024 * 2048,
-        100 * (1024 * 2048 + 4 * PIXELS),
-        25,
-        0.25,
-    ),
-)
-
 
 @dataclass(frozen=True)
 class Cost:
     """Of one hot loop, for each unit of work and thread.
 
     Attributes:
-        instructions: the shortest way, and the share of the rest.
-        shortest: the shortest way alone.
+        instructions: as often as they run.
         narrow: markers that move fewer bytes than they are to.
     """
 
     instructions: float
-    shortest: float
     narrow: tuple[str, ...] = ()
 
 
@@ -258,23 +116,64 @@ def steps(loop: Code, begin: int, end: int) -> float:
     return float("inf")
 
 
+def inner(loop: Code) -> dict[int, int]:
+    """Loops inside of one: where each begins and ends, as places in it."""
+    places = {address: place for place, (address, _) in enumerate(loop)}
+    found: dict[int, int] = {}
+    for part in loops(loop):
+        begin, end = places[part[0][0]], places[part[-1][0]]
+        if (begin, end) != (0, len(loop) - 1):
+            found[begin] = max(end, found.get(begin, 0))
+    return found
+
+
+def times(loop: Code, ways: tuple[tuple[float, ...], ...]) -> list[float]:
+    """How often each instruction of a loop runs in one pass, where the loops inside go round as `ways` says.
+
+    Raises:
+        ValueError: there are other loops inside than `ways` tells of.
+    """
+    places = {address: place for place, (address, _) in enumerate(loop)}
+    skips = [(at, places.get(target(instruction) or -1, -1)) for at, (_, instruction) in enumerate(loop)]
+    found, result = inner(loop), [1.0] * len(loop)
+
+    def visit(first: int, last: int, given: list[tuple[float, ...]]) -> None:
+        within = {b: e for b, e in found.items() if first <= b and e <= last and (b, e) != (first, last)}
+        outer = [b for b, e in within.items() if not any(o < b and e <= within[o] for o in within)]
+        if len(outer) != len(given) or not all(given):
+            raise ValueError(f"expected {len(given)} loops between {first} and {last}, got {len(outer)}")
+        for begin, way in zip(sorted(outer), given, strict=True):
+            end = within[begin]
+            over = [(at, to) for at, to in skips if first <= at < begin and end < to <= last]
+            at, to = min(over, key=lambda skip: skip[1] - skip[0], default=(begin - 1, end + 1))
+            for place in range(at + 1, to):
+                result[place] *= way[0] if begin <= place <= end else min(1.0, way[0])
+            deeper = [b for b, e in within.items() if begin < b and e <= end]
+            visit(begin, end, [way[1:]] if deeper else [])
+
+    visit(0, len(loop) - 1, list(ways))
+    return result
+
+
 def cost(code: Code, loop: Loop) -> Cost:
     """Of the hot loop in a function.
 
     Raises:
-        ValueError: it has none with the marker.
+        ValueError: it has none with the marker, or other loops inside than is said of it.
     """
     body = hot(code, loop.marker)
     marks = [place for place, (_, instruction) in enumerate(body) if loop.marker.units(instruction)]
     units = sum(loop.marker.units(body[place][1]) for place in marks)
+    narrow = tuple(body[place][1] for place in marks if width(body[place][1]) < loop.marker.widest)
+    if loop.ways:
+        return Cost(sum(times(body, loop.ways)) / units, narrow)
     shortest, at = 0.0, 0
     for place in [*marks, len(body) - 1]:
         more = steps(body, at, place)
         if more < float("inf"):  # else it stands in another branch than the one before
             shortest, at = shortest + more, place
     shortest += 1
-    narrow = tuple(body[place][1] for place in marks if width(body[place][1]) < loop.marker.widest)
-    return Cost((shortest + loop.aside * (len(body) - shortest)) / units, shortest / units, narrow)
+    return Cost((shortest + loop.aside * (len(body) - shortest)) / units, narrow)
 
 
 def listing() -> str:

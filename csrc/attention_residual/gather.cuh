@@ -34,10 +34,11 @@ struct GatherPlan {
   int cells;    // of a block: as many as it has threads for the columns of
   int rows;     // of the map at a time: so many lines of a cell
   int stride;   // of a line
-  TapFinder<T> x;
-  TapFinder<T> y;
+  Axis x;
+  Axis y;
 
-  GatherPlan(const Sizes& size, int width) : x(size.side, size.width), y(size.side, size.height) {
+  GatherPlan(const Sizes& size, int width)
+      : x(Axis::of(size.side, size.width)), y(Axis::of(size.side, size.height)) {
     columns = static_cast<int>(std::min<int64_t>(size.width, static_cast<int64_t>(kGatherThreads) * width));
     rows = static_cast<int>(std::min<int64_t>(kGatherRows, size.side));
     stride = skewed(columns) + 1;
@@ -48,12 +49,6 @@ struct GatherPlan {
   size_t shared_bytes(const Sizes& size) const {
     return (lines() + 1) * stride * sizeof(T) + 2 * (size.side + 2) * sizeof(int);
   }
-};
-
-template <class T>
-struct GatherTap {
-  int low;  // row of the map
-  T weight;
 };
 
 // What a thread has summed of its columns for two rows of the map: one that the pixels belong to now, and the
@@ -107,7 +102,7 @@ __global__ void __launch_bounds__(kGatherThreads, kGatherBlocks<S>)
   using Rows = Ahead<S, kWidth, kAhead, kGatherThreads>;
   SOLO_ATTN_DYNAMIC_SHARED(T, lines);  // [cells][rows][stride]
   SOLO_ATTN_SHARED(places, typename Rows::Places);
-  SOLO_ATTN_SHARED(taps, GatherTap<T>[kGatherTaps]);
+  SOLO_ATTN_SHARED(taps, AxisTap<T>[kGatherTaps]);
   T* weights = lines + plan.lines() * plan.stride;
   const int side = static_cast<int>(size.side);
   int* starts = reinterpret_cast<int*>(weights + plan.stride);  // of inputs -1 to S, in columns
@@ -134,7 +129,7 @@ __global__ void __launch_bounds__(kGatherThreads, kGatherBlocks<S>)
     for (int k = 0; k < kAhead; ++k) ask();
 
     for (int e = threadIdx.x; e < columns; e += kGatherThreads) {
-      weights[skewed(e)] = plan.x(x0 + e).weight;
+      weights[skewed(e)] = axis_tap<T>(plan.x, static_cast<int>(x0) + e).weight;
     }
     for (int j = threadIdx.x; j < side + 2; j += kGatherThreads) {
       const int64_t start = bilinear_first(j - 1, side, size.width) - x0;
@@ -153,13 +148,12 @@ __global__ void __launch_bounds__(kGatherThreads, kGatherBlocks<S>)
       do {  // once, unless the map is enlarged more than sixteen times; also where it is reduced
         const int count = min(kGatherTaps, end - d);
         if (static_cast<int>(threadIdx.x) < count) {
-          const auto tap = plan.y(d + static_cast<int>(threadIdx.x));
-          taps[threadIdx.x] = {static_cast<int>(tap.low), tap.weight};
+          taps[threadIdx.x] = axis_tap<T>(plan.y, d + static_cast<int>(threadIdx.x));
         }
         __syncthreads();
         if (mine) {
           for (int k = 0; k < count; ++k) {
-            const GatherTap<T> tap = taps[k];
+            const AxisTap<T> tap = taps[k];
             while (at < tap.low) sums.advance(line + (at++ - row) * plan.stride, x);
             sums.add(pixels.take(slot), tap.weight);
             ask();

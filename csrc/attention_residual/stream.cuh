@@ -37,10 +37,11 @@ struct StreamPlan {
   int bands;  // of a part
   int rows;   // of a band
   int lines;  // of the map, that the pixels of a part lie between, at most; 0: too many to be kept
-  TapFinder<T> x;
-  TapFinder<T> y;
+  Axis x;
+  Axis y;
 
-  StreamPlan(const Sizes& size, int pixels_at_a_time) : x(size.side, size.width), y(size.side, size.height) {
+  StreamPlan(const Sizes& size, int pixels_at_a_time)
+      : x(Axis::of(size.side, size.width)), y(Axis::of(size.side, size.height)) {
     const int64_t most = std::min(kStreamTile, kStreamThreads * pixels_at_a_time);
     tiles = static_cast<int>(ceil_div(size.width, most));
     tile = static_cast<int>(ceil_div<int64_t>(ceil_div<int64_t>(size.width, tiles), pixels_at_a_time)) *
@@ -58,19 +59,11 @@ struct StreamPlan {
   }
 };
 
-// Of a row of pixels: where its first row of the map begins, from that of the block on, and the weight of the
-// second.
-template <class T>
-struct RowTap {
-  int low;
-  T weight;
-};
-
 template <class T>
 struct alignas(16) StreamShared {
   uint32_t columns[kStreamTile];  // of the map, low and high, 16 bits each; times kUnit
   T weights[kStreamTile];
-  RowTap<T> y[kStreamTaps];
+  AxisTap<T> y[kStreamTaps];  // rows of the map, from the block's first on
 };
 
 // Columns of a map in shared memory are counted in bytes, which saves the multiplication; of others 16 bits
@@ -127,17 +120,18 @@ __global__ void __launch_bounds__(kStreamThreads, (kStreamBlocks<S, kKept>))
   }
 
   const int side = static_cast<int>(size.side);
-  const int top = kKept ? static_cast<int>(plan.y(d0).low) : 0;
+  const int top = kKept ? axis_tap<T>(plan.y, static_cast<int>(d0)).low : 0;
 #pragma unroll 1
   for (int e = threadIdx.x; e < runs * kWidth; e += kStreamThreads) {
-    const auto tap = plan.x(x0 + e);
-    shared.columns[e] = static_cast<uint32_t>(tap.low | tap.high << 16) * kUnit<T, kKept>;
+    const auto tap = axis_tap<T>(plan.x, static_cast<int>(x0) + e);
+    const int high = min(tap.low + 1, side - 1);
+    shared.columns[e] = static_cast<uint32_t>(tap.low | high << 16) * kUnit<T, kKept>;
     shared.weights[e] = tap.weight;
   }
 #pragma unroll 1
   for (int e = threadIdx.x; e < some; e += kStreamThreads) {
-    const auto tap = plan.y(d0 + e);
-    shared.y[e] = {static_cast<int>(tap.low) - top, tap.weight};
+    shared.y[e] = axis_tap<T>(plan.y, static_cast<int>(d0) + e);
+    shared.y[e].low -= top;
   }
   wait_for_previous();
   const T* map = maps + cell * size.cells();
@@ -157,7 +151,7 @@ __global__ void __launch_bounds__(kStreamThreads, (kStreamBlocks<S, kKept>))
     for (int u = 0; u < kStreamAhead; ++u) {
       const int k = begin + u;
       if (k >= count) break;
-      const RowTap<T> tap = shared.y[first + k];
+      const AxisTap<T> tap = shared.y[first + k];
       if (tap.low != low) {
         const T* row = map + static_cast<int64_t>(tap.low) * side;
         if (low >= 0 && tap.low == low + 1) {

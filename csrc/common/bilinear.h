@@ -29,32 +29,41 @@ SOLO_ATTN_HOST_DEVICE inline Tap<T> bilinear_tap(int64_t d, int64_t in, int64_t 
           static_cast<T>(static_cast<double>(place % (2 * out)) / static_cast<double>(2 * out))};
 }
 
-// bilinear_tap for the outputs of one axis, without a division, for a GPU. The taps are the same, and weights
-// but for their last bit in float64. in <= 2^24, out < 2^28.
-template <class T>
-struct TapFinder {
-  int64_t in;
-  int64_t out;
-  double inverse;
+// The same of one axis without a division, for a GPU; in < 2^27, out < 2^28. `unit` is 1 / (2 out).
+struct Axis {
+  int in;
+  int out;
+  double unit;
 
-  TapFinder(int64_t in, int64_t out) : in(in), out(out), inverse(0.5 / static_cast<double>(out)) {}
-
-  SOLO_ATTN_HOST_DEVICE Tap<T> operator()(int64_t d) const {
-    const int64_t place = (2 * d + 1) * in - out;
-    if (place <= 0) return {0, in > 1 ? 1 : 0, T(0)};
-    auto low = static_cast<int64_t>(static_cast<double>(place) * inverse);  // off by one at most
-    int64_t rest = place - low * (2 * out);
-    if (rest < 0) {
-      --low;
-      rest += 2 * out;
-    } else if (rest >= 2 * out) {
-      ++low;
-      rest -= 2 * out;
-    }
-    if (low >= in - 1) return {in - 1, in - 1, T(0)};
-    return {low, low + 1, static_cast<T>(static_cast<double>(rest) * inverse)};
+  static Axis of(int64_t in, int64_t out) {
+    return {static_cast<int>(in), static_cast<int>(out), 1 / (2.0 * static_cast<double>(out))};
   }
 };
+
+// high is min(low + 1, in - 1). Weights are bilinear_tap's but for their last bit in float64.
+template <class T>
+struct AxisTap {
+  int low;
+  T weight;
+};
+
+template <class T>
+SOLO_ATTN_HOST_DEVICE inline AxisTap<T> axis_tap(const Axis& axis, int d) {
+  const int64_t unit = 2 * static_cast<int64_t>(axis.out);
+  const int64_t place = (2 * static_cast<int64_t>(d) + 1) * axis.in - axis.out;
+  if (place <= 0) return {0, T(0)};
+  int low = static_cast<int>(static_cast<double>(place) * axis.unit);  // off by one at most
+  int64_t rest = place - low * unit;
+  if (rest < 0) {
+    --low;
+    rest += unit;
+  } else if (rest >= unit) {
+    ++low;
+    rest -= unit;
+  }
+  if (low >= axis.in - 1) return {axis.in - 1, T(0)};
+  return {low, static_cast<T>(static_cast<double>(rest) * axis.unit)};
+}
 
 // The first output whose sample lies at input i or after it. The outputs that input i has a part in, for the
 // backward pass, are those from bilinear_first(i - 1, ..) to before bilinear_first(i + 1, ..).

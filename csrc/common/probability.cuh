@@ -21,8 +21,8 @@ __device__ __forceinline__ double logistic(double logit) { return 1 / (1 + exp(-
 
 // From the level's own size, which the maps are enlarged to, to that of the result. `same`: they are equal.
 struct ProbabilityAxes {
-  WalkAxis y;
-  WalkAxis x;
+  Axis y;
+  Axis x;
 
   bool same() const { return y.in == y.out && x.in == x.out; }
 };
@@ -31,7 +31,7 @@ template <class S>
 struct ProbabilityShared {
   using T = accumulator_t<S>;
   RowTaps<T> taps[kWalkRows];
-  WalkTap<T> rows[kWalkRows];  // of the result's rows, in those of the level's size
+  AxisTap<T> rows[kWalkRows];  // of the result's rows, in those of the level's size
 };
 
 template <class T>
@@ -62,7 +62,7 @@ __device__ __forceinline__ void walk_probabilities(const CellMaps<S>& maps, cons
     T weights[kColumns], upper[kColumns], lower[kColumns];
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
-      const auto tap = walk_tap<T>(axes.x, min(place.x + j, axes.x.out - 1));
+      const auto tap = axis_tap<T>(axes.x, min(place.x + j, axes.x.out - 1));
       columns[2 * j] = tap.low;
       columns[2 * j + 1] = min(tap.low + 1, axes.x.in - 1);
       weights[j] = tap.weight;
@@ -71,10 +71,10 @@ __device__ __forceinline__ void walk_probabilities(const CellMaps<S>& maps, cons
     CellWalk<S, kTaps> cell(maps, place.cell, columns);
     // A barrier of the walk makes them known.
     for (int k = threadIdx.x; k < place.end - place.begin; k += blockDim.x) {
-      shared.rows[k] = walk_tap<T>(axes.y, place.begin + k);
+      shared.rows[k] = axis_tap<T>(axes.y, place.begin + k);
     }
-    const int last = axes.y.in - 1, begin = walk_tap<T>(axes.y, place.begin).low;
-    const int end = min(walk_tap<T>(axes.y, place.end - 1).low + 1, last) + 1;
+    const int last = axes.y.in - 1, begin = axis_tap<T>(axes.y, place.begin).low;
+    const int end = min(axis_tap<T>(axes.y, place.end - 1).low + 1, last) + 1;
     int y = place.begin;
     walk_down(maps, shared.taps, begin, end, [&](int i, const RowTaps<T>& taps) {
       T p[kTaps];
@@ -87,7 +87,7 @@ __device__ __forceinline__ void walk_probabilities(const CellMaps<S>& maps, cons
       // The rows between these two; on the last row itself, what comes after it too.
 #pragma unroll 1
       for (; y < place.end; ++y) {
-        const WalkTap<T> tap = shared.rows[y - place.begin];
+        const AxisTap<T> tap = shared.rows[y - place.begin];
         if (min(tap.low + 1, last) > i) break;
         if (tap.low == i) {
 #pragma unroll

@@ -10,10 +10,12 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <optional>
 #include <vector>
 
 #include "access.h"
+#include "bilinear.h"
 #include "cells.h"
 #include "check.h"
 #include "dtypes.h"
@@ -25,42 +27,6 @@ constexpr int kWalkThreads = 256;            // of a block, at most
 constexpr int kWalkRows = kPlayed ? 8 : 64;  // whose taps are in shared memory at a time; the shim's are few
 constexpr int64_t kWalkBlocks = 1024;        // that fill the GPU: 8 of 3 warps for each SM of an H100 or H200
 constexpr int64_t kWalkMost = int64_t(1) << 27;  // rows and columns
-
-// One axis of an enlargement by bilinear.h. The host divides: `unit` is 1 / (2 out).
-struct WalkAxis {
-  int in;
-  int out;
-  double unit;
-
-  static WalkAxis of(int64_t in, int64_t out) {
-    return {static_cast<int>(in), static_cast<int>(out), 1 / (2.0 * static_cast<double>(out))};
-  }
-};
-
-template <class T>
-struct WalkTap {
-  int low;
-  T weight;  // of the input after it; 0 at the ends
-};
-
-// What bilinear_tap finds, without a division: the product may be off by one, which the remainder tells.
-template <class T>
-__device__ __forceinline__ WalkTap<T> walk_tap(const WalkAxis& axis, int d) {
-  const int64_t unit = 2 * static_cast<int64_t>(axis.out);
-  const int64_t place = (2 * static_cast<int64_t>(d) + 1) * axis.in - axis.out;
-  if (place <= 0) return {0, T(0)};
-  int low = static_cast<int>(static_cast<double>(place) * axis.unit);
-  int64_t rest = place - low * unit;
-  if (rest < 0) {
-    --low;
-    rest += unit;
-  } else if (rest >= unit) {
-    ++low;
-    rest -= unit;
-  }
-  if (low >= axis.in - 1) return {axis.in - 1, T(0)};
-  return {low, static_cast<T>(static_cast<double>(rest) * axis.unit)};
-}
 
 // Of a row of pixels, in the coarse logits and in the attention rows.
 template <class T>
@@ -76,7 +42,7 @@ template <class S>
 struct CellMaps {
   const S* coarse;
   const S* attention;
-  WalkAxis coarse_y, coarse_x, attention_y, attention_x;
+  Axis coarse_y, coarse_x, attention_y, attention_x;
 
   __device__ __forceinline__ bool both() const { return attention_y.in > 0; }
   // Without the cells before `cell`.
@@ -97,14 +63,22 @@ __device__ __forceinline__ void walk_down(const CellMaps<S>& maps, RowTaps<accum
     const int count = min(kWalkRows, end - first);
     if (first > begin) __syncthreads();
     for (int k = threadIdx.x; k < count; k += blockDim.x) {
-      const auto coarse = walk_tap<T>(maps.coarse_y, first + k);
+      const auto coarse = axis_tap<T>(maps.coarse_y, first + k);
       auto attention = coarse;
-      if (maps.both()) attention = walk_tap<T>(maps.attention_y, first + k);
+      if (maps.both()) attention = axis_tap<T>(maps.attention_y, first + k);
       taps[k] = {coarse.weight, attention.weight, coarse.low, attention.low};
     }
     __syncthreads();
 #pragma unroll 1
-    for (int k = 0; k < count; ++k) row(first + k, taps[k]);
+    for (int k = 0; k < count; ++k) {
+      if constexpr (sizeof(S) == 2) {  // may have eight columns, which leave no registers for all of them
+        row(first + k, taps[k]);
+      } else {
+        RowTaps<T> now;
+        memcpy(&now, &taps[k], sizeof(now));
+        row(first + k, now);
+      }
+    }
   }
 }
 
@@ -126,7 +100,7 @@ class EnlargedRows {
   using T = accumulator_t<S>;
 
   // `map` is [y.in, x.in]; the columns are those of the result.
-  __device__ __forceinline__ void start(const S* map, const WalkAxis& y, const WalkAxis& x,
+  __device__ __forceinline__ void start(const S* map, const Axis& y, const Axis& x,
                                         const int (&columns)[kColumns]) {
     map_ = map;
     width_ = static_cast<uint32_t>(x.in);
@@ -134,7 +108,7 @@ class EnlargedRows {
     at_ = -2;
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
-      const auto tap = walk_tap<T>(x, columns[j]);
+      const auto tap = axis_tap<T>(x, columns[j]);
       low_[j] = static_cast<uint32_t>(tap.low);
       high_[j] = static_cast<uint32_t>(min(tap.low + 1, x.in - 1));
       weight_[j] = tap.weight;
@@ -286,9 +260,9 @@ class CellInputs {
   // Enlarged to height x width.
   template <class S>
   CellMaps<S> maps(int64_t height, int64_t width) const {
-    return {coarse_.const_data_ptr<S>(),           both_ ? attention_.const_data_ptr<S>() : nullptr,
-            WalkAxis::of(coarse_.size(1), height), WalkAxis::of(coarse_.size(2), width),
-            WalkAxis::of(side(), height),          WalkAxis::of(side(), width)};
+    return {coarse_.const_data_ptr<S>(),       both_ ? attention_.const_data_ptr<S>() : nullptr,
+            Axis::of(coarse_.size(1), height), Axis::of(coarse_.size(2), width),
+            Axis::of(side(), height),          Axis::of(side(), width)};
   }
 
  private:

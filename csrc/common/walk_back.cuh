@@ -57,7 +57,7 @@ struct WalkBand {
   int begin, end;    // rows of the input
   int first, until;  // rows of pixels
 
-  __device__ __forceinline__ WalkBand(const WalkAxis& y, int band, int bands)
+  __device__ __forceinline__ WalkBand(const Axis& y, int band, int bands)
       : begin(0), end(0), first(y.out), until(0) {
     if (bands == 0) return;
     begin = static_cast<int>(static_cast<int64_t>(band) * y.in / bands);
@@ -75,13 +75,13 @@ class AdjointRows {
  public:
   // `to` is the cell's gradient; `memory` is map_bytes() of shared memory, which a barrier must make known to
   // the block before rows are reached. `first` is the first row of pixels.
-  __device__ __forceinline__ void start(O* to, const WalkAxis& y, const WalkAxis& x, const WalkBand& band,
-                                        int first, T* memory, int pitch, int x0, int columns) {
+  __device__ __forceinline__ void start(O* to, const Axis& y, const Axis& x, const WalkBand& band, int first,
+                                        T* memory, int pitch, int x0, int columns) {
     to_ = to;
     in_ = x.in;
     begin_ = band.begin;
     end_ = band.end;
-    at_ = min(walk_tap<T>(y, first).low, band.begin);
+    at_ = min(axis_tap<T>(y, first).low, band.begin);
     held_ = 0;
     pitch_ = pitch;
     more_ = x0 > 0;
@@ -89,8 +89,9 @@ class AdjointRows {
     lines_ = memory + pitch;
     starts_ = reinterpret_cast<int*>(lines_ + kWalkLines * pitch);
     for (int k = threadIdx.x; k < columns; k += blockDim.x) {
-      weights_[skewed_column(k)] = walk_tap<T>(x, x0 + k).weight;
+      weights_[skewed_column(k)] = axis_tap<T>(x, x0 + k).weight;
     }
+    for (int k = threadIdx.x; k < kWalkLines * pitch; k += blockDim.x) lines_[k] = 0;
     for (int j = threadIdx.x; j < in_ + 2; j += blockDim.x) {
       const int64_t first = bilinear_first(j - 1, x.in, x.out) - x0;
       starts_[j] = static_cast<int>(max(int64_t(0), min(first, static_cast<int64_t>(columns))));
@@ -126,7 +127,8 @@ class AdjointRows {
   }
 
  private:
-  // Along the rows that are held, the last of which is row at_ - 1.
+  // Along the rows that are held, the last of which is row at_ - 1. All kWalkLines are read: of lines that
+  // hold nothing new the sums are left.
   __device__ __forceinline__ void flush() {
     __syncthreads();
     O* to = to_ + static_cast<int64_t>(at_ - held_) * in_;
@@ -139,9 +141,7 @@ class AdjointRows {
         const int column = skewed_column(x);
         const T weight = weights_[column], part = x < middle ? weight : 1 - weight;
 #pragma unroll
-        for (int k = 0; k < kWalkLines; ++k) {
-          if (k < held_) sums[k] += part * lines_[k * pitch_ + column];
-        }
+        for (int k = 0; k < kWalkLines; ++k) sums[k] += part * lines_[k * pitch_ + column];
       }
 #pragma unroll
       for (int k = 0; k < kWalkLines; ++k) {
@@ -178,8 +178,8 @@ struct CellGradients {
 
 // Adds what `pixels` gives as the gradient of the result to the gradients of the block's band of one cell's
 // inputs. It takes `columns` columns from `x0` on, those before were taken earlier. start(begin, end) makes
-// `pixels` for the rows [begin, end), of which pixels(y, its taps, out) writes row y in a thread's columns, 0
-// beyond the last one.
+// `pixels` for the rows [begin, end), of which pixels(y, its taps, out) writes row y in a thread's columns;
+// what it writes beyond the last column is not read.
 template <int kColumns, class S, class O, class F>
 __device__ __forceinline__ void walk_back(const CellMaps<S>& maps, RowTaps<accumulator_t<S>>* taps,
                                           const WalkBackPlan& plan, const CellGradients<O>& to,

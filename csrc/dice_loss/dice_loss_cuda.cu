@@ -62,7 +62,9 @@ class TargetRows {
 __device__ __forceinline__ bool truth(uint32_t word, int j) { return (word >> (8 * j + 7) & 1) != 0; }
 
 template <class S, bool kAligned>
-__global__ void __launch_bounds__(kWalkThreads, sizeof(S) == 8 ? 1 : 3)
+__global__ void __launch_bounds__(kWalkThreads, sizeof(S) == 8 ? 1
+                                                : kAligned     ? 3
+                                                               : 2)
     dice_loss_fwd_kernel(CellMaps<S> maps, WalkPlan plan, const uint8_t* targets,
                          Sums<accumulator_t<S>>* parts) {
   using T = accumulator_t<S>;
@@ -132,23 +134,19 @@ class Slopes {
   using T = accumulator_t<S>;
 
   __device__ __forceinline__ Slopes(const CellMaps<S>& maps, int64_t cell, const int (&columns)[kColumns],
-                                    const TargetRows<kAligned>& rows, const Slope<T>& slope, int left)
-      : walk_(maps, cell, columns), rows_(rows), slope_(slope), left_(left) {}
+                                    const TargetRows<kAligned>& rows, const Slope<T>& slope)
+      : walk_(maps, cell, columns), rows_(rows), slope_(slope) {}
   __device__ __forceinline__ void operator()(int, const RowTaps<T>& row, T (&out)[kColumns]) {
     walk_.logits(row, out);
     const uint32_t word = rows_.take();
 #pragma unroll
-    for (int j = 0; j < kColumns; ++j) {
-      const T slope = slope_(logistic(out[j]), truth(word, j));
-      out[j] = j < left_ ? slope : T(0);
-    }
+    for (int j = 0; j < kColumns; ++j) out[j] = slope_(logistic(out[j]), truth(word, j));
   }
 
  private:
   CellWalk<S, kColumns> walk_;
   TargetRows<kAligned> rows_;
   Slope<T> slope_;
-  int left_;
 };
 
 template <class S, bool kAligned>
@@ -171,8 +169,7 @@ __global__ void __launch_bounds__(kWalkThreads, sizeof(S) == 8 ? 1 : 2)
         maps, taps, plan, gradients, memory, x0, min(plan.columns, width - x0), [&](int begin, int end) {
           const int64_t first = (cell * maps.coarse_y.out + begin) * width + x;
           return Slopes<S, kAligned>(maps, cell, columns,
-                                     TargetRows<kAligned>(targets + first, width, left, end - begin), slope,
-                                     left);
+                                     TargetRows<kAligned>(targets + first, width, left, end - begin), slope);
         });
   }
 }

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "../common/reduce.h"
-#include "dots.cuh"
+#include "map.cuh"
 #include "product.cuh"
 
 namespace solo_attn::grid_attention {
@@ -41,42 +41,84 @@ __device__ __forceinline__ void each_image(const int64_t* images, const F& f) {
   }
 }
 
-// A block takes 32 of the list and 128 columns, once for each image among the 32: mostly one.
+constexpr int kChosenColumns = 4 * WarpTile<float>::kSide;  // of a block: a warp takes 32
+constexpr int kChosenStages = 4;
+
+template <class S>
+struct alignas(16) ChosenStage {
+  using P = stored_t<S>;
+  static constexpr int kLeft = kListed + kPadding<P>, kRight = kChosenColumns + kPadding<P>;
+  P left[kMapDepth<S>][kLeft];
+  P right[kMapDepth<S>][kRight];
+};
+
+// A block takes 32 of the list and 128 columns, once for each image among the 32: mostly one. As the whole
+// map's, products go through the tensor cores; the 32 vectors are gathered, an element of each channel.
 //
-// 2 C N flops a cell; V is read once for 32 cells, 1.6 MB at S = 40, C = 256, float32, and 6.4 KB a cell
-// written.
+// 2 C N flops a cell, of exact float32 three times that; V is read once for 32 cells, 1.6 MB at S = 40,
+// C = 256, float32, and 6.4 KB a cell written.
 template <class S, bool kAligned>
-__global__ void __launch_bounds__(kThreads, kBlocksAnSm<S>)
-    grid_attention_chosen_kernel(Vectors<S> vectors, Chosen chosen, accumulator_t<S> scale, S* out) {
-  using Tile = Dots<S, kAligned>;
-  static_assert(Tile::kRows == kListed);
+__global__ void __launch_bounds__(kThreads, 2)
+    grid_attention_chosen_kernel(const stored_t<S>* features, Chosen chosen, int64_t channels,
+                                 accumulator_t<S> scale, stored_t<S>* out) {
+  using P = stored_t<S>;
   using T = accumulator_t<S>;
+  using Stage = ChosenStage<S>;
+  constexpr int kDepth = kMapDepth<S>, kAcross = kThreads / kListed;
+  constexpr Factors kHow = kFactors<S>;
+  SOLO_ATTN_SHARED(stages, Stage[kChosenStages]);
   SOLO_ATTN_SHARED(images, int64_t[kListed]);
-  SOLO_ATTN_SHARED(rows, int[kListed]);
-  const int cells = vectors.cells, across = ceil_div(cells, Tile::kColumns);
+  const int64_t cells = chosen.cells, across = ceil_div<int64_t>(cells, kChosenColumns);
   const int k0 = static_cast<int>(blockIdx.x / across) * kListed, some = min(kListed, chosen.count - k0);
-  const int first = static_cast<int>(blockIdx.x % across) * Tile::kColumns;
-  const int k = threadIdx.x;
+  const int64_t first = blockIdx.x % across * kChosenColumns;
+  const int k = threadIdx.x, row = k % kListed, column0 = k / kWarp * WarpTile<T>::kSide;
   if (k < kListed) {
     images[k] = k < some ? chosen.image(k0 + k) : -1;
     SOLO_ATTN_DEVICE_ASSERT(k >= some || images[k] >= 0,
                             "grid_attention: expected cells of (image < B, cell < S*S)");
-    rows[k] = images[k] >= 0 ? chosen.cell(k0 + k) : 0;
   }
   __syncthreads();
+  const int own = images[row] >= 0 ? chosen.cell(k0 + row) : 0;
   each_image(images, [&](int64_t image) {
-    Tile tile;
-    tile.run(vectors, image, rows, first);
-    tile.each([&](int row, int column, T value) {
-      if (images[row] == image && first + column < cells) {
-        out[static_cast<int64_t>(k0 + row) * cells + first + column] = static_cast<S>(scale * value);
+    const P* from = features + image * channels * cells;
+    const bool mine = images[row] == image;
+    WarpTile<T> product;
+    product.clear();
+    in_stages<kChosenStages>(
+        static_cast<int>(ceil_div<int64_t>(channels, kDepth)),
+        [&](int to, int part) {
+          const int64_t c = static_cast<int64_t>(part) * kDepth;
+          Stage& place = stages[to];
+#pragma unroll
+          for (int d = k / kListed; d < kDepth; d += kAcross) {
+            const bool inside = mine && c + d < channels;
+            stage_one(&place.left[d][row], inside ? from + (c + d) * cells + own : features, inside);
+          }
+          stage<kDepth, kChosenColumns, Stage::kRight, kThreads, kAligned>(
+              place.right[0], from + c * cells + first, cells, channels - c, cells - first);
+        },
+        [&](int at) {
+          const Stage& place = stages[at];
+          if constexpr (kHow == Factors::split) {
+            product.template add_half<S, kDepth, Stage::kLeft, Stage::kRight>(place.left[0],
+                                                                              place.right[0] + column0);
+          } else {
+            product.template add<kHow, kDepth>([&](int i, int d) { return place.left[d][i]; },
+                                               [&](int d, int j) { return place.right[d][column0 + j]; });
+          }
+        });
+    product.template each<kHow>([&](int i, int j, T value) {
+      const int64_t column = first + column0 + j;
+      if (images[i] == image && column < cells) {
+        out[(k0 + i) * cells + column] = static_cast<P>(scale * value);
       }
     });
+    __syncthreads();
   });
-  for (int row = 0; row < some; ++row) {
-    const int column = first + k;
-    if (images[row] < 0 && column < cells) {
-      out[static_cast<int64_t>(k0 + row) * cells + column] = static_cast<S>(__uint_as_float(0x7fc00000u));
+  for (int i = 0; i < some; ++i) {
+    const int64_t column = first + k;
+    if (images[i] < 0 && column < cells) {
+      out[(k0 + i) * cells + column] = static_cast<P>(__uint_as_float(0x7fc00000u));
     }
   }
 }
@@ -132,7 +174,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 // 4 C N flops a cell with grid_attention_picked_kernel's, and two reads of D and V. A block looks at the part
 // of the list that its image spans: all of it is its own where the list is sorted by image.
 template <class S>
-__global__ void __launch_bounds__(kThreads, kBlocksAnSm<S>)
+__global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 2 : 4)
     grid_attention_chosen_gradient_kernel(const S* grad, const S* features, const accumulator_t<S>* picked,
                                           Chosen chosen, int64_t channels, accumulator_t<S> scale, S* out) {
   using T = accumulator_t<S>;

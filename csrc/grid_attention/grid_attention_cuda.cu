@@ -24,6 +24,8 @@ bool beside(const Tensor& x, const Tensor& features) {
 Chosen chosen_of(const char* op, const Tensor& cells, const Tensor& features, Tensor& kept) {
   check_list(cells, features, beside(cells, features));
   check(cells.size(0) <= 1 << 30, op, ": expected at most 2^30 cells, got ", cells.size(0));
+  check(features.size(2) <= 1 << 15, op, ": expected grid_features of at most 32768 cells a side, got ",
+        features.size(2));
   kept = torch::stable::contiguous(cells);
   return {kept.const_data_ptr<int64_t>(), static_cast<int>(cells.size(0)), features.size(0),
           features.size(2) * features.size(2)};
@@ -50,12 +52,12 @@ Tensor grid_attention_cuda(const Tensor& grid_features, double scale, const std:
       map<S>(device, op, data<P>(features), batch, channels, count, map_rows(count, 0, count), scale, to);
       return;
     }
-    const Prepared<S> prepared = prepare<S>(device, op, features);
     const int64_t blocks =
-        ceil_div<int64_t>(chosen.count, kListed) * ceil_div<int64_t>(count, Dots<S, true>::kColumns);
-    with_aligned(prepared.aligned || kTensorCores<S>, [&](auto aligned) {
+        ceil_div<int64_t>(chosen.count, kListed) * ceil_div<int64_t>(count, kChosenColumns);
+    const P* from = data<P>(features);
+    with_aligned(count % kPer16Bytes<P> == 0 && aligned16(from), [&](auto aligned) {
       launch(device, op, grid_attention_chosen_kernel<S, decltype(aligned)::value>, grid(op, blocks),
-             dim3(kThreads), 0, prepared.vectors, chosen, scale, data<S>(out));
+             dim3(kThreads), 0, from, chosen, channels, scale, data<P>(out));
     });
   });
   return out;

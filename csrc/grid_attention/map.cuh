@@ -38,8 +38,7 @@ inline MapRows map_rows(int64_t cells, int64_t first, int64_t rows) {
 template <class S>
 union MapShared {
   using P = stored_t<S>;
-  // Eight banks from channel to channel: 8 cells x 4 channels, or 8 channels of 16 bytes, meet none twice.
-  static constexpr int kStride = kMapBlock + 32 / static_cast<int>(sizeof(P));
+  static constexpr int kStride = kMapBlock + kPadding<P>;
   struct alignas(16) Stage {
     P left[kMapDepth<S>][kStride];
     P right[kMapDepth<S>][kStride];
@@ -81,7 +80,8 @@ __global__ void __launch_bounds__(kMapThreads, sizeof(S) == 8 ? 2 : 3)
       [&](int at) {
         const auto& place = shared.stages[at];
         if constexpr (kHow == Factors::split) {
-          product.template add_half<S, kDepth, kStride>(place.left[0] + row0, place.right[0] + column0);
+          product.template add_half<S, kDepth, kStride, kStride>(place.left[0] + row0,
+                                                                 place.right[0] + column0);
         } else {
           product.template add<kHow, kDepth>(
               [&](int row, int k) { return place.left[k][row0 + row]; },

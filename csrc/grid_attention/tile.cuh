@@ -79,9 +79,10 @@ class WarpTile {
     }
   }
 
-  // The same of half precision, from `left` and `right` in shared memory: [kDepth][kStride] with the rows, or
-  // the columns, of this tile first. kDepth is a multiple of 16, and rows of kStride lie at 16 bytes.
-  template <class S, int kDepth, int kStride>
+  // The same of half precision, from `left` and `right` in shared memory: [kDepth][kLeft] and
+  // [kDepth][kRight] with the rows, or the columns, of this tile first. kDepth is a multiple of 16, and rows
+  // of both lie at 16 bytes.
+  template <class S, int kDepth, int kLeft, int kRight>
   __device__ __forceinline__ void add_half(const S* left, const S* right) {
     const int lane = threadIdx.x % kWarp, row = lane % 8, matrix = lane / 8;
 #pragma unroll
@@ -90,8 +91,8 @@ class WarpTile {
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
         // A: rows 0 and 8 at depth 0, then at depth 8. B: depth 0 and 8 at columns 0, then at columns 8.
-        load_turned(a[m], left + (k + matrix / 2 * 8 + row) * kStride + 16 * m + matrix % 2 * 8);
-        load_turned(b[m], right + (k + matrix % 2 * 8 + row) * kStride + 16 * m + matrix / 2 * 8);
+        load_turned(a[m], left + (k + matrix / 2 * 8 + row) * kLeft + 16 * m + matrix % 2 * 8);
+        load_turned(b[m], right + (k + matrix % 2 * 8 + row) * kRight + 16 * m + matrix / 2 * 8);
       }
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
@@ -166,6 +167,21 @@ class WarpTile {
   T rest_[2][4][4];  // of exact
 };
 
+// Elements that lie between the ends of one channel and the next, of so many multiples of 32 cells: with 32
+// bytes 8 cells x 4 channels meet no bank twice, and with 16 the 8 channels x 16 bytes of load_turned.
+template <class P>
+constexpr int kPadding = sizeof(P) == 2 ? 8 : 32 / static_cast<int>(sizeof(P));
+
+// Copies one element to shared memory, or 0; what has 4 bytes or 8 is on its way when this returns.
+template <class S>
+__device__ __forceinline__ void stage_one(S* to, const S* from, bool inside) {
+  if constexpr (sizeof(S) >= 4) {
+    copy_async<sizeof(S)>(to, from, inside ? static_cast<int>(sizeof(S)) : 0);
+  } else {
+    *to = inside ? *from : S(0);
+  }
+}
+
 // Copies kRows x kColumns elements to shared memory, rows kStride apart, those of `from` `stride`; what is
 // not in its first `rows` and `columns` is 0. kAligned: 16 bytes at a time, which are on their way when this
 // returns.
@@ -190,9 +206,9 @@ __device__ __forceinline__ void stage(S* to, const S* from, int64_t stride, int6
 }
 
 // Calls use(i % kStages) for i in [0, count), each after ask(i % kStages, i) has copied what it needs,
-// kStages
-// - 1 of which are on their way. All threads of the block come here; a barrier is needed before what `use`
-// read is written by other means.
+// of
+// which kStages - 1 are on their way. All threads of the block come here; a barrier is needed before what
+// `use` read is written by other means.
 template <int kStages, class Ask, class Use>
 __device__ __forceinline__ void in_stages(int count, const Ask& ask, const Use& use) {
 #pragma unroll

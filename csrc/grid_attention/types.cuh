@@ -12,13 +12,10 @@ namespace solo_attn::grid_attention {
 
 constexpr int kThreads = 128;  // of the kernels for chosen cells
 
-// What those kernels put through the tensor cores: half precision, and float32 where the caller allows tf32.
+// What the gradient of chosen cells puts through the tensor cores: half precision, and float32 where the
+// caller allows tf32.
 template <class S>
 constexpr bool kTensorCores = sizeof(S) == 2 || std::is_same_v<S, Tf32>;
-
-// Blocks that share a multiprocessor: 128 registers a thread, 255 for float64.
-template <class S>
-constexpr int kBlocksAnSm = sizeof(S) == 8 ? 2 : 4;
 
 // dispatch_float, with Tf32 for float32 where the caller allows that: it is no longer float32 then.
 template <class F>

@@ -19,11 +19,11 @@ constexpr int kPasteBlocks = 3;
 
 // One axis: a map to four times its size, of which `image.in` are cropped and enlarged.
 struct PasteAxis {
-  WalkAxis padded;
-  WalkAxis image;
+  Axis padded;
+  Axis image;
 
   static PasteAxis of(int64_t map, int64_t image, int64_t original) {
-    return {WalkAxis::of(map, 4 * map), WalkAxis::of(image, original)};
+    return {Axis::of(map, 4 * map), Axis::of(image, original)};
   }
 };
 
@@ -37,9 +37,9 @@ struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) PasteTap {
 
 template <class T>
 __device__ __forceinline__ PasteTap<T> paste_tap(const PasteAxis& axis, int d) {
-  const auto pixel = walk_tap<T>(axis.image, d);
-  const auto low = walk_tap<T>(axis.padded, pixel.low);
-  const auto high = walk_tap<T>(axis.padded, min(pixel.low + 1, axis.image.in - 1));
+  const auto pixel = axis_tap<T>(axis.image, d);
+  const auto low = axis_tap<T>(axis.padded, pixel.low);
+  const auto high = axis_tap<T>(axis.padded, min(pixel.low + 1, axis.image.in - 1));
   const T second = (1 - pixel.weight) * low.weight;
   if (high.low == low.low) return {second + pixel.weight * high.weight, T(0), low.low};
   return {second + pixel.weight * (1 - high.weight), pixel.weight * high.weight, low.low};

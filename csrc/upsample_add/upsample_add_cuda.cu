@@ -177,10 +177,10 @@ std::tuple<Tensor, Tensor> upsample_add_bwd_cuda(const Tensor& grad, const std::
       }
       const CellMaps<S> maps{nullptr,
                              nullptr,
-                             WalkAxis::of(ch, height),
-                             WalkAxis::of(cw, width),
-                             WalkAxis::of(ah, height),
-                             WalkAxis::of(aw, width)};
+                             Axis::of(ch, height),
+                             Axis::of(cw, width),
+                             Axis::of(ah, height),
+                             Axis::of(aw, width)};
       const CellGradients<S> to{coarse.mutable_data_ptr<S>(),
                                 ah * aw > 0 ? rows.mutable_data_ptr<S>() : nullptr};
       launch(device, op, upsample_add_bwd_kernel<S, kAligned>, walk_grid(op, count * plan.bands),

@@ -32,7 +32,6 @@ def test_what_multiplies_has_a_form_for_tf32(found):
         "grid_attention_chosen_kernel",
         "grid_attention_picked_kernel",
         "grid_attention_chosen_gradient_kernel",
-        "grid_attention_turn_kernel",  # for chosen cells
     }
     for arch in {usage.arch for usage in found}:
         assert {usage.kernel for usage in found if usage.tf32 and usage.arch == arch} == multiply

@@ -18,7 +18,7 @@ from tools import quick
             "csrc/dice_loss/dice_loss_cpu.cpp",
             ["tests/ops/test_dice_loss.py", "tests/ops/test_dice_loss_cpu.py"],
         ),
-        ("csrc/grid_attention/dots.cuh", ["tests/ops/test_grid_attention_cuda.py"]),
+        ("csrc/grid_attention/chosen.cuh", ["tests/ops/test_grid_attention_cuda.py"]),
         ("solo_attn/formats/geojson.py", ["tests/formats/test_geojson.py"]),
         ("solo_attn/_utils/errors.py", ["tests/_utils/test_errors.py"]),
         ("solo_attn/predictor.py", ["tests/test_predictor.py"]),
