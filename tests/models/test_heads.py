@@ -196,7 +196,9 @@ def test_a_head_of_each_kind_learns_predicts_and_is_kept(kind, tmp_path):
     found = []
     for one in (model, again):
         with torch.no_grad():
-            nn.init.constant_(one.head.category_output.bias, -1.0)
+            for name, parameter in one.head.named_parameters():
+                if name.endswith("output.bias") or name.endswith("outputs.0.bias"):
+                    nn.init.constant_(parameter, -1.0 if name.startswith("category") else 2.0)
         one.settings.final_score_threshold = 0.0
         found.append(one(images))
     for a, b in zip(*found, strict=True):
