@@ -30,12 +30,12 @@ SOLO_ATTN_HOST_DEVICE inline Tap<T> bilinear_tap(int64_t d, int64_t in, int64_t 
 }
 
 // The same of one axis without a division, for a GPU; in < 2^27, out < 2^28. `unit` is 1 / (2 out).
-struct Axis {
+struct TapAxis {
   int in;
   int out;
   double unit;
 
-  static Axis of(int64_t in, int64_t out) {
+  static TapAxis of(int64_t in, int64_t out) {
     return {static_cast<int>(in), static_cast<int>(out), 1 / (2.0 * static_cast<double>(out))};
   }
 };
@@ -48,7 +48,7 @@ struct AxisTap {
 };
 
 template <class T>
-SOLO_ATTN_HOST_DEVICE inline AxisTap<T> axis_tap(const Axis& axis, int d) {
+SOLO_ATTN_HOST_DEVICE inline AxisTap<T> axis_tap(const TapAxis& axis, int d) {
   const int64_t unit = 2 * static_cast<int64_t>(axis.out);
   const int64_t place = (2 * static_cast<int64_t>(d) + 1) * axis.in - axis.out;
   if (place <= 0) return {0, T(0)};

@@ -21,8 +21,8 @@ __device__ __forceinline__ double logistic(double logit) { return 1 / (1 + exp(-
 
 // From the level's own size, which the maps are enlarged to, to that of the result. `same`: they are equal.
 struct ProbabilityAxes {
-  Axis y;
-  Axis x;
+  TapAxis y;
+  TapAxis x;
 
   bool same() const { return y.in == y.out && x.in == x.out; }
 };

@@ -42,7 +42,7 @@ template <class S>
 struct CellMaps {
   const S* coarse;
   const S* attention;
-  Axis coarse_y, coarse_x, attention_y, attention_x;
+  TapAxis coarse_y, coarse_x, attention_y, attention_x;
 
   __device__ __forceinline__ bool both() const { return attention_y.in > 0; }
   // Without the cells before `cell`.
@@ -100,7 +100,7 @@ class EnlargedRows {
   using T = accumulator_t<S>;
 
   // `map` is [y.in, x.in]; the columns are those of the result.
-  __device__ __forceinline__ void start(const S* map, const Axis& y, const Axis& x,
+  __device__ __forceinline__ void start(const S* map, const TapAxis& y, const TapAxis& x,
                                         const int (&columns)[kColumns]) {
     map_ = map;
     width_ = static_cast<uint32_t>(x.in);
@@ -260,9 +260,9 @@ class CellInputs {
   // Enlarged to height x width.
   template <class S>
   CellMaps<S> maps(int64_t height, int64_t width) const {
-    return {coarse_.const_data_ptr<S>(),       both_ ? attention_.const_data_ptr<S>() : nullptr,
-            Axis::of(coarse_.size(1), height), Axis::of(coarse_.size(2), width),
-            Axis::of(side(), height),          Axis::of(side(), width)};
+    return {coarse_.const_data_ptr<S>(),          both_ ? attention_.const_data_ptr<S>() : nullptr,
+            TapAxis::of(coarse_.size(1), height), TapAxis::of(coarse_.size(2), width),
+            TapAxis::of(side(), height),          TapAxis::of(side(), width)};
   }
 
  private:

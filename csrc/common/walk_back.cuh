@@ -57,7 +57,7 @@ struct WalkBand {
   int begin, end;    // rows of the input
   int first, until;  // rows of pixels
 
-  __device__ __forceinline__ WalkBand(const Axis& y, int band, int bands)
+  __device__ __forceinline__ WalkBand(const TapAxis& y, int band, int bands)
       : begin(0), end(0), first(y.out), until(0) {
     if (bands == 0) return;
     begin = static_cast<int>(static_cast<int64_t>(band) * y.in / bands);
@@ -75,8 +75,8 @@ class AdjointRows {
  public:
   // `to` is the cell's gradient; `memory` is map_bytes() of shared memory, which a barrier must make known to
   // the block before rows are reached. `first` is the first row of pixels.
-  __device__ __forceinline__ void start(O* to, const Axis& y, const Axis& x, const WalkBand& band, int first,
-                                        T* memory, int pitch, int x0, int columns) {
+  __device__ __forceinline__ void start(O* to, const TapAxis& y, const TapAxis& x, const WalkBand& band,
+                                        int first, T* memory, int pitch, int x0, int columns) {
     to_ = to;
     in_ = x.in;
     begin_ = band.begin;

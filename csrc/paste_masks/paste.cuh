@@ -19,11 +19,11 @@ constexpr int kPasteBlocks = 3;
 
 // One axis: a map to four times its size, of which `image.in` are cropped and enlarged.
 struct PasteAxis {
-  Axis padded;
-  Axis image;
+  TapAxis padded;
+  TapAxis image;
 
   static PasteAxis of(int64_t map, int64_t image, int64_t original) {
-    return {Axis::of(map, 4 * map), Axis::of(image, original)};
+    return {TapAxis::of(map, 4 * map), TapAxis::of(image, original)};
   }
 };
 

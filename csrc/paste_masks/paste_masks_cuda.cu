@@ -227,7 +227,7 @@ struct Call {
     if (count == 0) return;
     const int64_t height = sizes.out_size[0], width = sizes.out_size[1];
     Tensor maps = fresh(accumulator_dtype(cells.coarse().scalar_type()), {step, height, width});
-    const ProbabilityAxes axes{Axis::of(sizes.size[0], height), Axis::of(sizes.size[1], width)};
+    const ProbabilityAxes axes{TapAxis::of(sizes.size[0], height), TapAxis::of(sizes.size[1], width)};
     dispatch_float(op, cells.coarse().scalar_type(), [&](auto tag) {
       using S = typename decltype(tag)::type;
       using T = accumulator_t<S>;

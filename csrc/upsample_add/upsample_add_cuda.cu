@@ -177,10 +177,10 @@ std::tuple<Tensor, Tensor> upsample_add_bwd_cuda(const Tensor& grad, const std::
       }
       const CellMaps<S> maps{nullptr,
                              nullptr,
-                             Axis::of(ch, height),
-                             Axis::of(cw, width),
-                             Axis::of(ah, height),
-                             Axis::of(aw, width)};
+                             TapAxis::of(ch, height),
+                             TapAxis::of(cw, width),
+                             TapAxis::of(ah, height),
+                             TapAxis::of(aw, width)};
       const CellGradients<S> to{coarse.mutable_data_ptr<S>(),
                                 ah * aw > 0 ? rows.mutable_data_ptr<S>() : nullptr};
       launch(device, op, upsample_add_bwd_kernel<S, kAligned>, walk_grid(op, count * plan.bands),

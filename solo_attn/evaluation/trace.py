@@ -17,7 +17,7 @@ from ..models.inference import draw_candidates, points_nms, predict, suppress
 from ..models.layers import bilinear
 from ..models.settings import InferenceSettings
 from ..models.targets import find_objects, owned_cells, reduce_masks
-from ..ops import mask_bits, paste_masks, upsample_add
+from ..ops import MaskFactors, mask_bits, paste_masks, upsample_add
 
 # Where a cell is lost, in the order of inference; the last is not lost.
 _STAGES = ("score", "points_nms", "area", "limit", "matrix_nms", "limit", "taken")
@@ -202,7 +202,9 @@ class _PerfectMasks:
     ) -> CellMasks:
         """Of the other cells what the head draws."""
         masks = self.head.cell_masks(result, level, cells, compared_at)
-        logits = upsample_add(*masks).float()
+        coarse = masks.coarse_logits
+        coarse = coarse.logits() if isinstance(coarse, MaskFactors) else coarse
+        logits = upsample_add(coarse, masks.attention, masks.size).float()
         own = self.own[level]
         at, which = (cells[:, 1, None] == own.cell).nonzero().unbind(1)
         # A head may draw at a size of its own: a mask of probabilities 0 and 1, enlarged as those are.
