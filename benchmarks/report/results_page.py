@@ -151,7 +151,8 @@ def demo() -> str:
     return (
         f"{paper_table3(rows)}\n{paper_table4(rows)}\n"
         f"On the scenes' validation part, {count} seed{'s' if count > 1 else ''}; `make demo` trains the "
-        f"first. Training of the three systems with one seed: {measured_on(result['environment'], seconds)}\n\n"
+        f"first. Training of the three systems with one seed: "
+        f"{measured_on(result['environment'], seconds)}\n\n"
         "![Ground truth and the three systems on the same scenes](images/demo_figure5.png)"
     )
 

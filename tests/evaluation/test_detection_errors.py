@@ -228,6 +228,15 @@ def test_what_a_false_positive_is(
     assert set(FALSE) >= {kind}
 
 
+def test_a_head_of_factors(tmp_path: Path) -> None:
+    """SOLOv2's masks are products of kernels and features: perfect ones stand in for them all the same."""
+    data = dataset(tmp_path, [(around(3, 3, 24), 0), (around(6, 6, 24), 1)])
+    model = small(num_classes=2, min_size=SIDE, max_size=SIDE, head="solov2", attention=None).eval()
+    found, _ = find_errors(model, data)
+    assert found.objects == 2
+    assert found.perfect_masks.ap >= found.metrics.ap
+
+
 def test_an_image_without_objects(tmp_path: Path) -> None:
     found = report(tmp_path, [], Made({CELL: 0.9}, GOOD))
     assert found.objects == 0
