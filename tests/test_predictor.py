@@ -1,8 +1,5 @@
 """From images to results: every kind of picture gives the same, and each result is what its formats say."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import tifffile
@@ -161,27 +158,6 @@ def test_a_tiff_is_predicted_by_windows(weights, pixels, tmp_path, monkeypatch):
     assert all(b - t <= 32 and r - left <= 32 for t, left, b, r in read)
     same(found, expected)
     assert found.to_geojson() == expected.to_geojson()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_ten_thousand_by_ten_thousand_pixels_in_three_gib(weights, tmp_path):
-    path = tmp_path / "slide.tif"
-    tile = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
-    tiles = (tile for _ in range(400))
-    layout = {"shape": (10_000, 10_000, 3), "dtype": "uint8", "tile": (512, 512), "photometric": "rgb"}
-    tifffile.imwrite(path, tiles, **layout)
-    code = (
-        "import resource, sys, solo_attn\n"
-        "settings = dict(tile=1024, tile_overlap=128, max_detections=3)\n"
-        "found = solo_attn.load(sys.argv[1], 'cpu', **settings)(sys.argv[2])\n"
-        "print(found.picture.size, len(found.to_coco(1)))\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
-    )
-    command = [sys.executable, "-c", code, str(weights), str(path)]
-    size, peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert size.startswith("(10000, 10000) ")
-    assert float(peak) < 3, "GiB"
 
 
 def test_what_is_no_picture(predictor, tmp_path):

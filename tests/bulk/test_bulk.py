@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,7 @@ from solo_attn._utils.errors import UsageError
 from solo_attn.bulk import Shard, predict_files
 from solo_attn.bulk.run import ahead
 from solo_attn.formats import read_parquet
-from solo_attn.models import ModelInfo, save_model
+from solo_attn.models import ModelInfo
 from solo_attn.predictor import Predictor
 
 FORMATS = ["coco", "parquet", "geojson"]
@@ -147,16 +145,3 @@ def test_reading_ahead_keeps_the_order_and_is_bounded(workers):
     assert [next(found) for _ in range(5)] == [0, 1, 2, 3, 4]
     assert len(begun) <= 5 + 2 * workers + 1
     assert list(found) == list(range(5, 100))
-
-
-@pytest.mark.slow
-def test_the_ranks_of_torchrun_are_shards(whole, predictor, files, tmp_path):
-    save_model(predictor.model, predictor.info, tmp_path / "a.safetensors")
-    out = tmp_path / "out"
-    formats = [word for kind in FORMATS for word in ("--format", kind)]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    command += ["solo_attn", "predict", tmp_path / "a.safetensors", files[0].parent, "--out", out, *formats]
-    command += ["--piece", "2", "--batch-size", "2", "--device", "cpu"]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    assert "3.png: cannot be read as an image" in done.stderr
-    assert contents(out) == whole
