@@ -34,11 +34,11 @@ struct GatherPlan {
   int cells;    // of a block: as many as it has threads for the columns of
   int rows;     // of the map at a time: so many lines of a cell
   int stride;   // of a line
-  Axis x;
-  Axis y;
+  TapAxis x;
+  TapAxis y;
 
   GatherPlan(const Sizes& size, int width)
-      : x(Axis::of(size.side, size.width)), y(Axis::of(size.side, size.height)) {
+      : x(TapAxis::of(size.side, size.width)), y(TapAxis::of(size.side, size.height)) {
     columns = static_cast<int>(std::min<int64_t>(size.width, static_cast<int64_t>(kGatherThreads) * width));
     rows = static_cast<int>(std::min<int64_t>(kGatherRows, size.side));
     stride = skewed(columns) + 1;

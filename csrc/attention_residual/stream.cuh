@@ -37,11 +37,11 @@ struct StreamPlan {
   int bands;  // of a part
   int rows;   // of a band
   int lines;  // of the map, that the pixels of a part lie between, at most; 0: too many to be kept
-  Axis x;
-  Axis y;
+  TapAxis x;
+  TapAxis y;
 
   StreamPlan(const Sizes& size, int pixels_at_a_time)
-      : x(Axis::of(size.side, size.width)), y(Axis::of(size.side, size.height)) {
+      : x(TapAxis::of(size.side, size.width)), y(TapAxis::of(size.side, size.height)) {
     const int64_t most = std::min(kStreamTile, kStreamThreads * pixels_at_a_time);
     tiles = static_cast<int>(ceil_div(size.width, most));
     tile = static_cast<int>(ceil_div<int64_t>(ceil_div<int64_t>(size.width, tiles), pixels_at_a_time)) *

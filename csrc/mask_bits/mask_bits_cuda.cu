@@ -151,7 +151,7 @@ std::tuple<Tensor, Tensor, Tensor> mask_bits_cuda(const Tensor& coarse,
     scratch = fresh(ScalarType::Byte, {count, rows.stride});
     rows.bytes = static_cast<uint8_t*>(scratch.mutable_data_ptr());
   }
-  const ProbabilityAxes axes{Axis::of(size[0], height), Axis::of(size[1], width)};
+  const ProbabilityAxes axes{TapAxis::of(size[0], height), TapAxis::of(size[1], width)};
   dispatch_float(op, coarse.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = accumulator_t<S>;
