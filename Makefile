@@ -8,13 +8,15 @@ PEERS := .peers/.installed
 CSRC := $(shell find csrc tests/cuda_shim -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers demo docs test quick test-sanitize test-abi lint wheel bench bench-peers gpu gpu-first gpu-rest gpu-test gpu-bench gpu-end-to-end gpu-compare-nuclei gpu-compare-scenes results format clean
+.PHONY: help setup peers demo docs test fuzz kill-test quick test-sanitize test-abi lint wheel bench bench-peers gpu gpu-first gpu-rest gpu-test gpu-bench gpu-end-to-end gpu-compare-nuclei gpu-compare-scenes results format clean
 
 help:  ## show this list
 	@echo "make TARGET [VARIABLE=VALUE ...]"
 	@sed -nE 's/^([a-z-]+):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 	@printf '  %s\t%s\n' "PYTHON=python3.12" "the interpreter that setup creates .venv with (python3)" \
 		"BIN=FOLDER" "the folder of python and solo-attn in another environment (.venv/bin)" \
+		"MINUTES=10" "the minutes of fuzz (10)" \
+		"KILLS=200" "the number of kills of kill-test (200)" \
 		"DRY_RUN=1" "for gpu and its parts: tiny sizes on the CPU, no result is stored" | expand -t 22
 
 setup: $(STAMP)  ## create .venv, install torch and torchvision, compile and install this package
@@ -44,9 +46,18 @@ demo: setup  ## train and compare the paper's three systems on synthetic street 
 # Passive waiting, since busy-waiting threads of several processes slow each other down on few cores.
 WORKERS := --numprocesses auto --maxprocesses 4 --dist worksteal
 TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(WORKERS)
-test: setup lint  ## lint, then every test, and those of the ops again in Triton's interpreter
+test: setup lint  ## lint, then every test, those of the ops again in Triton's interpreter, and a minute of fuzzing
 	$(TESTS)
 	TRITON_INTERPRET=1 $(TESTS) tests/ops
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.fuzz --seconds 60
+
+MINUTES := 10
+fuzz: setup  ## random files, command lines and arguments of the ops for MINUTES; what it finds comes with its seed
+	$(BIN)/python -m tools.fuzz --seconds $$(( 60 * $(MINUTES) )) --seed $$RANDOM$$RANDOM
+
+KILLS := 200
+kill-test: setup  ## kill train, compare, convert, predict and eval KILLS times, go on, compare bitwise (hours)
+	$(BIN)/python -m tools.kill_test --kills $(KILLS)
 
 quick: setup lint  ## before each commit: lint, a fast core of the tests, and the tests of files that differ from main
 	$(TESTS) -m "not slow" $$($(BIN)/python -m tools.quick)

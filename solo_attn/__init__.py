@@ -19,6 +19,7 @@ from .ops import (
 )
 
 if TYPE_CHECKING:
+    from ._utils.limits import limits as limits
     from .predictor import load
 
 __all__ = [
@@ -44,4 +45,8 @@ def __getattr__(name: str) -> Any:
         from .predictor import load
 
         return load
+    if name == "limits":
+        from ._utils.limits import limits
+
+        return limits
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

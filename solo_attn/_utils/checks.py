@@ -34,6 +34,11 @@ def is_integer(value: object, least: int) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
+def is_size(value: object) -> bool:
+    """Whether it is the length of a dimension: an integer of at least 0, or a symbol of one."""
+    return is_integer(value, 0) or isinstance(value, torch.SymInt)
+
+
 def is_finite(value: object) -> TypeGuard[float]:
     """Whether it is a number, and neither infinite nor NaN."""
     if not isinstance(value, Real) or isinstance(value, bool):
@@ -44,12 +49,30 @@ def is_finite(value: object) -> TypeGuard[float]:
         return False
 
 
+def check_number(op: str, argument: str, value: Any) -> None:
+    """Refuse what is not a finite number: tensors, text and true are none."""
+    if isinstance(value, torch.SymFloat):  # of a graph that is being made
+        return
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{op}: expected {argument} to be a number, got {type(value).__name__}")
+    if not is_finite(value):
+        fail(op, argument, "to be finite", str(value))
+
+
 def check_tensor(op: str, argument: str, x: Any, shape: str) -> None:
     """Refuse what is not a tensor with as many dims as ``shape``, such as "[B, C, S, S]", names."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: expected {argument} to be a tensor of shape {shape}, got {type(x).__name__}")
+    if x.is_nested or x.layout != torch.strided:
+        kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
+        fail(op, argument, "to be a dense tensor", f"a {kind} one")
     if x.dim() != shape.count(",") + 1:
         fail(op, argument, f"of shape {shape}", f"{list(x.shape)} ({x.dim()} dims)")
+
+
+def as_bool(masks: Tensor) -> Tensor:
+    """Bool masks as they are, others as "is not zero": of bool ones ``ne(0)`` makes int64 copies first."""
+    return masks if masks.dtype == torch.bool else masks.ne(0)
 
 
 def check_float(op: str, argument: str, x: Tensor) -> None:

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from .text import printable
+
 
 def plain_console(*, stderr: bool = False, soft_wrap: bool = False, quiet: bool = False) -> Console:
-    """Prints paths and names as they are: brackets would be markup to rich, and ``:cat:`` a picture."""
-    return Console(
-        stderr=stderr, soft_wrap=soft_wrap, quiet=quiet, markup=False, emoji=False, highlight=False
-    )
+    """Prints paths and names as they are: brackets would be markup to rich, and ``:cat:`` a picture.
+
+    Control characters are spelt out: a name in a file could else write to the terminal what it likes.
+    """
+    return _Plain(stderr=stderr, soft_wrap=soft_wrap, quiet=quiet, markup=False, emoji=False, highlight=False)
+
+
+class _Plain(Console):
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
 
 
 class _Speed(ProgressColumn):

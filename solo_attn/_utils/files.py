@@ -1,12 +1,26 @@
-"""One way to write a file, for everybody: it is there whole, or as it was before."""
+"""One way to write a file, for everybody: it is there whole, or as it was before; and locks of folders."""
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
+
+from .errors import UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
+_LEFTOVER = re.compile(r"\..+\.\d+\.[0-9a-f]{8}\.tmp(\.\w+)?")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_held: set[Path] = set()  # by this process, which the system's lock would let in once more
 
 
 @contextmanager
@@ -35,12 +49,17 @@ def replacing(path: str | Path, function: str | None = None, *, durable: bool = 
         if durable:
             _to_disk(path.parent)  # the new name lives in the folder
     except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in _FULL:
+            reason += "; free some space and run the same once more"
         if function is not None:
-            reason = error.strerror or str(error)
-            message = f"{function}: expected path to be a file that can be written, got '{path}' ({reason})"
+            message = f"{function}: expected path to be a file that can be written, got '{path}' "
+            message += f"({reason})"
             raise OSError(error.errno, message) from error
-        if str(error.filename) == str(temporary) and error.filename2 is None:
-            error.filename = str(path)  # nobody knows the other one
+        # Nobody knows the temporary file; and of a write that failed the system names none at all.
+        unknown = error.filename in (None, str(temporary), temporary) and error.filename2 is None
+        if error.errno is not None and unknown:
+            raise OSError(error.errno, reason, str(path)) from error
         raise
     finally:
         if temporary.parent.is_dir():
@@ -57,6 +76,56 @@ def write_durably(path: str | Path, data: bytes | memoryview) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, durable=True) as temporary:
         temporary.write_bytes(data)
+
+
+@contextmanager
+def alone_in(folder: str | Path) -> Iterator[None]:
+    """Hold a folder, made if it is not there, for this process alone, and clear what killed ones left in it.
+
+    The lock is the system's, on the file ``.lock``: it ends with the process, however that ends. Where there
+    are no such locks (Windows, some network file systems) only this process itself is kept out.
+
+    Raises:
+        UsageError: another process, or another call of this one, holds it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    key, busy = (
+        folder.resolve(),
+        f"expected {folder} to be used by one run at a time, got another in it",
+    )
+    if key in _held:  # closing the file once more would end the lock
+        raise UsageError(busy)
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if not _locked(descriptor):
+            raise UsageError(busy)
+        _held.add(key)
+        try:
+            remove_leftovers(folder)
+            yield
+        finally:
+            _held.discard(key)
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        # Not flock, whose lock the processes that load images inherit and keep for seconds after a kill.
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)  # else a file system without locks
+    return True
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left of `replacing`; for who holds the folder alone."""
+    for path in folder.iterdir():
+        if _LEFTOVER.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def _to_disk(path: Path) -> None:

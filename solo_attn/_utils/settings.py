@@ -8,11 +8,28 @@ from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictBool, StrictInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    StrictBool,
+    StrictInt,
+    ValidationError,
+)
 from pydantic.fields import FieldInfo
 from typing_extensions import Self
 
-Integer = StrictInt  # 2.5, true and "3" are none
+from .text import printable, shown
+
+
+def _of_64_bits(value: int) -> int:
+    if not -(2**63) <= value < 2**63:
+        raise ValueError("too large for what counts with it")
+    return value
+
+
+Integer = Annotated[StrictInt, AfterValidator(_of_64_bits)]  # 2.5, true and "3" are none
 Flag = StrictBool
 
 
@@ -77,11 +94,11 @@ def explain(cls: type[Settings], values: Mapping[str, Any], error: ValidationErr
             # A rule of this library about several settings, in its own words.
             expected.setdefault(str(fault["ctx"]["error"]), "")
         elif kind is None:
-            expected[key] = f"{key or 'the settings'} to hold names and values, got {got!r}"
+            expected[key] = f"{key or 'the settings'} to hold names and values, got {_shown(got)}"
         else:
             expected[key] = f"{key} to be {describe(kind)}, got {_shown(got)}"
     phrases = [phrase or rule.removeprefix("expected ") for rule, phrase in expected.items()]
-    return "; ".join([*unknown, *(["expected " + "; ".join(phrases)] if phrases else [])])
+    return "; ".join([*unknown[:5], *(["expected " + "; ".join(phrases)] if phrases else [])])
 
 
 def _unknown(cls: type[Settings], place: list[str]) -> str:
@@ -92,7 +109,7 @@ def _unknown(cls: type[Settings], place: list[str]) -> str:
     known = list(group.model_fields)
     close = [".".join([*sections, other]) for other in get_close_matches(name, known, n=3)]
     hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
-    return f"unknown key {'.'.join(place)}; {hint}"
+    return f"unknown key {printable('.'.join(place))}; {hint}"
 
 
 def _field(cls: type[Settings], place: list[str], values: Any) -> tuple[str, FieldInfo | None, Any]:
@@ -112,8 +129,8 @@ def _field(cls: type[Settings], place: list[str], values: Any) -> tuple[str, Fie
 
 def _shown(value: Any) -> str:
     """The value, cut where a file made it endless."""
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}... ({type(value).__name__})"
+    text = shown(value, 200)
+    return text if len(text) <= 200 else f"{text} ({type(value).__name__})"
 
 
 def describe(field: FieldInfo) -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
+import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, ParamSpec, TypeVar
@@ -14,6 +18,8 @@ from rich.text import Text
 from .. import __version__
 from .._utils.console import plain_console
 from .._utils.errors import SoloAttnError, extra_train
+from .._utils.signals import SignalledError, as_interrupt, name_of, signal_of
+from .._utils.text import printable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,6 +32,8 @@ Overrides = Annotated[
         help="Settings to change, such as train.epochs=3 model.attention=false.", metavar="[KEY=VALUE]..."
     ),
 ]
+
+_SIGPIPE = 13  # Windows has no such signal
 
 # Set by every invocation, before its command.
 _show_tracebacks = False
@@ -60,6 +68,7 @@ def root(
     data; [bold]solo-attn doctor[/bold] prints what this machine can run.
     """
     global _show_tracebacks
+    _write_any_name()
     _show_tracebacks = debug
 
 
@@ -75,17 +84,42 @@ def command_of(group: typer.Typer, function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            with extra_train(f"solo-attn {name}"):
-                return function(*args, **kwargs)
-        except (SoloAttnError, OSError) as error:
+            with as_interrupt(), extra_train(f"solo-attn {name}"):
+                result = function(*args, **kwargs)
+                sys.stdout.flush()  # what cannot be written is found here, and not after the exit status
+                return result
+        except BrokenPipeError as error:
+            # Whoever read the output has gone, as `head` does; Python would complain once more at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(128 + _SIGPIPE) from error
+        except KeyboardInterrupt as error:
+            signum = signal_of(error)
+            _say_error(f"{name}: ended by {name_of(signum)}; files that are written are whole")
+            raise typer.Exit(128 + signum) from error
+        except SignalledError as error:
+            _say_error(str(error))
+            raise typer.Exit(128 + error.signum) from error
+        except (SoloAttnError, OSError, MemoryError) as error:
             if _show_tracebacks:
                 raise
-            line = Text.assemble(("error:", "bold red"), " ", _without_worker(str(error)))
-            plain_console(stderr=True, soft_wrap=True).print(line)
+            _say_error(_without_worker(str(error)) or f"{name}: out of memory")
             raise typer.Exit(2) from error
 
     group.command(name)(wrapped)
     return wrapped
+
+
+def _say_error(message: str) -> None:
+    line = Text.assemble(("error:", "bold red"), " ", printable(message))
+    with contextlib.suppress(OSError):  # nobody may be there to read it
+        plain_console(stderr=True, soft_wrap=True).print(line)
+
+
+def _write_any_name() -> None:
+    """Names in any alphabet reach any terminal, spelt out where its encoding does not have them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _without_worker(message: str) -> str:

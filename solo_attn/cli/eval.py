@@ -51,7 +51,7 @@ def eval_command(
 
     COCO's numbers are defined with 100 instances of an image; others are not to be compared with them.
     """
-    from ..data import CocoInstances, eval_transforms
+    from ..data import CocoInstances, classes_differ, eval_transforms
     from ..evaluation import evaluate_model, find_errors, found_beside_truth
     from ..formats import write_results
     from ..models import load_model
@@ -67,10 +67,10 @@ def eval_command(
         on_degenerate="skip",
         percentiles=model.settings.percentiles,
     )
-    if dataset.category_ids != info.category_ids:
+    if difference := classes_differ(info.categories, dataset.categories):
         raise UsageError(
-            f"eval: expected {annotations} to have the categories that {checkpoint} was trained for, "
-            f"{info.category_ids}, got {dataset.category_ids}"
+            f"eval: expected {annotations} to have the categories that {checkpoint} was trained for, got "
+            f"{difference}"
         )
     # Rather now than at the end of an evaluation that comes to nothing.
     for image_id in dataset.image_ids:
@@ -93,9 +93,6 @@ def eval_command(
                 max_detections=max_detections,
                 advance=advance,
             )
-    plain_console().print(str(metrics))
-    if errors:
-        plain_console().print(report.table())
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_results(out, results)
@@ -105,3 +102,6 @@ def eval_command(
     if picture is not None:
         picture.parent.mkdir(parents=True, exist_ok=True)
         found_beside_truth(dataset, results, picture)
+    plain_console().print(str(metrics))
+    if errors:
+        plain_console().print(report.table())

@@ -3,7 +3,7 @@
 from .._utils.errors import extra_train
 
 with extra_train("solo_attn.data"):
-    from .coco import CocoInstances, collate
+    from .coco import CocoInstances, classes_differ, collate
     from .copy_paste import CopyPaste, paste_objects
     from .images import ImageError, read_image
     from .synthetic import StreetScenes, write_street_scenes
@@ -18,6 +18,7 @@ __all__ = [
     "ImageError",
     "StreetScenes",
     "check_dataset",
+    "classes_differ",
     "collate",
     "eval_transforms",
     "paste_objects",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,12 +15,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from .._utils.text import shown
 from .images import ImageError, Percentiles, read_image, unreadable
 from .validate import (
     DatasetError,
     DatasetSummary,
     OnDegenerate,
     check_content,
+    drop_unusable,
     is_object,
     raise_faults,
     read_annotations,
@@ -39,7 +41,8 @@ class CocoInstances(Dataset[Sample]):
       0..num_classes-1, ``masks`` tv_tensors.Mask uint8 [N, H, W], ``image_id`` int64 scalar.
 
     Crowd regions are no objects to learn and are left out; ``coco`` keeps them for the evaluation. Images
-    without objects stay, with N = 0. The EXIF orientation is not applied: annotations are in stored pixels.
+    without objects stay, with N = 0. An image is turned by its EXIF orientation where that gives it the size
+    that the annotations say, and else read as stored.
 
     Args:
         images: folder that the annotations' file names are relative to.
@@ -84,6 +87,7 @@ class CocoInstances(Dataset[Sample]):
         self.summary = check_content(
             content, images, annotations, on_degenerate=on_degenerate, percentiles=percentiles
         )
+        drop_unusable(content)
         self.coco = COCO()
         self.coco.dataset = cast(Any, content)  # not COCO(path): large files are read once
         with contextlib.redirect_stdout(io.StringIO()):
@@ -92,6 +96,11 @@ class CocoInstances(Dataset[Sample]):
         self.category_ids: list[int] = sorted(self.coco.cats)
         self.class_names = [str(self.coco.cats[k]["name"]) for k in self.category_ids]
         self._labels = {category: label for label, category in enumerate(self.category_ids)}
+
+    @property
+    def categories(self) -> dict[int, str]:
+        """COCO's category ids, ascending, and their names."""
+        return dict(zip(self.category_ids, self.class_names, strict=True))
 
     @property
     def num_classes(self) -> int:
@@ -124,12 +133,20 @@ class CocoInstances(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         image_id = self.image_ids[index]
-        path = self._path(image_id)
+        path, entry = self._path(image_id), self.coco.imgs[image_id]
+        size = height, width = entry["height"], entry["width"]
         try:
-            image = tv_tensors.Image(read_image(path, exif=False, percentiles=self.percentiles))
+            pixels = read_image(path, exif=False, percentiles=self.percentiles)
+            if pixels.shape[1:] != size:  # annotated as viewers turn it
+                pixels = read_image(path, percentiles=self.percentiles)
         except ImageError as error:
             raise DatasetError(f"{path} (image id {image_id}): {error.reason}") from error
-        height, width = image.shape[1:]
+        if pixels.shape[1:] != size:
+            raise DatasetError(
+                f"{path} (image id {image_id}): expected {width} x {height} pixels as annotated, got "
+                f"{pixels.shape[2]} x {pixels.shape[1]}; it was changed since it was checked"
+            )
+        image = tv_tensors.Image(pixels)
         objects = [a for a in self.coco.imgToAnns.get(image_id, []) if is_object(a)]
         # Columns one after the other, as run lengths are decoded: turning 375 masks round took half the time.
         masks = np.zeros((len(objects), width, height), dtype=np.uint8)
@@ -150,6 +167,18 @@ class CocoInstances(Dataset[Sample]):
             "image_id": torch.tensor(image_id),
         }
         return (image, target) if self.transforms is None else self.transforms(image, target)
+
+
+def classes_differ(expected: Mapping[int, str], got: Mapping[int, str]) -> str | None:
+    """In what two lists of categories, id -> name, differ; None where they agree in ids and names."""
+    told = [f"no id {k} ({shown(expected[k])})" for k in expected if k not in got]
+    told += [f"another id {k} ({shown(got[k])})" for k in got if k not in expected]
+    told += [
+        f"id {k} as {shown(got[k])} in place of {shown(expected[k])}"
+        for k in expected
+        if k in got and got[k] != expected[k]
+    ]
+    return ", ".join(told[:3]) + (f" and {len(told) - 3} more" if len(told) > 3 else "") or None
 
 
 def collate(batch: Sequence[Sample]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:

@@ -14,12 +14,14 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image, read_file
 
 from .._utils.errors import MissingExtraError, SoloAttnError
+from .._utils.readers import one_line
+from .pictures import open_picture, warn_of_frames
 from .windows import NotByWindowsError, Windows, is_tiff, open_tiff
 
-# What PIL raises for broken files, and for ones that would unpack to more than its limit allows.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# A decoder may raise anything: TypeError, struct.error, OverflowError and MemoryError have been seen.
+UNREADABLE = (Exception,)
 IMAGE_SUFFIXES = (
-    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif", ".jp2"
+    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif", ".jp2", ".avif"
 )  # fmt: skip
 """Endings by which a folder is searched for images, in small letters."""
 
@@ -71,7 +73,7 @@ def read_image(path: str | Path, *, exif: bool = True, percentiles: Percentiles 
     except (ImageError, MissingExtraError):
         raise
     except UNREADABLE as error:
-        raise ImageError(path, f"cannot be read as an image: {error}") from error
+        raise ImageError(path, f"cannot be read as an image: {one_line(error)}") from error
 
 
 def open_image(path: str | Path, *, percentiles: Percentiles = None) -> Windows:
@@ -97,7 +99,7 @@ def open_image(path: str | Path, *, percentiles: Percentiles = None) -> Windows:
     except (ImageError, MissingExtraError):
         raise
     except UNREADABLE as error:
-        raise ImageError(path, f"cannot be read as an image: {error}") from error
+        raise ImageError(path, f"cannot be read as an image: {one_line(error)}") from error
 
 
 def _opened(path: str | Path, exif: bool, percentiles: Percentiles) -> Windows:
@@ -111,7 +113,9 @@ def _opened(path: str | Path, exif: bool, percentiles: Percentiles) -> Windows:
     if kind == "PNG" and percentiles is not None:
         deep = decode_image(read_file(str(path)), ImageReadMode.UNCHANGED)
         return Windows(deep.numpy(), "CYX").scaled(percentiles)
-    with Image.open(path) as image:
+    with open_picture(path) as image:
+        if exif:
+            warn_of_frames(path, image)
         rgb = (ImageOps.exif_transpose(image) if exif else image).convert("RGB")
     found = Windows(np.ascontiguousarray(np.array(rgb).transpose(2, 0, 1)), "CYX")
     return found if percentiles is None else found.scaled(percentiles)
@@ -126,18 +130,18 @@ def image_size(path: str | Path, percentiles: Percentiles = None) -> tuple[int, 
     try:
         if _deep_kind(path, percentiles) == "TIFF":
             return open_tiff(path).size[::-1]
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             return image.size
     except (ImageError, MissingExtraError):
         raise
     except UNREADABLE as error:
-        raise ImageError(path, f"cannot be read as an image: {error}") from error
+        raise ImageError(path, f"cannot be read as an image: {one_line(error)}") from error
 
 
 def _deep_kind(path: str | Path, percentiles: Percentiles) -> str | None:
     """The format of a file that PIL does not read, or only with loss, or None where it does."""
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             fault, kind = depth_fault(image), image.format
     except UNREADABLE:
         # Floats of 64 bits and large files in big-endian order, for example, are no picture to PIL.

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from .._utils.checks import is_finite
 from .._utils.errors import SoloAttnError
-from .images import ImageError, Percentiles, image_size, read_image
-from .segmentation import segmentation_fault
+from .._utils.limits import PREFIX, limits
+from .._utils.readers import read_json
+from .._utils.text import name_fault, printable, shown
+from .image_faults import file_fault
+from .images import Percentiles
+from .segmentation import FAR, segmentation_fault
 
+_INT64 = 2**63  # ids beyond it do not fit NumPy, PyTorch and pycocotools
 _SHOWN = 10  # faults that a message lists; it counts the rest
 
 OnDegenerate = Literal["error", "skip"]
@@ -57,18 +62,9 @@ def read_annotations(path: str | Path) -> dict[str, Any]:
     Raises:
         DatasetError: no such file, an empty one, not JSON, or a list missing or empty where it must not be.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: expected a readable annotation file: {error}") from error
-    if not text.strip():
-        raise DatasetError(f"{path}: expected COCO annotations, got an empty file")
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{path}: expected JSON: {error}") from error
+    content = read_json(path, DatasetError)
     check_lists(content, path)
-    return content
+    return cast("dict[str, Any]", content)
 
 
 def check_lists(content: Any, name: str | Path) -> None:
@@ -195,23 +191,47 @@ def is_object(annotation: Mapping[str, Any]) -> bool:
     return not annotation.get("iscrowd") and not _is_degenerate(annotation["bbox"])
 
 
+def drop_unusable(content: dict[str, Any]) -> None:
+    """Take out, of what was checked to skip them, annotations without width or height and without a shape.
+
+    Those with a shape stay: the evaluation counts them as COCO counts them.
+    """
+    sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in content["images"]}
+    content["annotations"] = [
+        one
+        for one in content["annotations"]
+        if not _is_degenerate(one["bbox"])
+        or segmentation_fault(one["segmentation"], sizes[one["image_id"]]) is None
+    ]
+
+
 def _is_id(value: Any) -> bool:
-    return type(value) is int  # True is no id
+    return type(value) is int and -_INT64 <= value < _INT64  # True is no id
 
 
-def _has_size(entry: dict[str, Any]) -> bool:
-    return type(entry.get("height")) is int and type(entry.get("width")) is int
+def _size_fault(entry: dict[str, Any]) -> str | None:
+    height, width = entry.get("height"), entry.get("width")
+    if type(height) is not int or type(width) is not int:
+        return f"expected height and width as integers, got {shown([height, width])}"
+    if height < 1 or width < 1 or height * width > limits.image_pixels:
+        return (
+            f"expected height and width of 1 to {limits.image_pixels} pixels ({PREFIX}IMAGE_PIXELS), got "
+            f"{shown([height, width])}"
+        )
+    return None
 
 
 def _category_faults(content: dict[str, Any]) -> Iterator[str]:
     seen = set()
     for k, category in enumerate(content["categories"]):
         if not isinstance(category, dict) or not _is_id(category.get("id")) or "name" not in category:
-            yield f"categories[{k}]: expected an integer id and a name, got {category!r:.80}"
+            yield f"categories[{k}]: expected an integer id of 64 bits and a name, got {shown(category)}"
         elif category["id"] in seen:
             yield f"category id {category['id']}: duplicate id"
         else:
             seen.add(category["id"])
+            if fault := name_fault(category["name"]):
+                yield f"category id {category['id']}: {fault}"
 
 
 def _image_faults(
@@ -226,37 +246,21 @@ def _image_faults(
     for k, entry in enumerate(content["images"]):
         missing = needed - set(entry if isinstance(entry, dict) else ())
         if missing:
-            yield f"images[{k}]: expected {', '.join(sorted(missing))}, got {entry!r:.80}"
+            yield f"images[{k}]: expected {', '.join(sorted(missing))}, got {shown(entry)}"
             continue
         image_id, name = entry["id"], entry.get("file_name")
         if not _is_id(image_id) or (folder is not None and not isinstance(name, str)):
-            yield f"images[{k}]: expected an integer id and a file name, got {image_id!r} and {name!r}"
+            got = f"{shown(image_id)} and {shown(name)}"
+            yield f"images[{k}]: expected an integer id of 64 bits and a file name, got {got}"
             continue
-        if not _has_size(entry):
-            size = [entry["height"], entry["width"]]
-            yield f"image id {image_id}: expected height and width as integers, got {size!r:.80}"
+        if fault := _size_fault(entry):
+            yield f"image id {image_id}: {fault}"
             continue
         if image_id in seen:
             yield f"image id {image_id}: duplicate id"
         seen.add(image_id)
-        if folder is not None and (fault := _file_fault(folder / name, entry, decode, percentiles)):
-            yield f"{folder / name} (image id {image_id}): {fault}"
-
-
-def _file_fault(path: Path, entry: dict[str, Any], decode: bool, percentiles: Percentiles) -> str | None:
-    if not path.is_file():
-        return "no such file"
-    if path.stat().st_size == 0:
-        return "the file is empty"
-    try:
-        size = image_size(path, percentiles)
-        if decode:
-            read_image(path, exif=False, percentiles=percentiles)
-    except ImageError as error:
-        return error.reason
-    if size != (entry["width"], entry["height"]):
-        return f"expected {entry['width']} x {entry['height']} pixels as annotated, got {size[0]} x {size[1]}"
-    return None
+        if folder is not None and (fault := file_fault(folder / name, entry, decode, percentiles)):
+            yield f"{printable(str(folder / name))} (image id {image_id}): {fault}"
 
 
 # Of an annotation. The evaluation needs the area: without it, training would stop at its first epoch's end.
@@ -270,20 +274,21 @@ def _annotation_faults(
     sizes = {
         entry["id"]: (entry["height"], entry["width"])
         for entry in content["images"]
-        if isinstance(entry, dict) and _is_id(entry.get("id")) and _has_size(entry)
+        if isinstance(entry, dict) and _is_id(entry.get("id")) and _size_fault(entry) is None
     }
     categories = {c["id"] for c in content["categories"] if isinstance(c, dict) and _is_id(c.get("id"))}
     seen = set()
     ids = [key for key in needed if key.endswith("id")]
+    counts: Counter[int] = Counter()
     for k, annotation in enumerate(content["annotations"]):
         missing = set(needed) - set(annotation if isinstance(annotation, dict) else ())
         if missing:
-            name = annotation.get("id", "?") if isinstance(annotation, dict) else "?"
+            name = shown(annotation.get("id", "?") if isinstance(annotation, dict) else "?")
             yield f"annotations[{k}] (annotation id {name}): expected {', '.join(sorted(missing))}"
             continue
         found = [annotation[key] for key in ids]
         if not all(map(_is_id, found)):
-            yield f"annotations[{k}]: expected integers as {', '.join(ids)}, got {found!r:.80}"
+            yield f"annotations[{k}]: expected integers of 64 bits as {', '.join(ids)}, got {shown(found)}"
             continue
         name = f"annotations[{k}]"
         if "id" in ids:
@@ -297,14 +302,21 @@ def _annotation_faults(
         if image_id not in sizes:
             yield f"{name}: belongs to image id {image_id}, which is not usable or not in the file"
             continue
-        fault = _box_fault(annotation["bbox"], skip_degenerate) if "bbox" in needed else None
-        if fault is None and "segmentation" in needed:
+        counts[image_id] += 1
+        box = annotation["bbox"] if "bbox" in needed else None
+        fault = _box_fault(box, sizes[image_id], skip_degenerate) if "bbox" in needed else None
+        left_out = box is not None and fault is None and _is_degenerate(box)
+        if fault is None and "segmentation" in needed and not left_out:
             fault = segmentation_fault(annotation["segmentation"], sizes[image_id])
         if fault:
             yield f"{name}: {fault}"
         for key, (right, expected) in _MEASURES.items():
             if key in annotation and not right(annotation[key]):
-                yield f"{name}: expected {key} to be {expected}, got {annotation[key]!r:.60}"
+                yield f"{name}: expected {key} to be {expected}, got {shown(annotation[key])}"
+    for image_id, count in counts.items():
+        if count > limits.image_annotations:
+            most = f"{limits.image_annotations} annotations of an image ({PREFIX}IMAGE_ANNOTATIONS)"
+            yield f"image id {image_id}: expected at most {most}, got {count}"
 
 
 # A test of the value, and in words what it must be. pycocotools does not check: to it whatever is not 0 is a
@@ -322,12 +334,14 @@ def _is_degenerate(box: list[float]) -> bool:
     return box[2] <= 0 or box[3] <= 0
 
 
-def _box_fault(box: Any, skip_degenerate: bool) -> str | None:
+def _box_fault(box: Any, size: tuple[int, int], skip_degenerate: bool) -> str | None:
     if not isinstance(box, list) or len(box) != 4 or not all(map(is_finite, box)):
-        return f"expected bbox to be four finite numbers [x, y, width, height], got {box!r:.80}"
+        return f"expected bbox to be four finite numbers [x, y, width, height], got {shown(box)}"
+    if max(map(abs, box)) > FAR * max(size):
+        return f"expected bbox in pixels of the image, got {shown(box)}"
     if _is_degenerate(box) and not skip_degenerate:
         return (
-            f"expected bbox with a width and height above 0, got {box!r} "
+            f"expected bbox with a width and height above 0, got {shown(box)} "
             '(on_degenerate="skip" leaves such ones out)'
         )
     return None

@@ -16,7 +16,8 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .._utils.checks import fail, is_finite
+from .._utils.checks import fail, is_finite, is_integer
+from .._utils.text import shown
 from ..data import CocoInstances, collate
 from ..data.segmentation import run_length_fault
 from ..data.validate import check_ground_truth, read_annotations
@@ -225,25 +226,29 @@ def _checked(truth: COCO, results: Any, iou_type: str) -> list[dict[str, Any]]:
         _known(f"{where}['image_id']", [result["image_id"]], truth.imgs, "images")
         _known(f"{where}['category_id']", [result["category_id"]], truth.cats, "categories")
         if not _is_score(result["score"]):
-            fail("evaluate", f"{where}['score']", "a finite number", f"{result['score']!r:.80}")
+            fail("evaluate", f"{where}['score']", "a finite number", shown(result["score"]))
         if iou_type == "segm":
             _check_rle(f"{where}['segmentation']", result[shape], truth.imgs[result["image_id"]])
         elif not _is_box(result[shape]):
-            fail("evaluate", f"{where}['bbox']", "[x, y, width, height], finite", f"{result[shape]!r:.80}")
+            fail("evaluate", f"{where}['bbox']", "[x, y, width, height], finite", shown(result[shape]))
         copies.append({key: result[key] for key in keys})
     return copies
 
 
 def _known(argument: str, ids: Sequence[int], known: Mapping[int, Any], what: str) -> None:
     for one in ids:
-        if one not in known:
-            fail("evaluate", argument, f"among the {len(known)} {what} of coco_gt", f"the unknown id {one!r}")
+        if not is_integer(one, -(2**63)) or one not in known:
+            fail(
+                "evaluate",
+                argument,
+                f"among the {len(known)} {what} of coco_gt",
+                f"the unknown id {shown(one)}",
+            )
 
 
 def _is_score(value: Any) -> bool:
-    """As pycocotools takes them: True and tensors of one number too."""
-    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-    return isinstance(number, bool) or is_finite(number)
+    """A finite number, or a tensor of one."""
+    return is_finite(value.item() if isinstance(value, Tensor) and value.numel() == 1 else value)
 
 
 def _is_box(box: Any) -> bool:
@@ -252,7 +257,7 @@ def _is_box(box: Any) -> bool:
 
 def _check_rle(argument: str, rle: Any, image: Mapping[str, Any]) -> None:
     if not isinstance(rle, Mapping) or not isinstance(rle.get("counts"), (str, bytes)):
-        fail("evaluate", argument, "a compressed RLE {'size': [H, W], 'counts': str}", f"{str(rle)[:80]}")
+        fail("evaluate", argument, "a compressed RLE {'size': [H, W], 'counts': str}", shown(rle))
     fault = run_length_fault(rle, (image["height"], image["width"]))
     if fault is not None:
         raise ValueError(f"evaluate: {argument}: {fault}")

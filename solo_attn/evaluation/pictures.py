@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
@@ -19,6 +18,7 @@ from .._utils.checks import Prediction, check_prediction, check_tensor, fail
 from .._utils.files import replacing
 from .._utils.run_lengths import decode_window
 from ..data import CocoInstances
+from .fonts import OWN, font_for, legible
 
 GOLDEN_RATIO = 0.618033988749895
 STRIP = 1024  # rows that are painted at a time
@@ -89,9 +89,8 @@ def draw_instances(
     if min(picture.shape[1:]) < TEXT_FROM:
         return picture
     # With one class the name says nothing.
-    names = [
-        class_names[label] if len(class_names) > 1 else "" for label in prediction["labels"][order].tolist()
-    ]
+    labels = prediction["labels"][order].tolist()
+    names = [legible(class_names[label], label) if len(class_names) > 1 else "" for label in labels]
     numbers = [f"{score:.2f}" for score in scores[order].tolist()] if scored else [""] * len(order)
     texts = [f"{name} {number}".strip() for name, number in zip(names, numbers, strict=True)]
     return _write(picture, prediction["boxes"].detach().cpu()[order].tolist(), texts, colours)
@@ -241,11 +240,10 @@ def _write(
     """The texts at the boxes' upper left corners, best first, where they hide neither object nor text."""
     canvas: Image.Image = to_pil_image(picture)
     pen = ImageDraw.Draw(canvas)
-    # matplotlib brings a font along, so names in any alphabet come out alike on every machine.
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    font = ImageFont.truetype(str(path), size=max(10, min(canvas.size) // 45))
+    size = max(10, min(canvas.size) // 45)
     written: list[tuple[float, float, float, float]] = []
     for box, text, colour in zip(boxes, texts, colours, strict=True):
+        font = ImageFont.truetype(font_for(text) or OWN, size=size)
         width, height = (side + 2 for side in pen.textbbox((0, 0), text, font=font)[2:])
         if not text or width * height > (box[2] - box[0]) * (box[3] - box[1]) / 3:
             continue

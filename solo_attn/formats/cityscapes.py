@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from .._utils.text import shown
+from ..data.segmentation import points_of
 from ..data.validate import DatasetError, DatasetSummary
 from .coco import Advance, Item, Record, annotation, convert_images, read_json
 from .id_masks import read_ids
@@ -163,10 +165,10 @@ def _drawn(path: Path, size: tuple[int, int]) -> NDArray[np.int32]:
     numbers = dict.fromkeys(INSTANCE_CLASSES, 0)
     objects = content.get("objects")
     if not isinstance(objects, list):
-        raise DatasetError(f"{path}: expected a list 'objects', got {objects!r:.60}")
+        raise DatasetError(f"{path}: expected a list 'objects', got {shown(objects)}")
     for position, found in enumerate(objects):
         where = f"{path}: objects[{position}]"
-        label, polygon = _label_and_polygon(where, found)
+        label, polygon = _label_and_polygon(where, found, size)
         if found.get("deleted") or label == _NOT_DRAWN:
             continue
         group = label not in _IDS and label.endswith(_GROUP)
@@ -182,14 +184,13 @@ def _drawn(path: Path, size: tuple[int, int]) -> NDArray[np.int32]:
     return np.asarray(canvas, dtype=np.int32)
 
 
-def _label_and_polygon(where: str, found: Any) -> tuple[str, list[tuple[float, float]]]:
-    try:
-        label, polygon = found["label"], [(float(x), float(y)) for x, y in found["polygon"]]
-        usable = isinstance(label, str) and len(polygon) > 1 and bool(np.isfinite(polygon).all())
-    except (KeyError, TypeError, ValueError):
-        usable = False
-    if not usable:
-        raise DatasetError(f"{where}: expected a label and a polygon [[x, y], ...], got {found!r:.80}")
+def _label_and_polygon(
+    where: str, found: Any, size: tuple[int, int]
+) -> tuple[str, list[tuple[float, float]]]:
+    found = found if isinstance(found, dict) else {"object": found}
+    label, polygon = found.get("label"), points_of(found.get("polygon"), size)
+    if polygon is None or len(polygon) < 2 or not isinstance(label, str):
+        raise DatasetError(f"{where}: expected a label and a polygon [[x, y], ...], got {shown(found)}")
     return label, polygon
 
 

@@ -16,14 +16,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from .._utils.checks import Prediction, check_prediction
 from .._utils.files import replacing
+from .._utils.readers import one_line
+from .._utils.readers import read_json as read_json_of
 from ..data.images import UNREADABLE
+from ..data.pictures import open_picture, stored_and_shown
 from ..data.validate import DatasetError, DatasetSummary, check_content, raise_faults
+
+_RECORD = {"file_name", "stamp", "size", "annotations"}  # of a finished image
 
 Advance = Callable[[int], None]
 Record = dict[str, Any]
@@ -195,10 +199,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         DatasetError: no such file, or something else in it.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError(f"{path}: expected readable JSON: {error}") from error
+    content = read_json_of(path, DatasetError)
     if not isinstance(content, dict):
         raise DatasetError(f"{path}: expected a JSON object, got a {type(content).__name__}")
     return content
@@ -206,10 +207,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _size(path: Path) -> tuple[int, int]:
     try:
-        with Image.open(path) as image:  # reads the header only
-            return image.height, image.width
+        with open_picture(path) as image:  # reads the header only
+            orientation, size, _ = stored_and_shown(image)
     except UNREADABLE as error:
-        raise DatasetError(f"{path}: cannot be read as an image: {error}") from error
+        raise DatasetError(f"{path}: cannot be read as an image: {one_line(error)}") from error
+    if orientation != 1:
+        raise DatasetError(
+            f"{path}: expected an image without EXIF rotation, got orientation {orientation}: some tools "
+            "annotate it turned, others as stored; save it upright and annotate that"
+        )
+    return size
 
 
 def _content(records: Sequence[Record], categories: Mapping[str, int] | None) -> dict[str, Any]:
@@ -260,4 +267,5 @@ def _read_partial(path: Path, settings: Mapping[str, Any]) -> dict[str, Record]:
             break  # the process was killed within this line
     if not found or found[0] != {"settings": json.loads(json.dumps(settings))}:
         return {}
-    return {record["file_name"]: record for record in found[1:]}
+    whole = [record for record in found[1:] if isinstance(record, dict) and record.keys() >= _RECORD]
+    return {record["file_name"]: record for record in whole}

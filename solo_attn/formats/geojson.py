@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .._utils.checks import Prediction, check_prediction
+from .._utils.checks import Prediction, as_bool, check_prediction
 from .._utils.files import replacing
 from .._utils.run_lengths import decode_window
 
@@ -51,7 +51,7 @@ def to_geojson(
     scores, labels = found["scores"].tolist(), found["labels"].tolist()
     masks = found["masks"]
     if isinstance(masks, Tensor):
-        masks = masks.detach().cpu().ne(0).numpy()
+        masks = as_bool(masks.detach().cpu()).numpy()
     features = [
         {
             "type": "Feature",

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from .._utils.checks import Prediction, check_prediction, fail
 from .._utils.files import replacing
+from .._utils.readers import one_line
 from .._utils.run_lengths import decode_window
 from ..data.images import UNREADABLE, image_files
+from ..data.pictures import open_picture
 from ..data.validate import DatasetError, DatasetSummary
 from .coco import Advance, Item, Record, annotation, convert_images
 
@@ -86,10 +88,10 @@ def read_ids(path: Path, size: tuple[int, int]) -> NDArray[np.int32]:
         DatasetError: it cannot be read, is a colour image or is not of ``size`` (height, width).
     """
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             mode, ids = image.mode, np.asarray(image)
     except UNREADABLE as error:
-        raise DatasetError(f"{path}: cannot be read as an image: {error}") from error
+        raise DatasetError(f"{path}: cannot be read as an image: {one_line(error)}") from error
     if ids.ndim != 2 or ids.dtype.kind not in "bui":
         raise DatasetError(f"{path}: expected one channel of whole numbers, got PIL's mode {mode!r}")
     if ids.shape != size:

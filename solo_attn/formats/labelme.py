@@ -14,12 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from .._utils.readers import one_line
+from .._utils.text import shown
 from ..data.images import UNREADABLE
+from ..data.pictures import open_picture
+from ..data.segmentation import points_of
 from ..data.validate import DatasetError, DatasetSummary
 from .coco import Advance, Item, Record, annotation, convert_images, read_json
 
-_ORIENTATION = 0x0112  # of EXIF; 1 is upright
-_POINTS = {"polygon": 3, "rectangle": 2, "circle": 2, "oriented_rectangle": 4, "mask": 2}  # at least
+# How many points each may have; newer versions write all four corners of a rectangle.
+_POINTS: dict[str, tuple[int, ...]] = {
+    "polygon": (),
+    "rectangle": (2, 4),
+    "circle": (2,),
+    "oriented_rectangle": (4,),
+    "mask": (2,),
+}
 
 
 def convert_labelme(
@@ -43,7 +53,7 @@ def convert_labelme(
 
     Raises:
         DatasetError: files that are missing or not labelme's, shapes without an area, and images with an
-            EXIF rotation, which labelme annotates turned and training reads as stored; each with its name.
+            EXIF rotation; each with its name.
         ValueError: ``classes`` is empty or has a name twice.
     """
     folder, out = Path(folder), Path(out)
@@ -77,9 +87,7 @@ def find_files(folder: Path, out: Path) -> list[Item]:
             continue
         content = read_json(path)
         if not isinstance(content.get("imagePath"), str) or not isinstance(content.get("shapes"), list):
-            raise DatasetError(
-                f"{path}: expected labelme's imagePath and shapes, got {', '.join(content)!r:.60}"
-            )
+            raise DatasetError(f"{path}: expected labelme's imagePath and shapes, got {shown(list(content))}")
         image = path.parent / PureWindowsPath(content["imagePath"]).as_posix()  # labelme on Windows writes \
         if not image.is_file():
             raise DatasetError(f"{path}: expected its image in {image}, found none")
@@ -93,13 +101,6 @@ def find_files(folder: Path, out: Path) -> list[Item]:
 
 
 def _annotations(item: Item, size: tuple[int, int], classes: Sequence[str] | None) -> list[Record]:
-    with Image.open(item.image) as image:
-        turned = image.getexif().get(_ORIENTATION, 1) != 1
-    if turned:
-        raise DatasetError(
-            f"{item.image}: expected an image without EXIF rotation, which labelme annotates turned; save it "
-            "upright and annotate that"
-        )
     content = read_json(item.annotation)
     got = (content.get("imageHeight"), content.get("imageWidth"))
     if None not in got and got != size:
@@ -110,10 +111,12 @@ def _annotations(item: Item, size: tuple[int, int], classes: Sequence[str] | Non
     for position, shape in enumerate(content["shapes"]):
         where = f"{item.annotation}: shapes[{position}]"
         if not isinstance(shape, dict) or not isinstance(shape.get("label"), str):
-            raise DatasetError(f"{where}: expected a shape with a label, got {shape!r:.80}")
+            raise DatasetError(f"{where}: expected a shape with a label, got {shown(shape)}")
         if classes is not None and shape["label"] not in classes:
             continue
         group = shape.get("group_id")
+        if group is not None and not isinstance(group, (int, str)):
+            raise DatasetError(f"{where}: expected group_id to be a number or null, got {shown(group)}")
         key = (shape["label"], f"alone {position}" if group is None else group)
         mask = shape_mask(where, shape, size)
         objects[key] = objects[key] | mask if key in objects else mask
@@ -137,30 +140,31 @@ def shape_mask(where: str, shape: dict[str, Any], size: tuple[int, int]) -> NDAr
         DatasetError: a shape without an area, too few points, or a mask that cannot be read.
     """
     kind = shape.get("shape_type") or "polygon"
-    if kind not in _POINTS:
+    if not isinstance(kind, str) or kind not in _POINTS:
         raise DatasetError(
             f"{where} ({shape['label']!r}): expected a shape_type with an area ({', '.join(_POINTS)}), got "
-            f"{kind!r}; other classes can be left out"
+            f"{shown(kind)}; other classes can be left out"
         )
-    try:
-        points = [(float(x), float(y)) for x, y in shape["points"]]
-        usable = len(points) >= _POINTS[kind] and bool(np.isfinite(points).all())
-    except (KeyError, TypeError, ValueError):
-        usable = False
-    if not usable:
+    points, counts = points_of(shape.get("points"), size), _POINTS[kind]
+    if points is None or (len(points) not in counts if counts else len(points) < 3):
+        wanted = " or ".join(map(str, counts)) if counts else "at least 3"
         raise DatasetError(
-            f"{where}: expected at least {_POINTS[kind]} points [x, y] of a {kind}, got "
-            f"{shape.get('points')!r:.80}"
+            f"{where}: expected {wanted} points [x, y] of a {kind}, got {shown(shape.get('points'))}"
         )
     if kind == "mask":
         return _stored_mask(where, shape.get("mask"), points, size)
     canvas = Image.new("L", (size[1], size[0]))
     pen = ImageDraw.Draw(canvas)
     if kind == "rectangle":
-        (x0, y0), (x1, y1) = points[:2]
-        pen.rectangle((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), fill=1, outline=1)
+        xs, ys = (sorted(line) for line in zip(*points, strict=True))
+        if len(points) == 4 and set(points) != {(x, y) for x in (xs[0], xs[-1]) for y in (ys[0], ys[-1])}:
+            raise DatasetError(
+                f"{where}: expected the 4 points of a rectangle to be its corners along the image's sides, "
+                f"got {shown(points)}; one that is turned is an oriented_rectangle"
+            )
+        pen.rectangle((xs[0], ys[0], xs[-1], ys[-1]), fill=1, outline=1)
     elif kind == "circle":
-        (x, y), rim = points[:2]
+        (x, y), rim = points
         radius = math.dist((x, y), rim)
         pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=1, outline=1)
     else:
@@ -173,10 +177,10 @@ def _stored_mask(
 ) -> NDArray[np.bool_]:
     """A PNG as text, to be laid where the first point is."""
     try:
-        with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
+        with open_picture(io.BytesIO(base64.b64decode(encoded))) as image:
             part = np.asarray(image).astype(bool)
-    except (TypeError, *UNREADABLE) as error:
-        raise DatasetError(f"{where}: expected its mask to be a PNG in base64: {error}") from error
+    except UNREADABLE as error:
+        raise DatasetError(f"{where}: expected its mask to be a PNG in base64: {one_line(error)}") from error
     (left, top), (right, bottom) = ((int(x), int(y)) for x, y in points[:2])
     if part.shape != (bottom - top + 1, right - left + 1):
         raise DatasetError(

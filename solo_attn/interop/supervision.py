@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .._utils.checks import Prediction, check_prediction
+from .._utils.checks import Prediction, as_bool, check_prediction
 
 if TYPE_CHECKING:
     from supervision import Detections
@@ -39,7 +39,7 @@ def to_detections(found: Prediction, class_names: Sequence[str]) -> Detections:
     labels = found["labels"].detach().cpu().numpy()
     return Detections(
         xyxy=found["boxes"].detach().cpu().float().numpy(),
-        mask=found["masks"].detach().cpu().ne(0).numpy(),
+        mask=as_bool(found["masks"].detach().cpu()).numpy(),
         confidence=found["scores"].detach().cpu().float().numpy(),
         class_id=labels,
         data={"class_name": np.array([str(class_names[label]) for label in labels], dtype=str)},

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 
-def check_images(images: Sequence[Tensor]) -> None:
-    """Images [3, H, W] of a float dtype, at least one."""
+def check_images(images: Sequence[Tensor], like: Tensor | None = None) -> None:
+    """Images [3, H, W] of a float dtype, at least one; dense, of the dtype and on the device of ``like``."""
     if not isinstance(images, Sequence) or len(images) == 0:
         what = "an empty list" if isinstance(images, Sequence) else type(images).__name__
         if isinstance(images, Tensor):
@@ -23,6 +23,20 @@ def check_images(images: Sequence[Tensor]) -> None:
             raise ValueError(f"SOLO: expected images[{i}] to have pixels, got {list(image.shape)}")
         if not image.is_floating_point():
             raise ValueError(f"SOLO: expected images[{i}] of a float dtype in 0..1, got {image.dtype}")
+        if image.layout != torch.strided:
+            raise TypeError(f"SOLO: expected images[{i}] to be a dense tensor, got {image.layout}")
+        if (
+            like is not None
+            and image.dtype != like.dtype
+            and not torch.is_autocast_enabled(image.device.type)
+        ):
+            raise TypeError(
+                f"SOLO: expected images[{i}] of the model's dtype {like.dtype}, got {image.dtype}"
+            )
+        if like is not None and image.device != like.device:
+            raise ValueError(
+                f"SOLO: expected images[{i}] on the model's device {like.device}, got {image.device}"
+            )
 
 
 def check_targets(
@@ -39,6 +53,18 @@ def check_targets(
             if not isinstance(target[key], Tensor):
                 kind = type(target[key]).__name__
                 raise TypeError(f"SOLO: expected targets[{i}]['{key}'] to be a tensor, got {kind}")
+            if target[key].layout != torch.strided:
+                layout = target[key].layout
+                raise TypeError(f"SOLO: expected targets[{i}]['{key}'] to be a dense tensor, got {layout}")
+            if target[key].device != image.device:
+                raise ValueError(
+                    f"SOLO: expected targets[{i}]['{key}'] on the image's device {image.device}, got "
+                    f"{target[key].device}"
+                )
+        if not target["boxes"].is_floating_point():
+            raise TypeError(
+                f"SOLO: expected targets[{i}]['boxes'] of a float dtype, got {target['boxes'].dtype}"
+            )
         if target["labels"].dtype != torch.int64:
             raise TypeError(
                 f"SOLO: expected targets[{i}]['labels'] of dtype int64, got {target['labels'].dtype}"
@@ -60,6 +86,8 @@ def check_targets(
                 f"got {int(labels.min())}..{int(labels.max())}"
             )
         boxes = target["boxes"]
+        if count and not bool(boxes.isfinite().all()):
+            raise ValueError(f"SOLO: expected targets[{i}]['boxes'] to be finite")
         if count and not bool((boxes[:, 2:] > boxes[:, :2]).all()):
             worst = int((boxes[:, 2:] > boxes[:, :2]).all(1).int().argmin())
             raise ValueError(

@@ -11,8 +11,13 @@ from typing import Any
 
 import torch
 
+from .._utils.checks import is_integer
 from .._utils.errors import SoloAttnError, extra_train
 from .._utils.files import write_durably
+from .._utils.limits import PREFIX as PREFIX_OF_LIMITS
+from .._utils.limits import limits
+from .._utils.readers import one_line
+from .._utils.text import name_fault, shown
 from .solo import SOLO, build_solo
 
 KEY = "solo_attn"
@@ -39,6 +44,11 @@ class ModelInfo:
     category_ids: list[int]
     config: dict[str, Any]
 
+    @property
+    def categories(self) -> dict[int, str]:
+        """COCO's category ids and their names."""
+        return dict(zip(self.category_ids, self.class_names, strict=True))
+
 
 def write_info(checkpoint: dict[str, Any], info: ModelInfo) -> None:
     """Put ``info`` into a checkpoint's dict."""
@@ -53,18 +63,70 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[SO
     Raises:
         CheckpointError: no such file, another kind of file, or weights that do not fit their own settings.
     """
+    path = Path(path)
     weights, info = read_checkpoint(path)
+    _refuse_huge(info.model, path)
     # The weights are in the file: do not download others first.
+    settings = {**info.model, "pretrained": False}
     try:
-        model = build_solo(**{**info.model, "pretrained": False})
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"checkpoint: {path} was written by another version: {error}") from error
+        # Without memory first: the file may ask for any size.
+        with torch.device("meta"):
+            planned = build_solo(**settings).state_dict()
+    except SoloAttnError:
+        raise  # a package that is missing
+    except Exception as error:
+        raise CheckpointError(
+            f"checkpoint: {path} was written by another version: {one_line(error)}"
+        ) from error
+    if fault := _unfit(planned, weights):
+        raise CheckpointError(f"checkpoint: {path} does not fit its own settings: {fault}")
+    model = build_solo(**settings)
     model.settings.pretrained = info.model.get("pretrained", False)
     try:
         model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"checkpoint: {path} does not fit its own settings: {error}") from error
+    except Exception as error:
+        raise CheckpointError(
+            f"checkpoint: {path} does not fit its own settings: {one_line(error)}"
+        ) from error
     return model.to(device).eval(), info
+
+
+def _refuse_huge(settings: dict[str, Any], path: Path) -> None:
+    """Refuse settings, whatever is in them, that would take the machine's time or memory."""
+    classes, grids = settings.get("num_classes"), settings.get("num_grids", ())
+    cells = sum(side**2 for side in grids if is_integer(side, 1)) if isinstance(grids, (list, tuple)) else 0
+    asked = {
+        "model_layers": settings.get("num_convs"),
+        "model_scores": cells * classes if is_integer(classes, 1) else None,
+        "image_pixels": side**2 if is_integer(side := settings.get("max_size"), 1) else None,
+    }
+    for name, value in asked.items():
+        most = getattr(limits, name)
+        if is_integer(value, most + 1):
+            raise CheckpointError(
+                f"checkpoint: expected {path} to ask for at most {most} {name.replace('_', ' ')} "
+                f"({PREFIX_OF_LIMITS}{name.upper()}), got {shown(value)}"
+            )
+
+
+def _unfit(planned: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> str | None:
+    """What keeps ``weights`` from being those of a model whose state, on "meta", is ``planned``, or None."""
+    count = sum(tensor.numel() for tensor in planned.values())
+    if count > limits.model_parameters:
+        most = f"{limits.model_parameters} numbers ({PREFIX_OF_LIMITS}MODEL_PARAMETERS)"
+        return f"expected at most {most}, got {count}"
+    for what, names in (("has no", planned.keys() - weights), ("has an unknown", weights.keys() - planned)):
+        if names:
+            return f"it {what} {shown(min(names))} ({len(names)} in all)"
+    for name, wanted in planned.items():
+        got = weights[name]
+        if not isinstance(got, torch.Tensor) or got.layout != torch.strided or got.is_nested:
+            return f"expected {name} to be a dense tensor, got {shown(got)}"
+        if got.shape != wanted.shape or got.is_floating_point() != wanted.is_floating_point():
+            have = f"{str(got.dtype).removeprefix('torch.')} {list(got.shape)}"
+            need = f"{str(wanted.dtype).removeprefix('torch.')} {list(wanted.shape)}"
+            return f"expected {name} to be {need}, got {have}"
+    return None
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
@@ -119,11 +181,26 @@ def _safetensors(model: SOLO, info: ModelInfo) -> bytes:
 
 
 def _read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
+    checkpoint = read_plain(path)
+    weights = {
+        name.removeprefix(PREFIX): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith(PREFIX)
+    }
+    return weights, _info(checkpoint[KEY], path)
+
+
+def read_plain(path: str | Path) -> dict[str, Any]:
+    """What is in a ``.ckpt``: tensors and plain data alone; ``state_dict`` and `ModelInfo` are there.
+
+    Raises:
+        CheckpointError: no such file, or another kind of file.
+    """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # What is no checkpoint can make the unpickler stumble anywhere: KeyError and IndexError too.
-        reason = next(iter(str(error).splitlines()), "")
+        reason = one_line(error)
         if isinstance(error, UnpicklingError):  # whose advice is to let the file run code
             reason = "no file of tensors and plain data"
         raise CheckpointError(
@@ -140,8 +217,16 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
             f"checkpoint: expected state_dict of {path} to be a dict of names and tensors, got "
             f"{type(state).__name__}" + (" with other keys" if isinstance(state, dict) else "")
         )
-    weights = {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
-    return weights, _info(checkpoint[KEY], path)
+    return checkpoint
+
+
+def info_of(checkpoint: dict[str, Any], path: str | Path) -> ModelInfo:
+    """`ModelInfo` of what `read_plain` has read from ``path``.
+
+    Raises:
+        CheckpointError: it is not as `ModelInfo` says.
+    """
+    return _info(checkpoint[KEY], path)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
@@ -152,8 +237,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"checkpoint: {path} cannot be read: {error}") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint: {path} cannot be read: {one_line(error)}") from error
     if KEY not in metadata:
         raise CheckpointError(
             f"checkpoint: expected {path} to carry {KEY!r} in its metadata (export_safetensors writes it), "
@@ -161,13 +246,39 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
         )
     try:
         values = json.loads(metadata[KEY])
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"checkpoint: expected {KEY!r} of {path} to be JSON: {error}") from error
     return weights, _info(values, path)
 
 
-def _info(values: Any, path: Path) -> ModelInfo:
+def _info(values: Any, path: str | Path) -> ModelInfo:
     try:
-        return ModelInfo(**values)
+        info = ModelInfo(**values)
     except TypeError as error:
-        raise CheckpointError(f"checkpoint: {path} was written by another version: {error}") from error
+        raise CheckpointError(
+            f"checkpoint: {path} was written by another version: {one_line(error)}"
+        ) from error
+    if fault := _info_fault(info):
+        raise CheckpointError(f"checkpoint: {path} was not written by this library: {fault}")
+    return info
+
+
+def _info_fault(info: ModelInfo) -> str | None:
+    for name in ("model", "config"):
+        value = getattr(info, name)
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            return f"expected {name} to hold settings by name, got {shown(value)}"
+    for section, values in info.config.items():
+        if not isinstance(values, dict):
+            return f"expected config.{shown(section)} to hold settings by name, got {shown(values)}"
+    for name in ("class_names", "category_ids"):
+        value = getattr(info, name)
+        if not isinstance(value, list) or len(value) != info.model.get("num_classes"):
+            return (
+                f"expected {name} to be a list of num_classes = {shown(info.model.get('num_classes'))} "
+                + (f"entries, got {len(value) if isinstance(value, list) else shown(value)}")
+            )
+    if fault := next(filter(None, map(name_fault, info.class_names)), None):
+        return fault
+    wrong = [k for k in info.category_ids if not is_integer(k, -(2**63)) or k >= 2**63]
+    return f"expected category_ids of 64 bits, got {shown(wrong[0])}" if wrong else None

@@ -73,7 +73,7 @@ class SOLO(nn.Module):
     ) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Losses in training, instances in evaluation; see the class."""
         if self.training:
-            check_images(images)
+            check_images(images, next(self.parameters()))
             self.check_image_sizes([(image.shape[1], image.shape[2]) for image in images])
             if targets is None:
                 raise ValueError("SOLO: expected targets in training mode, got None")
@@ -98,7 +98,7 @@ class SOLO(nn.Module):
             raise RuntimeError(
                 "SOLO.predict: expected the model in evaluation mode (model.eval()), got training"
             )
-        check_images(images)
+        check_images(images, next(self.parameters()))
         self.check_image_sizes([(image.shape[1], image.shape[2]) for image in images])
         settings = self.settings
         if settings.tile is None:

@@ -7,8 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._utils.checks import check_float, check_like, check_tensor, fail
+from .._utils.checks import check_float, check_like, check_number, check_tensor, fail
+from .._utils.text import shown
 from .mask_factors import MaskFactors
+
+MOST_PIXELS = 2**40  # of a map: far beyond any memory, and far enough from where int64 ends
 
 
 def check_grid_features(op: str, grid_features: Any) -> None:
@@ -72,16 +75,20 @@ def check_size(op: str, argument: str, size: Any) -> tuple[int, int]:
     if (
         not isinstance(size, (tuple, list))
         or len(size) != 2
-        or not all(isinstance(n, (int, torch.SymInt)) for n in size)
+        or not all(isinstance(n, (int, torch.SymInt)) and not isinstance(n, bool) for n in size)
     ):
-        raise TypeError(f"{op}: expected {argument} to be (height, width) in integers, got {size!r}")
+        raise TypeError(f"{op}: expected {argument} to be (height, width) in integers, got {shown(size)}")
     height, width = size
     if height < 1 or width < 1:
         fail(op, argument, "(height, width) of at least 1", f"({height}, {width})")
+    # A symbol of a graph has no size yet.
+    if all(isinstance(n, int) for n in size) and height * width > MOST_PIXELS:
+        fail(op, argument, f"(height, width) of at most {MOST_PIXELS} pixels", shown((height, width)))
     return height, width
 
 
 def check_threshold(op: str, threshold: float) -> None:
     """Refuse thresholds of a probability outside [0, 1)."""
+    check_number(op, "threshold", threshold)
     if not 0 <= threshold < 1:
         fail(op, "threshold", "in [0, 1)", str(threshold))

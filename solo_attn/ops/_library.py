@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch._ops import OpOverload
+from torch.autograd import forward_ad
 
 from ..backends import BACKENDS, compiled, select, triton_runtime
 from ._triton import kernel_of, show_kernels
@@ -130,7 +131,24 @@ def pick(
     # Here, and not in the op alone, so that no other thread runs the op while its kernels are registered.
     if namespace == compiled.NAMESPACE and not torch.compiler.is_compiling():
         compiled.load()
-    return overload(namespace, op + variant)
+    run = overload(namespace, op + variant)
+    # Forward-mode derivatives would pass an op by: torch.library has no rule for them and drops the tangents.
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        return _without_tangents(op, run)
+    return run
+
+
+def _without_tangents(op: str, run: OpOverload) -> Any:
+    def checked(*args: Any) -> Any:
+        for x in args:
+            if isinstance(x, torch.Tensor) and forward_ad.unpack_dual(x).tangent is not None:
+                raise RuntimeError(
+                    f"{op}: expected inputs without a tangent, got one: there is no forward-mode derivative "
+                    "(torch.func.jvp, jacfwd, dual tensors); take torch.func.vjp or backward()"
+                )
+        return run(*args)
+
+    return checked
 
 
 assert {backend.namespace for backend in BACKENDS} <= set(NAMESPACES)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._utils.checks import check_float, check_like, check_tensor, fail
+from .._utils.checks import check_float, check_like, check_number, check_tensor, fail
 from ..backends import tf32
 from ..reference import attention_residual as reference
 from ._checks import check_grid_features
@@ -54,6 +54,7 @@ def attention_residual(
     check_tensor(op, "mask_logits", mask_logits, "[B, S*S, H, W]")
     check_float(op, "mask_logits", mask_logits)
     check_grid_features(op, grid_features)
+    check_number(op, "scale", scale)
     batch, cells, height, width = mask_logits.shape
     side = grid_features.shape[2]
     if batch != grid_features.shape[0] or cells != side * side or height == 0 or width == 0:

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from .._utils.bits import pack, unpack
-from .._utils.checks import check_tensor, fail
+from .._utils.checks import as_bool, check_tensor, fail, is_size
+from .._utils.text import shown
+
+_PART = 2**22  # pixels
 
 
 class BitMasks(NamedTuple):
@@ -38,9 +41,11 @@ class BitMasks(NamedTuple):
         check_tensor("BitMasks.from_bool", "masks", masks, "[K, H, W]")
         if masks.dtype not in (torch.bool, torch.uint8):
             fail("BitMasks.from_bool", "masks", "of dtype bool or uint8", str(masks.dtype))
-        flat = masks.flatten(1).ne(0)
-        areas = flat.sum(1)
-        return cls(pack(flat), areas, (areas > 0).float(), (masks.shape[1], masks.shape[2]))
+        size = (masks.shape[1], masks.shape[2])
+        # By parts: sums of bool are made of int64 copies.
+        parts = as_bool(masks).flatten(1).split(max(1, _PART // max(1, size[0] * size[1])))
+        areas = torch.cat([part.sum(1) for part in parts])
+        return cls(torch.cat([pack(part) for part in parts]), areas, (areas > 0).float(), size)
 
     def to_bool(self) -> Tensor:
         """Bool [K, H, W]."""
@@ -59,8 +64,21 @@ def mask_rows(op: str, argument: str, masks: Tensor | BitMasks) -> tuple[Tensor,
         TypeError, ValueError: ``masks`` is neither a bool or uint8 tensor [n, H, W] nor BitMasks.
     """
     if isinstance(masks, BitMasks):
-        return masks.words, (masks.size[0], masks.size[1])
+        return _words(op, argument, masks), (masks.size[0], masks.size[1])
     check_tensor(op, argument, masks, "[n, H, W]")
     if masks.dtype not in (torch.bool, torch.uint8):
         fail(op, argument, "of dtype bool or uint8, or BitMasks", str(masks.dtype))
     return masks.flatten(1), (masks.shape[1], masks.shape[2])
+
+
+def _words(op: str, argument: str, masks: BitMasks) -> Tensor:
+    """The words, if they are as many as ``size`` says: kernels read them without asking."""
+    size = masks.size
+    if not isinstance(size, (tuple, list)) or len(size) != 2 or not all(is_size(n) for n in size):
+        fail(op, f"{argument}.size", "to be (H, W) in integers", shown(size))
+    check_tensor(op, f"{argument}.words", masks.words, "[K, W]")
+    words = -(-size[0] * size[1] // 64)
+    if masks.words.dtype != torch.int64 or masks.words.shape[1] != words:
+        got = f"{masks.words.dtype} {list(masks.words.shape)}"
+        fail(op, f"{argument}.words", f"int64 of shape [K, {words}] as its size {tuple(size)} needs", got)
+    return masks.words

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._utils.checks import accumulator, check_like, check_tensor, fail
+from .._utils.checks import accumulator, check_like, check_number, check_tensor, fail
 from ..reference import dice_loss as reference
 from ._checks import check_coarse
 from ._library import declare, overload, pick, pick_factors
@@ -59,6 +59,7 @@ def dice_loss(
         wanted = f"of shape [K, H, W] with K = {first.shape[0]} as {name} has, and H, W >= 1"
         fail(op, "targets", wanted, f"{list(targets.shape)}")
     check_like(op, "targets", targets, name, first, dtype=False)
+    check_number(op, "eps", eps)
     if not eps > 0:
         fail(op, "eps", "> 0", str(eps))
     if isinstance(coarse_logits, MaskFactors):

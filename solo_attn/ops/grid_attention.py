@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._utils.checks import CELLS_IN_RANGE, check_like, check_tensor, fail
+from .._utils.checks import CELLS_IN_RANGE, check_like, check_number, check_tensor, fail
 from ..backends import compiled, tf32
 from ..reference import grid_attention as reference
 from ._checks import check_grid_features
@@ -47,6 +47,7 @@ def grid_attention(
     """
     op = "grid_attention"
     check_grid_features(op, grid_features)
+    check_number(op, "scale", scale)
     batch, _, side, _ = grid_features.shape
     if cells is not None:
         check_tensor(op, "cells", cells, "[K, 2]")

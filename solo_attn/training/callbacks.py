@@ -27,6 +27,7 @@ from rich.console import Console
 
 from .._utils.errors import SoloAttnError
 from .._utils.files import write_durably
+from ..models.checkpoint import read_plain
 
 # Each is a deliberate choice of this package, which a user cannot change.
 _CHOSEN = (
@@ -51,7 +52,7 @@ class UnfinishedError(SoloAttnError, RuntimeError):
     """The time limit was reached before the work was done; the same call continues from what is stored."""
 
 
-def _between_steps(trainer: pl.Trainer, batch_idx: int) -> bool:
+def between_steps(trainer: pl.Trainer, batch_idx: int) -> bool:
     """Whether a batch ended with an optimizer step and its epoch goes on."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch
 
@@ -80,7 +81,7 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         """Save inside an epoch."""
         due = self.every is not None and trainer.global_step % self.every == 0
-        if (due or trainer.should_stop) and _between_steps(trainer, batch_idx):
+        if (due or trainer.should_stop) and between_steps(trainer, batch_idx):
             trainer.save_checkpoint(self.file)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -91,6 +92,12 @@ class LastCheckpoint(Checkpoint):
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's own goes through the system's temporary folder: on another disk its move is a copy."""
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Load by `read_plain`: plain data alone, and one message where it is something else."""
+        return read_plain(path)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Save by `write_durably`."""
@@ -197,7 +204,7 @@ class Limits(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop between two optimizer steps or at the end of an epoch, which is one."""
-        if trainer.is_last_batch or _between_steps(trainer, batch_idx):
+        if trainer.is_last_batch or between_steps(trainer, batch_idx):
             self._look(trainer)
 
     def _look(self, trainer: pl.Trainer) -> None:
@@ -234,7 +241,7 @@ class StopAt(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save once the deadline is over, at a moment inside an epoch; see `LastCheckpoint`."""
-        if _between_steps(trainer, batch_idx) and time.monotonic() >= self.deadline:
+        if between_steps(trainer, batch_idx) and time.monotonic() >= self.deadline:
             trainer.save_checkpoint(self.checkpoint)
             self.saved = True
 

@@ -28,7 +28,8 @@ from ..evaluation import (
 from ..models import ModelSettings, load_model
 from .callbacks import UnfinishedError
 from .config import Config, ConfigError, DataConfig, changes, differences, read_yaml, settled
-from .train import FREE, RESULT, train
+from .resume import FREE
+from .train import RESULT, train
 
 FIGURE_IMAGES = 3  # as many samples as the paper's Figure 5 has
 _OF_ATTENTION = ("attention_vectors", "attention_gain", "attention_offset")

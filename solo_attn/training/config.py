@@ -19,12 +19,15 @@ from typing_extensions import Self
 
 from .._utils.errors import SoloAttnError
 from .._utils.files import replacing
+from .._utils.readers import one_line, read_text
 from .._utils.settings import Flag, Integer, Number, Settings
+from .._utils.text import shown
 from ..models.settings import ModelSettings
 
 Positive = Annotated[Integer, Ge(1)]
 NotNegative = Annotated[Integer, Ge(0)]
 Chance = Annotated[Number, Ge(0), Le(1)]
+_MOST_BRACKETS = 1000
 MoreThanZero = Annotated[Number, Gt(0)]
 
 
@@ -175,7 +178,13 @@ class Config(Settings):
             ConfigError: unknown keys, values of the wrong type or out of their range, all in one message.
         """
         # A section with nothing below its name is YAML's null.
-        return cls.parse({k: {} if v is None else v for k, v in values.items()}, source, ConfigError)
+        sections = {k: {} if v is None else v for k, v in values.items()}
+        for name, section in sections.items():
+            if isinstance(section, dict) and not all(isinstance(key, str) for key in section):
+                raise ConfigError(
+                    f"{source}: expected names of settings in {name}, got {shown(list(section))}"
+                )
+        return cls.parse(sections, source, ConfigError)
 
     def save(self, path: str | Path) -> None:
         """Write it as YAML that `load_config` reads."""
@@ -243,13 +252,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, not YAML, or something else than names.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config: expected {path} to be a readable YAML file: {error}") from error
-    values = _yaml(text, str(path)) or {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected sections (data, model, train), got {values!r}")
+    values = _yaml(read_text(path, ConfigError), str(path)) or {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{path}: expected sections (data, model, train), got {shown(values)}")
     return values
 
 
@@ -260,13 +265,16 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
         key, equals, text = item.partition("=")
         section, dot, name = key.strip().partition(".")
         if not (equals and dot and name):
-            raise ConfigError(f"config: expected overrides of the form section.key=value, got {item!r}")
-        values.setdefault(section, {})[name] = _yaml(text, item)
+            raise ConfigError(f"config: expected overrides of the form section.key=value, got {shown(item)}")
+        values.setdefault(section, {})[name] = _yaml(text, f"{key.strip()}={shown(text)}")
     return Config.from_dict(values)
 
 
 def _yaml(text: str, source: str) -> Any:
+    # PyYAML's time grows with the square of their depth.
+    if text.count("[") + text.count("{") > _MOST_BRACKETS:
+        raise ConfigError(f"{source}: expected YAML with at most {_MOST_BRACKETS} brackets")
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: expected YAML: {error}") from error
+    except Exception as error:  # dates and very long numbers raise Python's own errors, deep brackets too
+        raise ConfigError(f"{source}: expected YAML: {one_line(error)}") from error

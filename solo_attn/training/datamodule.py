@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
-from ..data import CocoInstances, CopyPaste, collate, eval_transforms, train_transforms
+from ..data import CocoInstances, CopyPaste, classes_differ, collate, eval_transforms, train_transforms
 from ..data.validate import is_object, raise_faults
 from ..models.solo import resized_size
 from .config import Config, ConfigError
@@ -198,10 +198,9 @@ class SOLODataModule(pl.LightningDataModule):
             on_degenerate=data.on_degenerate,
             percentiles=self.config.model.percentiles,
         )
-        if self.train_set.category_ids != found.category_ids:
+        if difference := classes_differ(self.train_set.categories, found.categories):
             raise ConfigError(
-                f"{annotations}: expected the categories of {data.train_annotations}, "
-                f"{self.train_set.category_ids}, got {found.category_ids}"
+                f"{annotations}: expected the categories of {data.train_annotations}, got {difference}"
             )
         return found
 

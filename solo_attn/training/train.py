@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,14 +15,18 @@ import torch
 from lightning.pytorch.callbacks import Callback, Timer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import Progress
 
 from .._utils.environment import environment
-from .._utils.files import write_durably
+from .._utils.errors import SoloAttnError
+from .._utils.files import alone_in, write_durably
+from .._utils.readers import one_line
+from .._utils.signals import SignalledError
 from ..evaluation import CocoMetrics, evaluate_model, learning_curve
-from ..models import build_solo, take_weights
+from ..models import CheckpointError, build_solo, take_weights
 from .callbacks import (
     AtomicCheckpointIO,
     Average,
@@ -34,22 +39,14 @@ from .callbacks import (
     StopAt,
     quiet_lightning,
 )
-from .config import Config, ConfigError, changes, differences, load_config, settled
+from .config import Config, ConfigError, settled
 from .datamodule import SOLODataModule
 from .features import cache_features, refuse_varied
 from .module import SOLOModule
+from .resume import prepare, refuse_second
+from .signals import StopOnSignal
 
 RESULT = "result.json"  # of a run that is finished, or was stopped by its minutes
-
-# Settings that may change when a run is resumed: they do not change what is computed.
-FREE = {
-    "data.check_images",
-    "data.workers",
-    "train.max_minutes",
-    "train.log_every",
-    "train.checkpoint_steps",
-    "train.eval_batch_size",
-}
 
 
 @dataclass(frozen=True)
@@ -109,15 +106,15 @@ def train(
             that was started with other settings.
         CheckpointError: nothing of ``train.init_from`` can be used.
         DatasetError: data that cannot be used; nothing has been trained then.
+        CheckpointError: ``last.ckpt`` cannot be read or resumed.
+        UsageError: another run is at work in ``run_dir``.
         TrainingError: the loss is not finite.
+        SignalledError: SIGTERM or SIGINT came; ``last.ckpt`` is saved where it can be.
         UnfinishedError: the deadline came first.
     """
     run_dir, console, config = Path(run_dir), console or Console(), settled(config)
     last = run_dir / "last.ckpt"
-    if last.exists() and not resume:
-        raise ConfigError(
-            f"train: {run_dir} already holds a run; continue it with --resume or choose another folder"
-        )
+    refuse_second(last, resume)
     if deadline is not None and config.train.devices > 1:
         # Each process would look at its own clock, and wait for the others where it saves.
         raise ConfigError(f"train: expected one device with a deadline, got {config.train.devices}")
@@ -129,9 +126,16 @@ def train(
             f"config: expected at least one validation image for each of {config.train.devices} devices, got "
             f"{len(datamodule.val_set)}"
         )
-    if config.data.check_images and not last.exists() and getattr(rank_zero_only, "rank", 0) == 0:
+    first_process = getattr(rank_zero_only, "rank", 0) == 0
+    if config.data.check_images and not last.exists() and first_process:
         _check_images(datamodule, console)
-    with quiet_lightning():
+    for part in (datamodule.train_set, datamodule.val_set):
+        if part.summary.images_without_objects == part.summary.images:
+            console.print(
+                f"warning: {part.annotations} has no object in any image", highlight=False, markup=False
+            )
+    with alone_in(run_dir) if first_process else nullcontext(), quiet_lightning():
+        refuse_second(last, resume)
         pl.seed_everything(config.train.seed, verbose=False)
         try:
             model = build_solo(datamodule.train_set.num_classes, config.model)
@@ -145,7 +149,8 @@ def train(
             cache_features(model, config.train.cache_features)
         module = SOLOModule(model, config, names, list(datamodule.train_set.category_ids))
         timer, steps = Timer(), datamodule.total_steps(config.train.devices)
-        trainer = _trainer(config, run_dir, timer, steps, console)
+        watch = StopOnSignal(last, listens=config.train.devices == 1)
+        trainer = _trainer(config, run_dir, timer, watch, steps, console)
         if deadline is not None:
             # After the average, which it saves too.
             first = 0 if config.train.ema is None else 1
@@ -155,15 +160,25 @@ def train(
                 "config: expected train.precision to be one that this machine has, bf16-mixed or 32-true, "
                 f"got {config.train.precision}"
             )
+        resumed = last.exists()
         if trainer.is_global_zero:
-            _prepare(config, run_dir, resumed=last.exists())
+            prepare(config, run_dir, last, datamodule)
             for line in [] if begun is None else begun.lines():
                 console.print(f"{config.train.init_from}: {line}", highlight=False)
             begin = f"going on from {last}" if last.exists() else "training"
             console.print(f"{begin}: {datamodule.train_set.summary}", highlight=False)
-        trainer.fit(
-            module, datamodule=datamodule, ckpt_path=str(last) if last.exists() else None, weights_only=True
-        )
+        try:
+            trainer.fit(
+                module, datamodule=datamodule, ckpt_path=str(last) if resumed else None, weights_only=True
+            )
+        except SIGTERMException as error:  # of several processes
+            raise SignalledError(
+                f"train: ended by SIGTERM; go on from {last} with --resume", SIGTERM
+            ) from error
+        except Exception as error:
+            if not resumed or watch.begun or isinstance(error, SoloAttnError):
+                raise
+            raise CheckpointError(f"checkpoint: {last} cannot be resumed: {one_line(error)}") from error
         seconds = timer.time_elapsed("train")  # validations between the epochs included
         patience = trainer.early_stopping_callback
         given_up = isinstance(patience, Patience) and patience.over
@@ -209,7 +224,9 @@ def _check_images(datamodule: SOLODataModule, console: Console) -> None:
             dataset.check_images(lambda count: bar.advance(task, count))
 
 
-def _trainer(config: Config, run_dir: Path, timer: Timer, steps: int, console: Console) -> pl.Trainer:
+def _trainer(
+    config: Config, run_dir: Path, timer: Timer, watch: StopOnSignal, steps: int, console: Console
+) -> pl.Trainer:
     train = config.train
     callbacks: list[Callback] = [
         *([] if train.ema is None else [Average(train.ema)]),
@@ -227,6 +244,7 @@ def _trainer(config: Config, run_dir: Path, timer: Timer, steps: int, console: C
             auto_insert_metric_name=False,
         ),
         LastCheckpoint(run_dir / "last.ckpt", train.checkpoint_steps),  # after the best, whose AP it keeps
+        watch,
     ]
     if console.is_terminal:
         callbacks.append(EpochBar(train.epochs if train.max_steps is None else None))
@@ -249,7 +267,7 @@ def _trainer(config: Config, run_dir: Path, timer: Timer, steps: int, console: C
             use_distributed_sampler=False,
             logger=[
                 TensorBoardLogger(run_dir, name="", version="tensorboard"),
-                CSVLogger(run_dir, name="csv"),
+                CSVLogger(run_dir, name="csv", flush_logs_every_n_steps=1),
             ],
             callbacks=callbacks,
             plugins=[AtomicCheckpointIO()],
@@ -300,24 +318,6 @@ def _logged(run_dir: Path) -> list[dict[str, float]]:
         trained = any("train/lr" in row for row in new)
         rows = [row for row in rows if row["step"] < first or ("train/lr" in row and not trained)] + new
     return rows
-
-
-def _prepare(config: Config, run_dir: Path, resumed: bool) -> None:
-    path = run_dir / "config.yaml"
-    if path.exists() and not resumed:
-        # A run that was killed before its first checkpoint: its logs are no part of this one.
-        for logs in ("csv", "tensorboard"):
-            shutil.rmtree(run_dir / logs, ignore_errors=True)
-    if resumed and path.exists():
-        before = load_config(path)
-        keys = [key for key in differences(before, config) if key not in FREE]
-        if keys:
-            raise ConfigError(
-                f"train: expected the settings that {run_dir} was started with, but "
-                f"{changes(before, config, keys)}"
-            )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    config.save(path)
 
 
 def _on_cuda(accelerator: str) -> bool:

@@ -159,13 +159,14 @@ def test_refuses_a_truncated_image(coco_set: CocoSet, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [OSError("o"), SyntaxError("s"), ValueError("v"), Image.DecompressionBombError("b")]
+    "error",
+    [OSError("o"), SyntaxError("s"), TypeError("t"), MemoryError("m"), Image.DecompressionBombError("b")],
 )
 def test_whatever_pil_raises(coco_set: CocoSet, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     images, annotations = coco_set.write()
     dataset = CocoInstances(images, annotations)
 
-    def broken(*arguments: object) -> None:
+    def broken(*arguments: object, **options: object) -> None:
         raise error
 
     monkeypatch.setattr(Image, "open", broken)

@@ -242,7 +242,7 @@ GOOD = results_of({2: SCENE[2]})[0]
         ({"score": float("nan")}, r"results\[1\]\['score'\] a finite number, got nan"),
         ({"score": None}, r"results\[1\]\['score'\] a finite number, got None"),
         ({"score": "x"}, r"results\[1\]\['score'\] a finite number, got 'x'"),
-        ({"score": 10**400}, r"results\[1\]\['score'\] a finite number, got 1000"),
+        ({"score": 10**400}, r"results\[1\]\['score'\] a finite number, got an integer of"),
         ({"segmentation": [[0, 0, 1, 1, 2, 2]]}, r"results\[1\]\['segmentation'\] a compressed RLE"),
         (
             {"segmentation": {"size": [10, 10], "counts": "T3"}},
@@ -261,7 +261,7 @@ def test_bad_results(change, message):
 
 
 def test_a_score_may_be_any_number():
-    found = [{**GOOD, "score": score} for score in (1, True, np.float32(0.5), torch.tensor(0.5))]
+    found = [{**GOOD, "score": score} for score in (1, np.float32(0.5), torch.tensor(0.5))]
     assert evaluate(as_coco(ground_truth()), found).ap > 0
 
 

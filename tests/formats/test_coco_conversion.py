@@ -78,7 +78,7 @@ def interrupted(root: Path, out: Path) -> Path:
     path = sorted(root.glob("gtFine/train/*/*.json"))[-1]
     kept = path.read_text()
     path.write_text("{")
-    with pytest.raises(DatasetError, match=f"{path.name}: expected readable JSON"):
+    with pytest.raises(DatasetError, match=f"{path.name}: expected JSON"):
         convert_cityscapes(root, out)
     path.write_text(kept)
     return out / ".instances_train.json.partial"

@@ -1,0 +1,74 @@
+"""How PIL is let at a file: few formats, a limit of pixels, and what viewers show otherwise than stored."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from PIL import Image
+
+from .._utils.limits import PREFIX, limits
+
+# Not all that PIL knows: of EPS it calls Ghostscript, and little used decoders are the least tested ones.
+_WANTED = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "SGI", "TIFF", "WEBP")
+Image.init()
+FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
+"""Names of the formats that are read, those that PIL was built with."""
+
+_ORIENTATION = 0x0112  # of EXIF; 1 is upright
+_QUARTER_TURNS = (5, 6, 7, 8)
+
+
+@contextmanager
+def open_picture(file: str | Path | IO[bytes]) -> Iterator[Image.Image]:
+    """PIL's image of a file, opened and not yet decoded.
+
+    Raises:
+        ValueError: more pixels than ``solo_attn.limits.image_pixels``.
+        Exception: whatever PIL and its decoders raise for what is no image, here or when it is decoded.
+    """
+    with Image.open(file, formats=FORMATS) as image:
+        if image.width * image.height > limits.image_pixels:
+            raise ValueError(
+                f"expected at most {limits.image_pixels} pixels ({PREFIX}IMAGE_PIXELS), got {image.width} x "
+                f"{image.height}"
+            )
+        yield image
+
+
+def stored_and_shown(image: Image.Image) -> tuple[int, tuple[int, int], tuple[int, int]]:
+    """The EXIF orientation (1 where there is none), and (height, width) as stored and as viewers show it."""
+    # Asked for what a PNG's header does not have, PIL decodes the whole image to see whether it comes later.
+    lazy = image.format == "PNG" and "exif" not in image.info
+    found = 1 if lazy else image.getexif().get(_ORIENTATION, 1)
+    orientation = found if isinstance(found, int) and 1 <= found <= 8 else 1
+    stored = (image.height, image.width)
+    return orientation, stored, stored[::-1] if orientation in _QUARTER_TURNS else stored
+
+
+def annotated_fault(image: Image.Image, size: tuple[int, int]) -> str | None:
+    """What keeps annotations of ``size`` (height, width) from lying where they were drawn, or None.
+
+    Of an image with an EXIF orientation some tools annotate the pixels as stored, others as shown. Where the
+    size says which, datasets read it so.
+    """
+    orientation, stored, shown = stored_and_shown(image)
+    if size not in (stored, shown):
+        turned = "" if stored == shown else f" (or {shown[1]} x {shown[0]} by its EXIF orientation)"
+        return f"expected {size[1]} x {size[0]} pixels as annotated, got {stored[1]} x {stored[0]}{turned}"
+    if orientation != 1 and stored == shown:
+        return (
+            f"expected an image without EXIF orientation, got {orientation}, and its size does not say "
+            "whether it was annotated as stored or as shown; save it upright, without the tag"
+        )
+    return None
+
+
+def warn_of_frames(path: str | Path, image: Image.Image) -> None:
+    """Say so where a file has several pages or frames: the first is read. A phone's MPO has previews."""
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":
+        warnings.warn(f"{path}: {frames} pages or frames, of which the first is read", stacklevel=2)

@@ -1,0 +1,91 @@
+"""A training that a signal ends: saved, with a word on how to go on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+
+from .._utils.signals import Noted, SignalledError, name_of
+from .callbacks import between_steps
+
+
+class StopOnSignal(Callback):
+    """Saves and ends a training after SIGTERM or SIGINT, between two optimizer steps; a second one ends it.
+
+    In a validation, which cannot be resumed, it ends at the next batch and leaves the checkpoint as it was.
+
+    Args:
+        checkpoint: file to save.
+        listens: False where several processes train together: each would save at a moment of its own, and
+            Lightning stops them all.
+
+    Attributes:
+        begun: whether Lightning has taken over the checkpoint that it goes on from.
+    """
+
+    checkpoint: Path
+    listens: bool
+    begun: bool
+    saved: bool
+
+    def __init__(self, checkpoint: Path, listens: bool) -> None:
+        self.checkpoint, self.listens = checkpoint, listens
+        self.begun = self.saved = False
+        self._noted = Noted()
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen: Lightning has set its own handlers by now."""
+        self._begin()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same where there is no sanity check."""
+        self._begin()
+
+    def _begin(self) -> None:
+        self.begun = True
+        if self.listens:
+            self._noted.listen()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save at a moment inside an epoch; see `LastCheckpoint`."""
+        if self._noted.signum is not None and between_steps(trainer, batch_idx):
+            trainer.save_checkpoint(self.checkpoint)
+            self.saved = True
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """End after that: not before the step's losses are logged."""
+        if self.saved:
+            self._leave(trainer)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End after an epoch, which has been saved."""
+        self._leave(trainer)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        """End within a validation."""
+        self._leave(trainer)
+
+    def _leave(self, trainer: pl.Trainer) -> None:
+        if (signum := self._noted.signum) is None:
+            return
+        there = (
+            f"it goes on from {self.checkpoint} with --resume"
+            if self.checkpoint.exists()
+            else "nothing is saved"
+        )
+        raise SignalledError(
+            f"train: ended by {name_of(signum)} at step {trainer.global_step}; {there}", signum
+        )
+
+    def on_exception(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Listen no longer."""
+        self._noted.stop()
+
+    def teardown(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        """Listen no longer."""
+        self._noted.stop()

@@ -1,0 +1,141 @@
+"""Arguments of the ops that once reached PyTorch or C++, or were taken in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+from solo_attn import (
+    BitMasks,
+    attention_residual,
+    dice_loss,
+    grid_attention,
+    mask_bits,
+    mask_iou,
+    matrix_nms,
+    paste_masks,
+    upsample_add,
+)
+
+FEATURES = torch.randn(1, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+COARSE, MASKS = torch.zeros(2, 4, 4), torch.ones(2, 8, 8, dtype=torch.bool)
+LABELS, SCORES = torch.zeros(2, dtype=torch.int64), torch.tensor([0.9, 0.8])
+BITS = BitMasks.from_bool(MASKS)
+HUGE = 2**62
+
+BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "text as scale": (lambda: grid_attention(FEATURES, "2"), TypeError, "scale to be a number, got str"),
+    "tensor as scale": (
+        lambda: grid_attention(FEATURES, SCORES[0]),
+        TypeError,
+        "scale to be a number, got Tensor",
+    ),
+    "true as scale": (
+        lambda: attention_residual(torch.zeros(1, 9, 6, 6), FEATURES, True),
+        TypeError,
+        "scale to be a number, got bool",
+    ),
+    "scale NaN": (lambda: grid_attention(FEATURES, float("nan")), ValueError, "scale to be finite, got nan"),
+    "eps None": (lambda: dice_loss(COARSE, None, MASKS, None), TypeError, "eps to be a number, got NoneType"),
+    "eps inf": (lambda: dice_loss(COARSE, None, MASKS, float("inf")), ValueError, "eps to be finite"),
+    "sigma a list": (
+        lambda: matrix_nms(MASKS, LABELS, SCORES, sigma=[2.0]),
+        TypeError,
+        "sigma to be a number, got list",
+    ),
+    "threshold text": (
+        lambda: mask_bits(COARSE, None, (8, 8), (8, 8), "0.5"),
+        TypeError,
+        "threshold to be a number, got str",
+    ),
+    "endless size": (lambda: upsample_add(COARSE, None, (HUGE, 2)), ValueError, "size .* at most .* pixels"),
+    "sizes whose product ends": (
+        lambda: paste_masks(COARSE, None, (8, 8), (8, 8), (8, 8), (2**31, 2**33)),
+        ValueError,
+        "original_size .* at most .* pixels",
+    ),
+    "true as a size": (lambda: upsample_add(COARSE, None, (True, 2)), TypeError, "size to be .* integers"),
+    "sparse": (
+        lambda: grid_attention(FEATURES.to_sparse(), backend="cpu"),
+        ValueError,
+        "grid_features to be a dense tensor, got a sparse_coo one",
+    ),
+    "sparse labels": (
+        lambda: matrix_nms(MASKS, LABELS.to_sparse(), SCORES),
+        ValueError,
+        "labels to be a dense",
+    ),
+    "nested": (
+        lambda: upsample_add(torch.nested.nested_tensor([COARSE[0]], layout=torch.jagged), None, (8, 8)),
+        ValueError,
+        "coarse_logits to be a dense tensor, got a nested one",
+    ),
+    "fewer words": (lambda: mask_iou(BITS._replace(size=(80, 80))), ValueError, r"int64 of shape \[K, 100\]"),
+    "words of floats": (
+        lambda: mask_iou(BITS._replace(words=BITS.words.float())),
+        ValueError,
+        "int64 of shape",
+    ),
+    "no words": (
+        lambda: matrix_nms(BITS._replace(words=None), LABELS, SCORES),
+        TypeError,
+        "words to be a tensor",
+    ),
+    "size in words": (lambda: mask_iou(BITS._replace(size="8x8")), ValueError, r"masks.size to be \(H, W\)"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_it_is_refused_in_the_one_form(name: str) -> None:
+    call, error, message = BAD[name]
+    with pytest.raises(error, match=rf"^\w+: expected .*{message}"):
+        call()
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_sigma_beyond_float32_is_finite(backend: str) -> None:
+    """Masks apart decayed by 0 times infinity."""
+    masks = torch.zeros(3, 4, 4, dtype=torch.bool)
+    masks[0, :2] = masks[1, 2:] = masks[2, 1:3] = True
+    labels, scores = torch.zeros(3, dtype=torch.int64), torch.tensor([0.9, 0.8, 0.7])
+    assert matrix_nms(masks, labels, scores, sigma=1e39, backend=backend).tolist() == pytest.approx(
+        [0.9, 0.8, 0]
+    )
+
+
+TANGENTS: dict[str, Callable[[], Any]] = {
+    "jvp": lambda: torch.func.jvp(grid_attention, (FEATURES,), (FEATURES,)),
+    "jacfwd": lambda: torch.func.jacfwd(lambda x: upsample_add(x, None, (8, 8)))(COARSE),
+    "of the second input": lambda: torch.func.jvp(
+        lambda x: attention_residual(torch.zeros(1, 9, 6, 6), x), (FEATURES,), (FEATURES,)
+    ),
+    "scores": lambda: torch.func.jvp(lambda x: matrix_nms(MASKS, LABELS, x), (SCORES,), (SCORES,)),
+}
+
+
+@pytest.mark.parametrize("name", TANGENTS)
+def test_there_is_no_forward_mode_and_it_says_so(name: str) -> None:
+    with pytest.raises(RuntimeError, match="expected inputs without a tangent"):
+        TANGENTS[name]()
+
+
+def test_dual_tensors_alone_matter() -> None:
+    with forward_ad.dual_level():
+        assert grid_attention(FEATURES).shape == (1, 9, 3, 3)
+        with pytest.raises(RuntimeError, match="forward-mode"):
+            dice_loss(forward_ad.make_dual(COARSE, COARSE), None, MASKS)
+
+
+def test_bits_are_made_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from solo_attn.ops import bit_masks
+
+    masks = torch.rand(7, 9, 11, generator=torch.Generator().manual_seed(0)) < 0.4
+    whole = BitMasks.from_bool(masks)
+    monkeypatch.setattr(bit_masks, "_PART", 150)  # one mask at a time
+    for part, other in zip(BitMasks.from_bool(masks)[:3], whole[:3], strict=True):
+        assert torch.equal(part, other)
+    assert torch.equal(whole.areas, masks.flatten(1).sum(1))
