@@ -82,8 +82,6 @@ def seeds_of(result: dict[str, Any], system: str) -> list[float]:
 
 def form_of(model: dict[str, Any]) -> str:
     """The attention's form in words."""
-    if "attention_scale" in model:  # results from before the gate: their default was the cosine
-        return str(model["attention_scale"])
     return f"{model['attention']}, {model['attention_vectors']}"
 
 
