@@ -70,7 +70,7 @@ class DenseSOLO:
 
     def _losses(self, batch: Tensor, targets: Sequence[LevelTargets]) -> dict[str, Tensor]:
         model = self._model
-        logits, levels, grids, _ = model.features(batch)
+        logits, levels, grids = model.features(batch)[:3]
         rows = []
         for k, level in enumerate(targets):
             maps = self._mask_logits(k, levels[k], grids[k])
@@ -85,7 +85,7 @@ class DenseSOLO:
 
     def _maps(self, batch: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Category scores [B, C, S, S] and probability maps [B, S*S, H / 4, W / 4] of each level."""
-        logits, levels, grids, _ = self._model.features(batch)
+        logits, levels, grids = self._model.features(batch)[:3]
         out_size = (2 * levels[1].shape[2], 2 * levels[1].shape[3])
         scores = [points_nms(x.float().sigmoid()) for x in logits]
         maps = [

@@ -83,12 +83,12 @@ def measure_rates(device: str, dry: bool) -> dict[str, float]:
 
 
 def batched(case: Case, batch: int, dtype: torch.dtype) -> Case:
-    """The case for several images: more rows, with labels that differ between images."""
+    """The case for several images: more rows, and labels or numbers of images that differ between them."""
 
     def repeat(x: Tensor) -> Tensor:
         x = x.to(dtype) if x.is_floating_point() else x
-        labels = x.dtype == torch.int64
-        return torch.cat([x + 1000 * k if labels else x for k in range(batch)])
+        step = int(x.max()) + 1 if x.dtype == torch.int64 else 0
+        return torch.cat([x + step * k if step else x for k in range(batch)])
 
     return dataclasses.replace(case, inputs=tuple(map(repeat, case.inputs)))
 

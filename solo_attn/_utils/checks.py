@@ -49,14 +49,15 @@ def is_finite(value: object) -> TypeGuard[float]:
         return False
 
 
-def check_number(op: str, argument: str, value: Any) -> None:
-    """Refuse what is not a finite number: tensors, text and true are none."""
+def check_number(op: str, argument: str, value: Any, *, finite: bool = True) -> None:
+    """Refuse what is not a number (tensors, text and true are none), or not ``finite``."""
     if isinstance(value, torch.SymFloat):  # of a graph that is being made
         return
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{op}: expected {argument} to be a number, got {type(value).__name__}")
-    if not is_finite(value):
-        fail(op, argument, "to be finite", str(value))
+    huge = isinstance(value, int) and not is_finite(value)  # an integer that no float can hold
+    if huge or (finite and not is_finite(value)):
+        fail(op, argument, "to be finite", "a huge integer" if huge else str(value))
 
 
 def check_tensor(op: str, argument: str, x: Any, shape: str) -> None:

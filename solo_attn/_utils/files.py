@@ -82,6 +82,8 @@ def write_durably(path: str | Path, data: bytes | memoryview) -> None:
 def alone_in(folder: str | Path) -> Iterator[None]:
     """Hold a folder, made if it is not there, for this process alone, and clear what killed ones left in it.
 
+    A folder that was made here and in which nothing came to stand is gone afterwards.
+
     The lock is the system's, on the file ``.lock``: it ends with the process, however that ends. Where there
     are no such locks (Windows, some network file systems) only this process itself is kept out.
 
@@ -89,6 +91,7 @@ def alone_in(folder: str | Path) -> Iterator[None]:
         UsageError: another process, or another call of this one, holds it.
     """
     folder = Path(folder)
+    found = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     key, busy = (
         folder.resolve(),
@@ -106,6 +109,9 @@ def alone_in(folder: str | Path) -> Iterator[None]:
             yield
         finally:
             _held.discard(key)
+            if not found and os.listdir(folder) == [LOCK]:
+                (folder / LOCK).unlink()
+                folder.rmdir()
     finally:
         os.close(descriptor)
 

@@ -168,9 +168,9 @@ def dice_loss_factors(
     return Case(
         op="dice_loss",
         what=f"{count} kernels, features {channels} x {size[0]} x {size[1]}",
-        inputs=(kernels, features, images, targets),
-        kernel=lambda backend, k, f, i, t: ops.dice_loss(MaskFactors(k, f, i), rows, t, backend=backend),
-        plain=lambda k, f, i, t: plain.dice_loss(plain.product(k, f, i), rows, t),
+        inputs=(kernels, features, images, targets, *(() if rows is None else (rows,))),
+        kernel=lambda backend, k, f, i, t, r=None: ops.dice_loss(MaskFactors(k, f, i), r, t, backend=backend),
+        plain=lambda k, f, i, t, r=None: plain.dice_loss(plain.product(k, f, i), r, t),
         floor=floor,
         limit="the matrix products, targets read",
         differentiable=2,
@@ -215,11 +215,11 @@ def mask_bits_factors(
     return Case(
         op="mask_bits",
         what=f"{count} kernels, features {channels} x {size[0]} x {size[1]}",
-        inputs=(kernels, features, images),
-        kernel=lambda backend, k, f, i: ops.mask_bits(
-            MaskFactors(k, f, i), rows, size, size, backend=backend
+        inputs=(kernels, features, images, *(() if rows is None else (rows,))),
+        kernel=lambda backend, k, f, i, r=None: ops.mask_bits(
+            MaskFactors(k, f, i), r, size, size, backend=backend
         ),
-        plain=lambda k, f, i: plain.mask_bits(plain.product(k, f, i), rows, size, size),
+        plain=lambda k, f, i, r=None: plain.mask_bits(plain.product(k, f, i), r, size, size),
         floor=floor,
         limit="the matrix product, bits written",
     )

@@ -89,6 +89,6 @@ def check_size(op: str, argument: str, size: Any) -> tuple[int, int]:
 
 def check_threshold(op: str, threshold: float) -> None:
     """Refuse thresholds of a probability outside [0, 1)."""
-    check_number(op, "threshold", threshold)
+    check_number(op, "threshold", threshold, finite=False)
     if not 0 <= threshold < 1:
         fail(op, "threshold", "in [0, 1)", str(threshold))

@@ -59,7 +59,7 @@ def dice_loss(
         wanted = f"of shape [K, H, W] with K = {first.shape[0]} as {name} has, and H, W >= 1"
         fail(op, "targets", wanted, f"{list(targets.shape)}")
     check_like(op, "targets", targets, name, first, dtype=False)
-    check_number(op, "eps", eps)
+    check_number(op, "eps", eps, finite=False)
     if not eps > 0:
         fail(op, "eps", "> 0", str(eps))
     if isinstance(coarse_logits, MaskFactors):

@@ -27,7 +27,7 @@ def test_a_row_for_every_case(run):
     for name in ("cpu", "reference", "PyTorch", "floor"):
         assert name in output
     rows = [line for line in output.splitlines() if re.search(r"(\s+[\d.]+){6}\s*$", line)]
-    assert len(rows) == 10, "four times and two ratios for each case"
+    assert len(rows) == 12, "four times and two ratios for each case"
     assert "threads, torch" in output
 
 

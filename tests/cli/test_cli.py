@@ -113,9 +113,9 @@ def test_an_image_that_the_model_cannot_take_is_the_same_line_everywhere(
     for number, (name, size) in enumerate({"a.png": (90, 60), "thin.png": (3000, 2)}.items()):
         Image.new("RGB", size).save(tmp_path / name)
         images.append({"id": number, "file_name": name, "width": size[0], "height": size[1]})
-    categories = [
-        {"id": category, "name": f"{category}"} for category in load_model(trained.last)[1].category_ids
-    ]
+    info = load_model(trained.last)[1]
+    classes = zip(info.category_ids, info.class_names, strict=True)
+    categories = [{"id": category, "name": name} for category, name in classes]
     content = {"images": images, "categories": categories, "annotations": []}
     (tmp_path / "set.json").write_text(json.dumps(content))
     told = f"{tmp_path / 'thin.png'}: not a valid input of the model: SOLO: expected images[0] to keep a "

@@ -23,7 +23,7 @@ from triton.compiler import ASTSource  # noqa: E402
 from triton_launches import forms, modules, recording, run  # noqa: E402
 
 from solo_attn.backends import OPS, triton_runtime  # noqa: E402
-from tools import sass  # noqa: E402
+from tools import hot_loops, sass  # noqa: E402
 
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -133,7 +133,7 @@ def test_dice_loss_adds_up_once(name, tmp_path):
     path.write_bytes(launch.compiled(config, 90).asm["cubin"])
     done = subprocess.run([CUOBJDUMP, "-sass", path], capture_output=True, text=True, check=True)
     (code,) = sass.functions(done.stdout).values()
-    body = sass.hot(code, sass.SIGMOID)
+    body = sass.hot(code, hot_loops.SIGMOID)
     assert [line for _, line in body if re.search(r"\b(BAR|SHFL|LDS|STS)\b", line)] == []
 
 
