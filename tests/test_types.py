@@ -15,7 +15,12 @@ import solo_attn
 pytestmark = pytest.mark.slow
 
 # torchvision has no types: of what is derived from its classes a checker cannot know all.
-OF_TORCHVISION = {"solo_attn.data.transforms.RandomScale", "solo_attn.models.solo._Transform"}
+OF_TORCHVISION = {
+    "solo_attn.data.transforms.RandomScale",
+    "solo_attn.data.transforms.RandomScaledCrop",
+    "solo_attn.data.transforms.RandomScaledCrop.scale",
+    "solo_attn.models.solo._Transform",
+}
 
 
 def test_the_public_api_is_typed() -> None:

@@ -19,7 +19,7 @@ import zipfile
 from pathlib import Path
 
 # The ops and what they stand on: torch, Triton where it runs, and nothing else.
-UTILITIES = ("_utils/bits.py", "_utils/checks.py", "_utils/decay.py")
+UTILITIES = ("_utils/bits.py", "_utils/checks.py", "_utils/decay.py", "_utils/text.py")
 PARTS = ("_C.abi3.so", "_build.json", *UTILITIES, "backends", "kernels", "ops", "reference")
 STABLE_ABI = "211"  # the torch whose stable ABI setup.py compiles for
 INIT = """\"\"\"The ops of solo-attn.\"\"\"

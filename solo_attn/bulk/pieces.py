@@ -65,6 +65,10 @@ class Pieces:
         UsageError: another job's pieces lie there, and are asked for or shared with other processes.
     """
 
+    folder: Path
+    count: int
+    shard: Shard
+
     def __init__(self, out: Path, job: Mapping[str, Any], count: int, shard: Shard, resume: bool) -> None:
         self.folder, self.count, self.shard = out / FOLDER, count, shard
         wanted = json.loads(json.dumps(job))

@@ -62,6 +62,9 @@ class RandomScaledCrop(nn.Module):
         fitted: the image is fitted to ``size`` before.
     """
 
+    scale: RandomScale
+    size: tuple[int, int]
+
     def __init__(self, low: float, high: float, size: tuple[int, int], fitted: bool = False) -> None:
         super().__init__()
         self.scale = RandomScale(low, high, size if fitted else None)
@@ -140,6 +143,8 @@ class FitBoxes(nn.Module):
     Args:
         min_area: pixels that stay an object, at least 1.
     """
+
+    min_area: int
 
     def __init__(self, min_area: int = 1) -> None:
         super().__init__()

@@ -60,6 +60,11 @@ class DeformConv(nn.Module):
         stride: of the result.
     """
 
+    stride: int
+    padding: int
+    weight: nn.Parameter
+    conv_offset: nn.Conv2d
+
     def __init__(self, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> None:
         super().__init__()
         self.stride, self.padding = stride, kernel // 2

@@ -90,4 +90,4 @@ def test_predict_writes_what_is_asked_for_and_overwrites_nothing(followed, tmp_p
     code, output = run("predict", folder / "last.ckpt", photos / "a.ids.png", "--out", photos, *both)
     assert (code, "where nothing is overwritten" in output) == (2, True)
     code, output = run("predict", folder / "last.ckpt", photos, "--out", photos, "--format", "x")
-    assert (code, "'picture', 'coco', 'geojson', 'ids'" in output) == (2, True)
+    assert (code, "'picture', 'coco', 'parquet', 'geojson', 'ids'" in output) == (2, True)

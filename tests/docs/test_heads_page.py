@@ -19,7 +19,8 @@ def test_the_python_runs(capsys) -> None:
 
 
 def test_every_head_has_its_row_and_its_configuration() -> None:
-    assert re.findall(r"^\| `(\w+)` \|", TEXT, flags=re.MULTILINE) == list(OF_HEADS)
+    _, *rows = re.findall(r"^\| `(\w+)` \|", TEXT, flags=re.MULTILINE)
+    assert rows == list(OF_HEADS)
     for head in OF_HEADS:
         name = "coco" if head == "solo" else f"coco_{head}"
         model = load_config(ROOT / "configs" / f"{name}.yaml").model

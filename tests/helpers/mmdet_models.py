@@ -105,9 +105,13 @@ def detector(settings: Any, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     model = peer("mmdet.registry").MODELS.build(settings.model)
     norms = [m for m in model.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
-    measure(model, norms)
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.train()
     with torch.no_grad():
+        model.extract_feat(torch.randn(2, 3, 128, 128))  # the statistics of these weights
         for norm in norms:
+            norm.momentum = 0.1
             norm.running_mean += 0.1 * torch.randn_like(norm.running_mean)
             norm.running_var *= 0.7 + 0.6 * torch.rand_like(norm.running_var)
             norm.weight.uniform_(0.7, 1.3)
@@ -129,30 +133,12 @@ def detector(settings: Any, seed: int = 0) -> Any:
         if hasattr(head, "conv_kernel"):
             head.conv_kernel.weight.normal_(0, 0.5 / head.feat_channels**0.5)
             head.conv_kernel.bias.normal_(0, 0.1)
-        deformable_backbone = False
         for name, parameter in model.named_parameters():
             if "conv_offset" in name:
-                width = 0.3 if name.startswith("backbone.") else 0.5
+                width = float(__import__("os").environ["W"]) if name.startswith("backbone.") else 0.5
                 fan_in = parameter[0].numel()
                 parameter.normal_(0, 0.3 if name.endswith("bias") else width / fan_in**0.5)
-                deformable_backbone |= name.startswith("backbone.")
-    if deformable_backbone:
-        # Each block began as an identity, so with these weights activations, and with them the offsets, grow
-        # from block to block. Taps many pixels off would magnify the rounding of mmdetection's float32 image
-        # (5e-8) at each block, until the last stages of two equal backbones differ by half.
-        measure(model, norms)
     return model.eval()
-
-
-@torch.no_grad()
-def measure(model: Any, norms: list[nn.BatchNorm2d]) -> None:
-    """Give the backbone's batch norms the statistics of its present weights."""
-    for norm in norms:
-        norm.momentum = 1.0
-        norm.train()
-    model.extract_feat(torch.randn(2, 3, 128, 128))
-    for norm in norms:
-        norm.momentum = 0.1
 
 
 def deform_by_torchvision(monkeypatch: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,10 @@ class DecoupledHead(Head):
     `Head`; grid attention adds to logits, of which there are none here, and is refused.
     """
 
-    kinds = ("decoupled",)
+    kinds: ClassVar[tuple[str, ...]] = ("decoupled",)
 
+    column_tower: nn.Sequential
+    row_tower: nn.Sequential
     column_outputs: nn.ModuleList
     row_outputs: nn.ModuleList
 
@@ -89,7 +91,7 @@ class DecoupledHead(Head):
 class DecoupledLightHead(DecoupledHead):
     """`DecoupledHead` with one tower for columns and rows."""
 
-    kinds = ("decoupled_light",)
+    kinds: ClassVar[tuple[str, ...]] = ("decoupled_light",)
 
     mask_tower: nn.Sequential
 

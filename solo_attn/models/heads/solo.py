@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ class SOLOHead(Head):
     With ``masks="dense"``, ``head(pyramid)`` makes the masks of every cell too. Arguments as those of `Head`.
     """
 
-    kinds = ("solo",)
+    kinds: ClassVar[tuple[str, ...]] = ("solo",)
 
     dense: bool
     mask_tower: nn.Sequential

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -65,8 +65,8 @@ class SOLOv2Head(Head):
     in SOLO. Arguments are those of `Head`.
     """
 
-    kinds = ("solov2", "solov2_light")
-    mask_strides = (4, 4, 4, 4, 4)
+    kinds: ClassVar[tuple[str, ...]] = ("solov2", "solov2_light")
+    mask_strides: ClassVar[tuple[int, ...]] = (4, 4, 4, 4, 4)
     shared_cells = True
 
     kernel_tower: nn.Sequential
