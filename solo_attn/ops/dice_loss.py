@@ -62,6 +62,7 @@ def dice_loss(
     check_number(op, "eps", eps, finite=False)
     if not eps > 0:
         fail(op, "eps", "> 0", str(eps))
+    check_number(op, "eps", eps)
     if isinstance(coarse_logits, MaskFactors):
         kernels, features, images = coarse_logits.kernels, coarse_logits.features, coarse_logits.images
         same_size = coarse_logits.size == (targets.shape[1], targets.shape[2])

@@ -135,9 +135,13 @@ def detector(settings: Any, seed: int = 0) -> Any:
             head.conv_kernel.bias.normal_(0, 0.1)
         for name, parameter in model.named_parameters():
             if "conv_offset" in name:
-                width = float(__import__("os").environ["W"]) if name.startswith("backbone.") else 0.5
-                fan_in = parameter[0].numel()
-                parameter.normal_(0, 0.3 if name.endswith("bias") else width / fan_in**0.5)
+                parameter.normal_(0, 0.3 if name.endswith("bias") else 0.02)
+        # Blocks of a deformable backbone add little to their input. With activations that grow from block to
+        # block offsets grow too, and taps ten pixels off magnify a rounding of the image, 5e-8, up to tenfold
+        # at each block: the last maps of two equal backbones then differ by half.
+        for block in model.backbone.modules():
+            if hasattr(block, "conv2") and hasattr(block.conv2, "conv_offset"):
+                block.norm3.weight *= 0.2
     return model.eval()
 
 
@@ -196,6 +200,24 @@ def training_losses(model: Any, image: Tensor, target: dict[str, Tensor], dtype:
     )
     data = model.data_preprocessor({"inputs": [image.flip(0)], "data_samples": [data_sample]}, training=True)
     return model.loss(data["inputs"].to(dtype), data["data_samples"])
+
+
+def same_pixels(model: Any, ours: Any, image: Tensor) -> Tensor:
+    """The image that our float64 normalisation makes just what mmdetection's makes of the bytes, in float32.
+
+    A difference of 1e-7 takes some of the millions of activations to the other side of a ReLU's bend, or of a
+    pixel that a tap lies on: losses agree nevertheless, gradients need not.
+    """
+    size = (image.shape[1], image.shape[2])
+    data = {"inputs": [image.flip(0)], "data_samples": [sample(size, size)]}
+    normalised = model.data_preprocessor(data, False)["inputs"][0, :, : size[0], : size[1]].double()
+    mean, std = (
+        torch.tensor(x, dtype=torch.float64)[:, None, None]
+        for x in (ours.transform.image_mean, ours.transform.image_std)
+    )
+    pixels: Tensor = normalised * std + mean
+    torch.testing.assert_close(pixels, image.double() / 255, rtol=0, atol=1e-6)
+    return pixels
 
 
 def compare_gradients(model: Any, ours: Any, names: dict[str, str]) -> None:
