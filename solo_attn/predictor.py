@@ -275,6 +275,9 @@ def as_windows(picture: Any, percentiles: Percentiles = None, tiled: bool = Fals
         turned = ImageOps.exif_transpose(picture)
         picture = np.array(turned if deep else turned.convert("RGB"))
     axes = "CYX"
+    if isinstance(picture, (np.ndarray, Tensor)) and not (tiled and isinstance(picture, np.memmap)):
+        # It is read later, and its owner may have written the next frame into it by then.
+        picture = picture.copy() if isinstance(picture, np.ndarray) else picture.detach().clone()
     if isinstance(picture, np.ndarray):
         if picture.ndim != 2 and (picture.ndim != 3 or picture.shape[2] != 3):
             fail("Predictor", "an array", "of shape [H, W, 3] or [H, W]", str(list(picture.shape)))

@@ -71,6 +71,21 @@ def test_every_kind_of_picture(predictor, pixels, tmp_path):
     assert predictor([]) == []
 
 
+@pytest.mark.parametrize(
+    "buffer", [np.zeros((64, 96, 3), np.uint8), torch.zeros(3, 64, 96, dtype=torch.uint8)]
+)
+def test_a_buffer_may_be_filled_again(predictor, buffer):
+    """As a decoder of frames does, before the picture is predicted or drawn."""
+    pictures = []
+    for level in (0, 255):
+        buffer[:] = level
+        pictures.append(as_windows(buffer))
+    found = predictor(buffer)
+    buffer[:] = 7
+    assert [int(picture.whole().max()) for picture in pictures] == [0, 255]
+    assert int(found.image.min()) == 255
+
+
 def test_grey_pictures_are_grey_ones_in_colour():
     grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
     assert torch.equal(as_windows(grey).whole(), as_windows(np.stack([grey] * 3, axis=2)).whole())

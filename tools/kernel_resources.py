@@ -20,7 +20,7 @@ LIBRARY = ROOT / "solo_attn" / "_C.abi3.so"
 PAGE = ROOT / "docs" / "kernels.md"
 BEGIN, END = "<!-- tools/kernel_resources.py -->\n", "<!-- end -->\n"
 
-# Of an H200, as measured on one: a copy, and a product of bfloat16 matrices.
+# Assumed of an H200: the rate of a copy, and of a product of bfloat16 matrices.
 BYTES_PER_SECOND, FLOPS_PER_SECOND = 4.3e12, 788e12
 # A multiprocessor (SM) of compute capability 8.0, 9.0, 10.0: bytes of shared memory. All have 65,536
 # registers, given to warps by 256, and 2,048 threads. A block takes 1 KiB more than it asks for, which

@@ -27,7 +27,7 @@ BEGIN, END = "<!-- tools/sass.py -->\n", "<!-- end -->\n"
 ARCH = 90
 
 # 132 multiprocessors of 4 schedulers, each of which issues one instruction of a warp in a cycle; an assumed
-# clock under load; and the rate of a copy, as published for an H100 SXM and measured on an H200.
+# clock under load; and the rate of a copy, as published for an H100 SXM, and as assumed of an H200.
 SCHEDULERS, CLOCK = 528, 1.9e9
 COPY = {"H100": 3.0e12, "H200": 4.3e12}
 

@@ -43,8 +43,10 @@ def measured_on(environment: Mapping[str, Any], seconds: float | None = None) ->
         for key, word in (("driver", "driver"), ("cuda", "CUDA"), ("triton", "triton"))
         if environment.get("driver") and environment.get(key)
     )
+    count = environment["threads"]
+    threads = f"{count} thread{'' if count == 1 else 's'}"
     return (
-        f"({took}{environment['device']}, {environment['threads']} threads, torch {environment['torch']}, "
+        f"({took}{environment['device']}, {threads}, torch {environment['torch']}, "
         f"{more}commit {environment['commit']}, {environment['date'][:10]})"
     )
 

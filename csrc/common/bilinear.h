@@ -29,7 +29,7 @@ SOLO_ATTN_HOST_DEVICE inline Tap<T> bilinear_tap(int64_t d, int64_t in, int64_t 
           static_cast<T>(static_cast<double>(place % (2 * out)) / static_cast<double>(2 * out))};
 }
 
-// The same of one axis without a division, for a GPU; in < 2^27, out < 2^28. `unit` is 1 / (2 out).
+// The same of one axis without a division, for a GPU; in < 2^27, out < 2^29. `unit` is 1 / (2 out).
 struct TapAxis {
   int in;
   int out;

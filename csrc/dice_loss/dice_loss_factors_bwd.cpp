@@ -244,11 +244,11 @@ std::tuple<Tensor, Tensor, Tensor> dice_loss_factors_bwd_cpu(const Tensor& grad,
     using T = accumulator_t<S>;
     const Factors<S, T> factors("dice_loss", kernels, features, images, attention);
     for (int64_t image = 0; image < factors.batch(); ++image) {
-      S* own = to_features.mutable_data_ptr<S>() + image * depth * factors.pixels();
       image_gradients(
           factors, image, static_cast<const uint8_t*>(truth.const_data_ptr()), upstream.const_data_ptr<T>(),
           kept.const_data_ptr<T>(), kernels_wanted ? to_kernels.mutable_data_ptr<S>() : nullptr,
-          features_wanted ? own : nullptr, side > 0 ? to_attention.mutable_data_ptr<S>() : nullptr);
+          features_wanted ? to_features.mutable_data_ptr<S>() + image * depth * factors.pixels() : nullptr,
+          side > 0 ? to_attention.mutable_data_ptr<S>() : nullptr);
     }
   });
   return {to_kernels, to_features, to_attention};

@@ -205,8 +205,7 @@ __device__ __forceinline__ void stage(S* to, const S* from, int64_t stride, int6
   }
 }
 
-// Calls use(i % kStages) for i in [0, count), each after ask(i % kStages, i) has copied what it needs,
-// of
+// Calls use(i % kStages) for i in [0, count), each after ask(i % kStages, i) has copied what it needs, of
 // which kStages - 1 are on their way. All threads of the block come here; a barrier is needed before what
 // `use` read is written by other means.
 template <int kStages, class Ask, class Use>

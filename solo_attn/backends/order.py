@@ -70,7 +70,7 @@ ORDER: dict[str, tuple[Row, ...]] = {
             0,
             ("cuda", "triton"),
             "estimated",
-            "9 to 107 instructions a pixel where Triton's kernels have 105 to 800",
+            "9 to 67 instructions a pixel where Triton's kernels have 105 to 800",
         ),
         Row((), (), 0, ("cuda", "triton"), "estimated", "a launch from C++ takes the host less time"),
     ),

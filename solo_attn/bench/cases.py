@@ -149,7 +149,7 @@ def dice_loss_factors(
     targets = inputs.mask_logits(count, size, device=device) > 0
     flat, logits, backs = (
         features[0].flatten(1),
-        torch.empty(count, size[0] * size[1], device=device),
+        torch.zeros(count, size[0] * size[1], device=device),
         (
             torch.empty_like(kernels),
             torch.empty_like(features[0]).flatten(1),

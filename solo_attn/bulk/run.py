@@ -79,7 +79,7 @@ def predict_files(
         piece: images of a piece.
         shard: this process's part.
         resume: go on with what an earlier run has finished.
-        advance: called with the number of images after each batch or finished piece.
+        advance: called with 1 after each image that was read, and with the images of a piece done before.
 
     Raises:
         UsageError: ``out`` holds an image of ``files`` that would be overwritten, or pieces of another job.
@@ -93,7 +93,7 @@ def predict_files(
         (out / PARQUET).mkdir(exist_ok=True)
         wanted = {_part(out, number) for number in range(pieces.count)}
         for path in set((out / PARQUET).glob("part-*.parquet")) - wanted:
-            path.unlink()  # of an earlier job with more images
+            path.unlink(missing_ok=True)  # of an earlier job with more images; other shards may be faster
     outcome = Outcome()
     for number in pieces.mine():
         first, last = number * piece, min((number + 1) * piece, len(files))

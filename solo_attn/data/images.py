@@ -15,7 +15,7 @@ from torchvision.io import ImageReadMode, decode_image, read_file
 
 from .._utils.errors import MissingExtraError, SoloAttnError
 from .._utils.readers import one_line
-from .pictures import open_picture, warn_of_frames
+from .pictures import TooManyPixelsError, check_pixels, open_picture, warn_of_frames
 from .windows import NotByWindowsError, Windows, is_tiff, open_tiff
 
 # A decoder may raise anything: TypeError, struct.error, OverflowError and MemoryError have been seen.
@@ -107,6 +107,7 @@ def _opened(path: str | Path, exif: bool, percentiles: Percentiles) -> Windows:
     kind = _deep_kind(path, percentiles)
     if kind == "TIFF":
         found = open_tiff(path)
+        check_pixels(*found.size)
         if percentiles is None and found.array.dtype != np.uint8:
             raise ImageError(path, f"expected 8 bits a channel, got {found.array.dtype}; {_HELP}")
         return found if percentiles is None else found.scaled(percentiles)
@@ -129,7 +130,9 @@ def image_size(path: str | Path, percentiles: Percentiles = None) -> tuple[int, 
     """
     try:
         if _deep_kind(path, percentiles) == "TIFF":
-            return open_tiff(path).size[::-1]
+            height, width = open_tiff(path).size
+            check_pixels(height, width)
+            return width, height
         with open_picture(path) as image:
             return image.size
     except (ImageError, MissingExtraError):
@@ -143,6 +146,8 @@ def _deep_kind(path: str | Path, percentiles: Percentiles) -> str | None:
     try:
         with open_picture(path) as image:
             fault, kind = depth_fault(image), image.format
+    except (TooManyPixelsError, Image.DecompressionBombError):
+        raise
     except UNREADABLE:
         # Floats of 64 bits and large files in big-endian order, for example, are no picture to PIL.
         if not is_tiff(path):

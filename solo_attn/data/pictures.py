@@ -22,21 +22,32 @@ _ORIENTATION = 0x0112  # of EXIF; 1 is upright
 _QUARTER_TURNS = (5, 6, 7, 8)
 
 
+class TooManyPixelsError(ValueError):
+    """A picture beyond ``solo_attn.limits.image_pixels``."""
+
+
 @contextmanager
 def open_picture(file: str | Path | IO[bytes]) -> Iterator[Image.Image]:
     """PIL's image of a file, opened and not yet decoded.
 
     Raises:
-        ValueError: more pixels than ``solo_attn.limits.image_pixels``.
+        TooManyPixelsError: more than ``solo_attn.limits.image_pixels``.
         Exception: whatever PIL and its decoders raise for what is no image, here or when it is decoded.
     """
     with Image.open(file, formats=FORMATS) as image:
-        if image.width * image.height > limits.image_pixels:
-            raise ValueError(
-                f"expected at most {limits.image_pixels} pixels ({PREFIX}IMAGE_PIXELS), got {image.width} x "
-                f"{image.height}"
-            )
+        check_pixels(image.height, image.width)
         yield image
+
+
+def check_pixels(height: int, width: int) -> None:
+    """Refuse a picture that would be read whole, before it is.
+
+    Raises:
+        TooManyPixelsError: more pixels than ``solo_attn.limits.image_pixels``.
+    """
+    if width * height > limits.image_pixels:
+        most = f"{limits.image_pixels} pixels ({PREFIX}IMAGE_PIXELS)"
+        raise TooManyPixelsError(f"expected at most {most}, got {width} x {height}")
 
 
 def stored_and_shown(image: Image.Image) -> tuple[int, tuple[int, int], tuple[int, int]]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .._utils.errors import MissingExtraError
+from .._utils.limits import PREFIX, limits
 
 LOOKED_AT = 2**22  # pixels that percentiles are taken of, at most: every so many rows and columns
 _TIFF_BEGINS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -132,6 +133,12 @@ def open_tiff(path: str | Path) -> Windows:
             if fault := _fault(page, axes, shape):
                 raise NotByWindowsError(fault)
             mapped = page.is_memmappable and series.dataoffset is not None
+            # Decoded as a whole, of 4 channels at most.
+            if not mapped and math.prod(page.chunks) > 4 * limits.image_pixels:
+                most = f"{limits.image_pixels} pixels ({PREFIX}IMAGE_PIXELS)"
+                raise NotByWindowsError(
+                    f"expected strips or tiles of at most {most}, got {list(page.chunks)}"
+                )
         axes = axes.replace("S", "C")
         if mapped:
             return Windows(tifffile.memmap(path, series=0, level=0, mode="r"), axes)
@@ -148,6 +155,8 @@ def _fault(page: Any, axes: str, shape: tuple[int, ...]) -> str | None:
         return f"expected 1 to 4 channels, got {channels}"
     if page.photometric.name not in ("MINISBLACK", "RGB", "YCBCR"):
         return f"expected grey or RGB, got {page.photometric.name}"
+    if page.bitspersample not in (8, 16, 32, 64):
+        return f"expected 8, 16, 32 or 64 bits a channel, got {page.bitspersample}"
     if page.dtype is None or page.dtype.kind not in "uif":
         return f"expected integers or floats, got {page.dtype}"
     orientation = page.tags.valueof("Orientation", 1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MaskFactors:
     """The mask logits of K cells as a product, ``kernels[k] . features[images[k]]``: SOLOv2's.
 
@@ -49,20 +49,31 @@ class MaskFactors:
     def logits(self) -> Tensor:
         """The product, [K, h, w], in the dtype of its factors and differentiable in both.
 
-        Of several images it asks the device how many cells each has, and waits for the answer.
+        Of several images it asks the device how many cells each has, and waits for the answer; compiled by
+        torch.compile, it makes every cell's product with every image instead.
 
         Raises:
             RuntimeError: a number in ``images`` is not one of the batch (on a GPU a failed assertion there).
         """
         batch = len(self.features)
         inside = ((self.images >= 0) & (self.images < batch)).all()
-        torch._assert_async(inside, f"MaskFactors: expected images in 0..{batch - 1}")
+        if inside.device.type in ("cpu", "cuda", "meta"):  # no other device has it
+            torch._assert_async(inside, f"MaskFactors: expected images in 0..{batch - 1}")
         # An op computes in the dtype of its inputs, and so does what stands in for it.
         with torch.autocast(self.kernels.device.type, enabled=False):
             if batch == 1:
                 return (self.kernels @ self.features[0].flatten(1)).unflatten(1, self.size)
+            if torch.compiler.is_compiling():  # a graph has no lengths that only the device knows
+                return self._of_every_image().unflatten(1, self.size)
             order = self.images.argsort(stable=True)
             counts = self.images.bincount(minlength=batch).tolist()
             parts = zip(self.kernels[order].split(counts), self.features.flatten(2).unbind(), strict=True)
             rows = torch.cat([kernels @ features for kernels, features in parts])
             return rows[order.argsort()].unflatten(1, self.size)
+
+    def _of_every_image(self) -> Tensor:
+        maps = self.features.flatten(2)
+        out = self.kernels @ maps[0]
+        for image in range(1, len(maps)):
+            out = torch.where((self.images == image)[:, None], self.kernels @ maps[image], out)
+        return out

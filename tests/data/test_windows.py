@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pytest
 import tifffile
@@ -143,6 +145,17 @@ def test_what_is_no_picture_is_said(tmp_path, array, options, message):
     tifffile.imwrite(tmp_path / "a.tif", array, **options)
     with pytest.raises(ImageError, match=rf"a\.tif: cannot be read as an image: .*{message}"):
         read_image(tmp_path / "a.tif", percentiles=PERCENTILES)
+
+
+def test_four_bits_a_channel_are_the_same_by_windows(tmp_path):
+    """Written by hand: one row of 15, 0, 0, 15, which is white and black."""
+    tags = [(256, 4), (257, 1), (258, 4), (259, 1), (262, 1), (273, 122), (277, 1), (278, 1), (279, 2)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    file = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0)
+    (tmp_path / "a.tif").write_bytes(file + b"\xf0\x0f")
+    whole = read_image(tmp_path / "a.tif")
+    assert whole[0].tolist() == [[255, 0, 0, 255]]
+    assert torch.equal(open_image(tmp_path / "a.tif").whole(), whole)
 
 
 def test_a_broken_tiff_is_an_error(tmp_path):

@@ -171,8 +171,9 @@ def test_opcheck(runner, side):
     check_opcheck(runner.overload("_factors_bwd"), upstream, kernels, features, images, rows, targets, sums)
 
 
-def test_compile(runner):
-    (args, images), targets = inputs(runner, batch=1, dtype=torch.float32), runner.rand_bool(4, 6, 7)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_compile(runner, batch):
+    (args, images), targets = inputs(runner, batch=batch, dtype=torch.float32), runner.rand_bool(4, 6, 7)
     check_compile(given_factors(runner.raw, images, targets), args, "aot_eager")
 
 

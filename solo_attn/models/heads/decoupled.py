@@ -12,7 +12,7 @@ from ..layers import bilinear, conv_groups, coordinates
 from ..settings import HeadSettings
 from .interface import CellMasks, Head, HeadResult
 
-_SURE = 50.0  # a logit whose sigmoid is 1 in float32, and that of its negative 0
+_SURE = 50.0  # a logit whose sigmoid is 1 in float32, and that of its negative nearly 0
 
 
 class DecoupledHead(Head):
