@@ -54,7 +54,7 @@ def test_against_loops(runner, dtype, side, threshold):
 )
 def test_any_size(runner, count, depth, batch, size, side):
     factors, rows = inputs(runner, count, depth, batch, size, side)
-    check(runner(factors, rows, size, size), product(factors), rows, size, size)
+    check(runner(factors, rows, size, size), product(factors).to(runner.finest), rows, size, size)
 
 
 def test_none(runner):
@@ -105,7 +105,7 @@ def test_nan_stays_where_it_is(runner):
 @pytest.mark.parametrize("sizes", [((18, 28), (18, 28)), ((9, 14), (18, 29))], ids=["size", "out_size"])
 def test_other_sizes_make_the_product_first(runner, sizes):
     factors, rows = inputs(runner)
-    check(runner(factors, rows, *sizes), product(factors), rows, *sizes)
+    check(runner(factors, rows, *sizes), product(factors).to(runner.finest), rows, *sizes)
 
 
 def test_layouts(runner):
