@@ -84,9 +84,11 @@ def take_weights(model: SOLO, path: str | Path, class_names: Sequence[str]) -> T
             continue
         if name not in own:
             done.skipped[name] = "the model has no such part"
+        elif not isinstance(x, torch.Tensor) or x.layout != torch.strided:
+            done.skipped[name] = "no dense tensor"
         elif name.startswith(_BODY) and body:
             done.skipped[name] = body
-        elif name in _OF_CLASSES and x.shape[1:] == own[name].shape[1:]:
+        elif name in _OF_CLASSES and x.shape == (len(info.class_names), *own[name].shape[1:]):
             rows = [
                 (new, info.class_names.index(c)) for new, c in enumerate(class_names) if c in info.class_names
             ]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_solo import SETTINGS
 
-from solo_attn.models import CheckpointError, ModelInfo, build_solo, save_model, take_weights
+from solo_attn.models import CheckpointError, ModelInfo, build_solo, save_model, take_weights, transfer
 
 CLASSES = ["person", "rider", "car"]
 
@@ -47,6 +47,26 @@ def test_outputs_of_classes_are_matched_by_name(before):
     assert done.lines()[1] == "outputs of classes taken by name: car, person"
     other = new_model(5)
     assert take_weights(other, path, list("abcde")).classes == []
+
+
+def test_a_file_whose_weights_are_not_as_it_says(before, monkeypatch):
+    model, path = before
+    weights = {**model.state_dict()}
+    weights["head.category_output.weight"] = weights["head.category_output.weight"][:2]
+    weights["head.category_output.bias"] = torch.tensor(1.0)
+    weights["head.mask_outputs.0.bias"] = "text"
+    weights["head.mask_outputs.1.bias"] = weights["head.mask_outputs.1.bias"].to_sparse()
+    info = ModelInfo(model.config, CLASSES, [1, 2, 3], {})
+    monkeypatch.setattr(transfer, "read_checkpoint", lambda path: (weights, info))
+    done = take_weights(new_model(3), path, CLASSES)
+    assert {*done.skipped} == {*weights} - {*done.taken} - {n for n in weights if "num_batches" in n}
+    assert done.skipped["head.category_output.bias"] == "of another shape ([] and not [3])"
+    assert (
+        done.skipped["head.mask_outputs.0.bias"]
+        == done.skipped["head.mask_outputs.1.bias"]
+        == "no dense tensor"
+    )
+    assert {*done.anew} == {*done.skipped}
 
 
 def test_other_grids_and_attention_are_told(before):
