@@ -268,16 +268,15 @@ def as_windows(picture: Any, percentiles: Percentiles = None, tiled: bool = Fals
         if tiled:
             return open_image(picture, percentiles=percentiles)
         return Windows(read_image(picture, percentiles=percentiles).numpy(), "CYX")
-    if isinstance(picture, Image.Image):
+    if isinstance(picture, np.ndarray) and not (tiled and isinstance(picture, np.memmap)):
+        picture = picture.copy()  # read later, when its owner may have written the next frame into it
+    elif isinstance(picture, Image.Image):
         deep = picture.mode[0] in "IF"
         if deep and percentiles is None:
             fail("Predictor", "a PIL image", "of 8 bits a channel", f"the mode {picture.mode}")
         turned = ImageOps.exif_transpose(picture)
         picture = np.array(turned if deep else turned.convert("RGB"))
     axes = "CYX"
-    if isinstance(picture, (np.ndarray, Tensor)) and not (tiled and isinstance(picture, np.memmap)):
-        # It is read later, and its owner may have written the next frame into it by then.
-        picture = picture.copy() if isinstance(picture, np.ndarray) else picture.detach().clone()
     if isinstance(picture, np.ndarray):
         if picture.ndim != 2 and (picture.ndim != 3 or picture.shape[2] != 3):
             fail("Predictor", "an array", "of shape [H, W, 3] or [H, W]", str(list(picture.shape)))
@@ -285,7 +284,7 @@ def as_windows(picture: Any, percentiles: Percentiles = None, tiled: bool = Fals
     elif isinstance(picture, Tensor):
         if picture.dim() != 3 or picture.shape[0] != 3:
             fail("Predictor", "a tensor", "of shape [3, H, W]", str(list(picture.shape)))
-        picture = picture.detach().cpu()
+        picture = picture.detach().to("cpu", copy=True)  # for the same reason
         picture = (picture.float() if picture.is_floating_point() else picture).numpy()
     else:
         kind = type(picture).__name__

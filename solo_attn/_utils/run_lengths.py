@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .text import shown
+
+_CHARACTERS = bytes(range(48, 112))  # of a compressed encoding: 6 bits each
+
 
 def encode_window(mask: NDArray[np.bool_], top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:
     """COCO's compressed run lengths of a mask [h, w] that lies somewhere in a picture; needs pycocotools.
@@ -44,7 +48,10 @@ def decode_window(rle: Mapping[str, Any]) -> tuple[NDArray[np.bool_], int, int]:
     """
     height = int(rle["size"][0])
     text = rle["counts"]
-    bounds = np.cumsum(_counts(text.encode() if isinstance(text, str) else text))
+    runs = run_lengths(text.encode() if isinstance(text, str) else text)
+    if runs is None:
+        raise ValueError(f"expected COCO's compressed run lengths, got {shown(text)}")
+    bounds = np.cumsum(runs)
     begin, end = bounds[0:-1:2], bounds[1::2]
     solid = begin < end
     begin, end = begin[solid], end[solid]
@@ -60,21 +67,24 @@ def decode_window(rle: Mapping[str, Any]) -> tuple[NDArray[np.bool_], int, int]:
     return np.ascontiguousarray(inside[:, top:bottom].T), top, left
 
 
-def _counts(text: bytes) -> NDArray[np.int64]:
-    """COCO's digits of six bits: five of a number and one that says whether it goes on.
+def run_lengths(counts: bytes) -> NDArray[np.int64] | None:
+    """The runs of COCO's compressed encoding, or None where it is no such encoding.
 
-    From the fourth on a number is the difference to the one two before.
+    Each character holds 5 bits of a number, lowest first, and a bit 32 that says "more"; the top bit of the
+    last one is the sign. From the fourth run on, the number is the difference to the run two before. Source:
+    rleFrString in cocoapi's maskApi.c.
     """
-    counts: list[int] = []
-    value = shift = 0
-    for byte in text:
-        digit = byte - 48
-        value |= (digit & 0x1F) << shift
-        shift += 5
-        if digit & 0x20:
-            continue
-        if digit & 0x10:  # negative
-            value -= 1 << shift
-        counts.append(value + counts[-2] if len(counts) > 2 else value)
-        value = shift = 0
-    return np.array(counts, dtype=np.int64)
+    if not counts or counts.translate(None, _CHARACTERS) or (counts[-1] - 48) & 32:
+        return None
+    bits = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
+    final = np.flatnonzero(bits < 32)  # the last character of each number
+    length = np.diff(final, prepend=-1)
+    if length.max() > 7:  # more bits than pycocotools' numbers have
+        return None
+    first = final - length + 1
+    place = np.arange(len(bits)) - first.repeat(length)
+    numbers = np.add.reduceat((bits & 31) << (5 * place), first)
+    numbers -= (bits[final] & 16) << (5 * length - 4)
+    for parity in (1, 2):
+        numbers[parity::2] = numbers[parity::2].cumsum()
+    return None if numbers.min() < 0 else numbers

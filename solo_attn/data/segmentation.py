@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._utils.limits import PREFIX, limits
+from .._utils.run_lengths import run_lengths
 from .._utils.text import shown
 
-_CHARACTERS = bytes(range(48, 112))  # of a compressed encoding: 6 bits each
 FAR = 10  # image sides; a polygon may leave the image a little, and one this far out is on another scale
 _NUMBERS = {int, float}
 
@@ -93,26 +93,3 @@ def run_pixels(counts: Any) -> int | None:
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def run_lengths(counts: bytes) -> NDArray[np.int64] | None:
-    """The runs of COCO's compressed encoding, or None where it is no such encoding.
-
-    Each character holds 5 bits of a number, lowest first, and a bit 32 that says "more"; the top bit of the
-    last one is the sign. From the fourth run on, the number is the difference to the run two before. Source:
-    rleFrString in cocoapi's maskApi.c.
-    """
-    if not counts or counts.translate(None, _CHARACTERS) or (counts[-1] - 48) & 32:
-        return None
-    bits = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
-    final = np.flatnonzero(bits < 32)  # the last character of each number
-    length = np.diff(final, prepend=-1)
-    if length.max() > 7:  # more bits than pycocotools' numbers have
-        return None
-    first = final - length + 1
-    place = np.arange(len(bits)) - first.repeat(length)
-    numbers = np.add.reduceat((bits & 31) << (5 * place), first)
-    numbers -= (bits[final] & 16) << (5 * length - 4)
-    for parity in (1, 2):
-        numbers[parity::2] = numbers[parity::2].cumsum()
-    return None if numbers.min() < 0 else numbers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -241,9 +242,10 @@ def _write(
     canvas: Image.Image = to_pil_image(picture)
     pen = ImageDraw.Draw(canvas)
     size = max(10, min(canvas.size) // 45)
+    font_of = functools.cache(lambda file: ImageFont.truetype(file, size=size))  # hundreds of texts in one
     written: list[tuple[float, float, float, float]] = []
     for box, text, colour in zip(boxes, texts, colours, strict=True):
-        font = ImageFont.truetype(font_for(text) or OWN, size=size)
+        font = font_of(font_for(text) or OWN)
         width, height = (side + 2 for side in pen.textbbox((0, 0), text, font=font)[2:])
         if not text or width * height > (box[2] - box[0]) * (box[3] - box[1]) / 3:
             continue

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from .._utils.run_lengths import run_lengths
 from ..data.coco import CocoInstances
-from ..data.segmentation import run_lengths
 from ..data.validate import is_object
 
 

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._utils.checks import (
-    accumulator,
-    check_float,
-    check_like,
-    check_number,
-    check_tensor,
-    fail,
-    is_finite,
-)
+from .._utils.checks import accumulator, check_float, check_like, check_number, check_tensor, fail
 from ..reference import matrix_nms as reference
 from ._library import declare, pick
 from .bit_masks import BitMasks, mask_rows
@@ -74,7 +67,7 @@ def matrix_nms(
     if kernel not in KERNELS:
         fail(op, "kernel", f"to be one of {', '.join(KERNELS)}", repr(kernel))
     check_number(op, "sigma", sigma, finite=False)
-    if not isinstance(sigma, torch.SymFloat) and not (is_finite(sigma) and sigma > 0):
+    if not 0 < sigma < math.inf:
         fail(op, "sigma", "> 0 and finite", str(sigma))
     # Infinite in the dtype of the sums, it would make masks that do not overlap decay by 0 times infinity.
     sigma = min(float(sigma), torch.finfo(accumulator(scores.dtype)).max)
