@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
@@ -215,8 +215,48 @@ class Limits(Callback):
         trainer.should_stop |= over
 
 
-class StopAt(Callback):
-    """Leaves a training at a moment, between two optimizer steps, without validating it.
+class SaveAndLeave(Callback):
+    """Once `due`, saves between two optimizer steps and ends the training by `leave`, without validating it.
+
+    Args:
+        checkpoint: file to save.
+    """
+
+    checkpoint: Path
+    saved: bool
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.checkpoint, self.saved = checkpoint, False
+
+    def due(self, trainer: pl.Trainer) -> bool:
+        """Whether the training is to end."""
+        raise NotImplementedError
+
+    def leave(self, trainer: pl.Trainer) -> NoReturn:
+        """Raise what ends it."""
+        raise NotImplementedError
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save at a moment inside an epoch; see `LastCheckpoint`."""
+        if self.due(trainer) and between_steps(trainer, batch_idx):
+            trainer.save_checkpoint(self.checkpoint)
+            self.saved = True
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Leave after that: not before the step's losses are logged."""
+        if self.saved:
+            self.leave(trainer)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same after an epoch, which has been saved."""
+        if self.due(trainer):
+            self.leave(trainer)
+
+
+class StopAt(SaveAndLeave):
+    """Leaves a training at a moment by `UnfinishedError`.
 
     Args:
         deadline: of `time.monotonic`; at least one step is made, so that pieces however short come to an end.
@@ -224,38 +264,22 @@ class StopAt(Callback):
     """
 
     deadline: float
-    checkpoint: Path
     first: int
-    saved: bool
 
     def __init__(self, deadline: float, checkpoint: Path) -> None:
-        self.deadline, self.checkpoint = deadline, checkpoint
-        self.first = 0
-        self.saved = False
+        super().__init__(checkpoint)
+        self.deadline, self.first = deadline, 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the step at which the run begins."""
         self.first = trainer.global_step
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save once the deadline is over, at a moment inside an epoch; see `LastCheckpoint`."""
-        if between_steps(trainer, batch_idx) and time.monotonic() >= self.deadline:
-            trainer.save_checkpoint(self.checkpoint)
-            self.saved = True
+    def due(self, trainer: pl.Trainer) -> bool:
+        """Whether the deadline is over, and a step made."""
+        return trainer.global_step > self.first and time.monotonic() >= self.deadline
 
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Raise `UnfinishedError` after that: not before the step's losses are logged."""
-        if self.saved:
-            self._leave(trainer)
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The same after an epoch, which has been saved."""
-        if trainer.global_step > self.first and time.monotonic() >= self.deadline:
-            self._leave(trainer)
-
-    def _leave(self, trainer: pl.Trainer) -> None:
+    def leave(self, trainer: pl.Trainer) -> NoReturn:
+        """Raise `UnfinishedError`."""
         raise UnfinishedError(f"train: the time was over at step {trainer.global_step}; {self.checkpoint}")
 
 

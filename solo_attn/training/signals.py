@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 
 from .._utils.signals import Noted, SignalledError, name_of
-from .callbacks import between_steps
+from .callbacks import SaveAndLeave
 
 
-class StopOnSignal(Callback):
+class StopOnSignal(SaveAndLeave):
     """Saves and ends a training after SIGTERM or SIGINT, between two optimizer steps; a second one ends it.
 
     In a validation, which cannot be resumed, it ends at the next batch and leaves the checkpoint as it was.
@@ -26,14 +25,12 @@ class StopOnSignal(Callback):
         begun: whether Lightning has taken over the checkpoint that it goes on from.
     """
 
-    checkpoint: Path
     listens: bool
     begun: bool
-    saved: bool
 
     def __init__(self, checkpoint: Path, listens: bool) -> None:
-        self.checkpoint, self.listens = checkpoint, listens
-        self.begun = self.saved = False
+        super().__init__(checkpoint)
+        self.listens, self.begun = listens, False
         self._noted = Noted()
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -49,30 +46,19 @@ class StopOnSignal(Callback):
         if self.listens:
             self._noted.listen()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save at a moment inside an epoch; see `LastCheckpoint`."""
-        if self._noted.signum is not None and between_steps(trainer, batch_idx):
-            trainer.save_checkpoint(self.checkpoint)
-            self.saved = True
-
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """End after that: not before the step's losses are logged."""
-        if self.saved:
-            self._leave(trainer)
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """End after an epoch, which has been saved."""
-        self._leave(trainer)
-
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         """End within a validation."""
-        self._leave(trainer)
+        if self.due(trainer):
+            self.leave(trainer)
 
-    def _leave(self, trainer: pl.Trainer) -> None:
-        if (signum := self._noted.signum) is None:
-            return
+    def due(self, trainer: pl.Trainer) -> bool:
+        """Whether a signal came."""
+        return self._noted.signum is not None
+
+    def leave(self, trainer: pl.Trainer) -> NoReturn:
+        """Raise `SignalledError`."""
+        signum = self._noted.signum
+        assert signum is not None
         there = (
             f"it goes on from {self.checkpoint} with --resume"
             if self.checkpoint.exists()
