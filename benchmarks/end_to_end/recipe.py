@@ -29,6 +29,8 @@ CONFIG = "configs/paper_nuclei_small.yaml"
 RECIPE = "the recipe"
 CHANGES: dict[str, tuple[str, ...]] = {
     RECIPE: (),
+    "another seed": ("train.seed=1",),
+    "a third seed": ("train.seed=2",),
     "weights not averaged": ("train.ema=null",),
     "each image once an epoch": ("data.sample_power=0",),
     "slivers at a crop's border stay objects": ("data.min_area=1",),

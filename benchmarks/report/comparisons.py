@@ -89,11 +89,17 @@ def judgements(result: dict[str, Any]) -> Iterator[tuple[str, list[float], list[
     """The pairs to compare: (what was added, system without it, system with it)."""
     systems = result["summary"]["systems"]
     form = form_of(result["config"]["model"])
-    for what, first, second in (
-        ("Coordinates", NO_COORDS, SOLO),
-        (f"Attention ({form}) beside coordinates", SOLO, ATTENTION),
-        *((f"{name} in place of {form}", ATTENTION, name) for name in systems if name not in SYSTEMS),
-    ):
+    named = {
+        SOLO: ("Coordinates", NO_COORDS),
+        ATTENTION: (f"Attention ({form}) beside coordinates", SOLO),
+        "SOLOv2": ("SOLOv2 in place of SOLO", SOLO),
+        "SOLOv2, attention": (f"Attention ({form}) in SOLOv2", "SOLOv2"),
+        f"{ATTENTION}, float32": ("float32 in place of bfloat16", ATTENTION),
+    }
+    forms = {
+        name: (f"{name} in place of {form}", ATTENTION) for name in systems if name not in {*SYSTEMS, *named}
+    }
+    for second, (what, first) in {**named, **forms}.items():
         if first in systems and second in systems:
             yield what, seeds_of(result, first), seeds_of(result, second)
 

@@ -128,8 +128,9 @@ def recipe() -> str:
     missed = sum(errors["missed_by_reason"].values())
     return (
         f"{table(['changed', 'steps', 'dice loss', 'AP', 'AP50', 'minutes'], rows)}\n\n"
-        f"`{found['config']}`, on the {found['images']} validation images that are one tile, one seed each: "
-        f"differences of a point or two say nothing. {measured_on(found['environment'])}\n\n"
+        f"`{found['config']}`, on the {found['images']} validation images that are one tile. The first rows "
+        "tell what the seed alone changes; every other row is of one seed. "
+        f"{measured_on(found['environment'])}\n\n"
         f"Where the recipe itself fails on these images (`solo-attn eval --errors`): of "
         f"{errors['objects']:,} objects {missed:,} are missed at IoU 0.5: {lost}. Instances that match no "
         f"object: {false}. {parts}."

@@ -21,6 +21,8 @@ from solo_attn.training import (
     compare,
     demo,
     demo_config,
+    differences,
+    load_config,
     override,
     read_systems,
     system_config,
@@ -308,3 +310,17 @@ def test_systems_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conf
         file.write_text(text)
         with pytest.raises(ConfigError, match="expected"):
             read_systems(file)
+
+
+def test_the_systems_of_the_repository() -> None:
+    """Files of `configs/systems` fit the configuration of their name, and name systems as `--forms` does."""
+    configs = Path(__file__).parents[2] / "configs"
+    files = sorted((configs / "systems").glob("*.yaml"))
+    assert files
+    for file in files:
+        base = load_config(configs / f"paper_{file.stem}_small.yaml")
+        systems = read_systems(file)
+        made = {name: compare_file._named(base, name, changed, 3) for name, changed in systems.items()}
+        assert len({repr(config) for config in made.values()}) == len(made)
+        for name in systems_of(base, forms=True):
+            assert not differences(made[name], system_config(base, name, 3))
