@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
-from ..ops import dice_loss
-from .heads import Head, HeadResult
+from ..ops import MaskFactors, dice_loss
+from .heads import CellMasks, Head, HeadResult
 from .targets import LevelTargets
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
@@ -50,8 +50,25 @@ def mask_loss(
     start = result.features[0].new_zeros((), dtype=parameters[0].dtype)
     total = sum((p.sum() * 0 for p in parameters), start=start)
     positives = sum(level.positives for level in targets)
-    for k, level in enumerate(targets):
-        if len(level.cells):
-            cells = head.cell_masks(result, k, level.cells)
-            total = total + dice_loss(cells.coarse_logits, cells.attention, level.masks, DICE_EPS).sum()
+    parts = [
+        (head.cell_masks(result, k, level.cells), level.masks)
+        for k, level in enumerate(targets)
+        if len(level.cells)
+    ]
+    for cells, truth in _joined(parts):
+        total = total + dice_loss(cells.coarse_logits, cells.attention, truth, DICE_EPS).sum()
     return weight * total / max(positives, 1)
+
+
+def _joined(parts: list[tuple[CellMasks, Tensor]]) -> list[tuple[CellMasks, Tensor]]:
+    """Levels whose masks are products with the same features as one, so that these are read once."""
+    levels = [cells.coarse_logits for cells, _ in parts if cells.attention is None]
+    factors = [level for level in levels if isinstance(level, MaskFactors)]
+    if len(factors) < max(len(parts), 1) or len({id(level.features) for level in factors}) > 1:
+        return parts
+    joined = MaskFactors(
+        torch.cat([level.kernels for level in factors]),
+        factors[0].features,
+        torch.cat([level.images for level in factors]),
+    )
+    return [(CellMasks(joined, None, parts[0][0].size), torch.cat([truth for _, truth in parts]))]

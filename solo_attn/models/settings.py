@@ -20,18 +20,20 @@ Share = Annotated[Number, Ge(0), Le(1)]
 Percent = Annotated[Number, Ge(0), Le(100)]
 GROUPS = 32  # of GroupNorm
 
+_PUBLISHED: dict[str, Any] = {"coords": "inclusive", "attention": None}
 OF_HEADS: dict[str, dict[str, Any]] = {
     "solo": {},
-    "decoupled": {"attention": None},
+    "decoupled": {**_PUBLISHED},
     "decoupled_light": {
-        "attention": None,
+        **_PUBLISHED,
         "num_convs": 4,
         "scale_ranges": ((1, 64), (32, 128), (64, 256), (128, 512), (256, 2048)),
         "min_size": 512,
         "max_size": 852,
     },
-    "solov2": {"head_channels": 512, "num_convs": 4},
+    "solov2": {**_PUBLISHED, "head_channels": 512, "num_convs": 4},
     "solov2_light": {
+        **_PUBLISHED,
         "num_convs": 2,
         "kernel_channels": 128,
         "scale_ranges": ((1, 56), (28, 112), (56, 224), (112, 448), (224, 896)),
@@ -47,7 +49,7 @@ class HeadSettings(Settings):
 
     head: Literal["solo", "decoupled", "decoupled_light", "solov2", "solov2_light"] = "solo"
     """Which head (docs/heads.md). What is not set beside it is as that head was published: other channels,
-    convolutions, scale ranges and image sizes than SOLO's."""
+    convolutions, scale ranges and image sizes than SOLO's, other coordinates, and no attention."""
     head_channels: Positive = 256
     """Channels of the towers, a multiple of 32 (GroupNorm)."""
     num_convs: Positive = 7

@@ -8,11 +8,20 @@ from small_solo import SETTINGS, batch
 from torch import nn
 
 from solo_attn import dice_loss, upsample_add
-from solo_attn.models import HeadSettings, ModelInfo, ModelSettings, build_solo, load_model, save_model
+from solo_attn.models import (
+    HeadSettings,
+    ModelInfo,
+    ModelSettings,
+    build_solo,
+    load_model,
+    losses,
+    save_model,
+)
 from solo_attn.models.heads import DecoupledHead, SOLOHead, SOLOv2Head, build_head
 from solo_attn.models.heads.decoupled import product_logit
 from solo_attn.models.layers import DeformConv
 from solo_attn.models.settings import OF_HEADS
+from solo_attn.models.targets import LevelTargets
 
 NEW = [kind for kind in OF_HEADS if kind != "solo"]
 SIZES = ((16, 24), (8, 12), (4, 6), (2, 3), (1, 2))
@@ -51,8 +60,8 @@ def every_probability(head, result, level, compared_at=None):
 
 def axes_of(head, features, level):
     width, height = features.shape[3], features.shape[2]
-    x = (-1 + 2 * torch.arange(width).double() / width).expand(2, 1, height, width)
-    y = (-1 + 2 * torch.arange(height).double() / height)[:, None].expand(2, 1, height, width)
+    x = torch.linspace(-1, 1, width).double().expand(2, 1, height, width)
+    y = torch.linspace(-1, 1, height).double()[:, None].expand(2, 1, height, width)
     outputs = [head.column_outputs[level], head.row_outputs[level]]
     if "mask_tower" in dict(head.named_children()):
         return outputs, [head.mask_tower(torch.cat([features, x, y], dim=1))] * 2
@@ -64,7 +73,7 @@ def axes_of(head, features, level):
 
 def gradients(head, loss):
     wanted = head.mask_parameters()
-    return torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+    return torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True, materialize_grads=True)
 
 
 @pytest.mark.parametrize("kind", ["decoupled", "decoupled_light"])
@@ -145,7 +154,7 @@ def test_solov2_masks_of_chosen_cells_are_those_of_all(form):
 
 
 def test_solov2_makes_its_features_once_and_kernels_where_cells_are():
-    head = small_head("solov2_light", attention=None)
+    head = small_head("solov2_light")
     made, kernels = [], []
     head.mask_features.register_forward_hook(lambda module, args, out: made.append(out))
     head.kernel_tower.register_forward_pre_hook(lambda module, args: kernels.append(tuple(args[0].shape)))
@@ -175,15 +184,41 @@ def test_in_solov2_a_cell_learns_the_masks_of_both_objects():
         assert len(cells) == 2 * len(cells.unique(dim=0))
 
 
+@pytest.mark.parametrize("attention", [None, "gated"])
+def test_solov2_levels_learn_by_one_dice_loss(attention, monkeypatch):
+    """Features that all levels share are read once where no attention sets levels apart."""
+    head = small_head("solov2", attention=attention)
+    result = head(pyramid_of())
+    empty = torch.empty(0, 2, dtype=torch.int64)
+    targets = [
+        LevelTargets(torch.full((2, side, side), -1), cells, torch.rand(len(cells), 16, 24) > 0.5)
+        for side, cells in zip(head.num_grids, [CELLS, empty, CELLS[:3], CELLS[1:2], empty], strict=True)
+    ]
+    expected = sum(
+        dice_loss(masks.coarse_logits, masks.attention, level.masks, 1e-3).sum()
+        for k, level in enumerate(targets)
+        if len(level.cells)
+        for masks in [head.cell_masks(result, k, level.cells)]
+    )
+    expected = expected * 2.0 / 9
+    calls = []
+    monkeypatch.setattr(losses, "dice_loss", lambda *args: calls.append(len(args[2])) or dice_loss(*args))
+    found = losses.mask_loss(head, result, targets, 2.0)
+    assert calls == ([9] if attention is None else [5, 3, 1])
+    torch.testing.assert_close(found, expected)
+    for a, b in zip(gradients(head, found), gradients(head, expected), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("kind", OF_HEADS)
 def test_a_head_of_each_kind_learns_predicts_and_is_kept(kind, tmp_path):
     torch.manual_seed(0)
     sizes = {"kernel_channels": 32, "feature_channels": 32, "deformable": "last"}
     model = build_solo(3, head=kind, **{**SETTINGS, **sizes})
     images, targets = batch()
-    losses = model.train()(images, targets)
-    sum(losses.values()).backward()
-    assert all(bool(loss.isfinite()) for loss in losses.values())
+    found = model.train()(images, targets)
+    sum(found.values()).backward()
+    assert all(bool(loss.isfinite()) for loss in found.values())
     without = {name for name, p in model.named_parameters() if p.grad is None}
     assert without == set()
     head = model.eval().head
@@ -211,7 +246,8 @@ def test_what_is_not_set_is_as_the_head_was_published():
     assert (light.num_convs, light.head_channels, light.kernel_channels, light.max_size) == (2, 256, 128, 768)
     assert ModelSettings(head="solov2").head_channels == 512
     assert ModelSettings(head="solov2", head_channels=64).head_channels == 64
-    assert ModelSettings(head="decoupled").attention is None
+    for kind in NEW:
+        assert (ModelSettings(head=kind).attention, ModelSettings(head=kind).coords) == (None, "inclusive")
     assert ModelSettings(**ModelSettings(head="decoupled_light").as_dict()).scale_ranges[0] == (1, 64)
     assert ModelSettings().as_dict() == ModelSettings(head="solo").as_dict()
 
