@@ -1,4 +1,4 @@
-"""How fast SOLOv2's masks are beside mmdetection 3.3.0: make bench-peers."""
+"""How fast SOLOv2 is beside mmdetection 3.3.0, the whole head and its masks alone: make bench-peers."""
 
 from functools import partial
 
@@ -6,31 +6,57 @@ import pytest
 
 from solo_attn.bench import agree
 
+from . import mmdet_heads as heads
 from . import mmdet_solov2 as solov2
 from .bench_mmdet import OURS, THEIRS
 from .loading import need
-from .mmdet_heads import OBJECTS, objects, predictions_agree
 
 
 @pytest.fixture(scope="module")
-def head():
+def pair():
     need("mmdet.models.dense_heads")
-    return solov2.their_head().eval()
+    return solov2.same_weights()
 
 
-def test_mmdet_solov2_predict(race, head):
+def test_mmdet_solov2_predict(race, pair):
+    theirs, ours = pair
+    features = heads.pyramid()
+    heads.set_candidates(theirs, ours, features)
+    contenders = {
+        OURS: partial(heads.predict_ours, ours.eval(), features),
+        THEIRS: partial(heads.predict_theirs, theirs, features),
+    }
+    heads.predictions_agree(*(run() for run in contenders.values()))
+    race(contenders, op="head of SOLOv2", what=f"{heads.CANDIDATES} candidates")
+
+
+def test_mmdet_solov2_train(race, pair):
+    theirs, ours = pair
+    features = [x.requires_grad_() for x in heads.pyramid()]
+    instances, target = heads.objects()
+    contenders = {
+        OURS: partial(heads.train_ours, ours, features, target),
+        THEIRS: partial(heads.train_theirs, theirs, features, instances),
+    }
+    agree(*(run() for run in contenders.values()))
+    race(contenders, op="head of SOLOv2", what=f"forward, targets, loss, backward, {heads.OBJECTS} objects")
+
+
+def test_mmdet_solov2_predict_masks(race, pair):
+    head = pair[0].eval()
     kernels, scores, features = solov2.outputs()
     contenders = {
         OURS: partial(solov2.predict_ours, kernels, scores, features),
         THEIRS: partial(solov2.predict_theirs, head, kernels, scores, features),
     }
-    predictions_agree(*(run() for run in contenders.values()))
+    heads.predictions_agree(*(run() for run in contenders.values()))
     race(contenders, op="masks of kernels and features", what=f"{solov2.CANDIDATES} candidates")
 
 
-def test_mmdet_solov2_train(race, head):
+def test_mmdet_solov2_train_masks(race, pair):
+    head = pair[0]
     _, _, features = solov2.outputs()
-    kernels, masks = solov2.pairs(head, objects()[0])
+    kernels, masks = solov2.pairs(head, heads.objects()[0])
     features.requires_grad_()
     contenders = {
         OURS: partial(solov2.train_ours, kernels, masks, features),
@@ -38,5 +64,5 @@ def test_mmdet_solov2_train(race, head):
     }
     agree(*(run() for run in contenders.values()))
     pairs = sum(map(len, masks))
-    what = f"dice loss and both gradients, {OBJECTS} objects, {pairs} pairs"
+    what = f"dice loss and both gradients, {heads.OBJECTS} objects, {pairs} pairs"
     race(contenders, op="masks of kernels and features", what=what)

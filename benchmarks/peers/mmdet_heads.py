@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from solo_attn.bench import agree
+from solo_attn.interop.mmdet.weights import own_name
 from solo_attn.models import ModelSettings, SOLOHead
+from solo_attn.models.heads import Head
 from solo_attn.models.inference import boxes_of, points_nms, predict
 from solo_attn.models.losses import category_loss, mask_loss
 from solo_attn.models.targets import BACKGROUND, MASK_STRIDES, assign
@@ -34,7 +36,7 @@ def pyramid(levels: tuple[int, ...] = (0, 1, 2, 3, 4)) -> list[Tensor]:
     return maps
 
 
-def same_weights() -> tuple[Any, SOLOHead]:
+def same_weights() -> tuple[Any, Head]:
     """Their head and ours, with masks and candidates like a trained head's: see `set_candidates`."""
     torch.manual_seed(0)
     ours = SOLOHead(NUM_CLASSES, coords="inclusive", attention=None)
@@ -75,20 +77,15 @@ def same_weights() -> tuple[Any, SOLOHead]:
     return theirs, ours
 
 
-def copy_weights(ours: SOLOHead, theirs: Any) -> None:
-    """Copy the weights of ours to theirs; both have their parameters in the same order within each part."""
-    for source, target in (
-        (ours.mask_tower, theirs.mask_convs),
-        (ours.category_tower, theirs.cls_convs),
-        (ours.mask_outputs, theirs.conv_mask_list),
-        (ours.category_output, theirs.conv_cls),
-    ):
-        for mine, their in zip(source.parameters(), target.parameters(), strict=True):
-            their.data.copy_(mine.data)
+def copy_weights(ours: Head, theirs: Any) -> None:
+    """Copy the weights of ours to theirs, by the names that checkpoints are converted by."""
+    own = ours.state_dict()
+    names = {name: own_name(f"mask_head.{name}").removeprefix("head.") for name in theirs.state_dict()}
+    theirs.load_state_dict({name: own[mine] for name, mine in names.items()})
 
 
 @torch.no_grad()
-def set_candidates(theirs: Any, ours: SOLOHead, features: list[Tensor], count: int = CANDIDATES) -> None:
+def set_candidates(theirs: Any, ours: Head, features: list[Tensor], count: int = CANDIDATES) -> None:
     """Shift the category scores so that exactly ``count`` are above the threshold."""
     logits = ours(features).category_logits
     found = torch.cat([points_nms(x.double().sigmoid()).flatten() for x in logits])
@@ -128,7 +125,7 @@ def predict_theirs(head: Any, features: list[Tensor]) -> Any:
 
 
 @torch.no_grad()
-def predict_ours(head: SOLOHead, features: list[Tensor]) -> Any:
+def predict_ours(head: Head, features: list[Tensor]) -> Any:
     """The same by our head."""
     found = predict(head, head(features), [IMAGE], [ORIGINAL], OPTIONS)[0]
     return found["scores"], found["labels"], found["masks"]
@@ -150,10 +147,17 @@ def train_theirs(head: Any, features: list[Tensor], instances: Any) -> list[Tens
     return _step(head, features, [losses["loss_cls"], losses["loss_mask"]])
 
 
-def train_ours(head: SOLOHead, features: list[Tensor], target: dict[str, Tensor]) -> list[Tensor]:
+def train_ours(head: Head, features: list[Tensor], target: dict[str, Tensor]) -> list[Tensor]:
     """The same by our head."""
     result = head(features)
-    assigned = assign([target], SIZE, head.num_grids, OPTIONS.scale_ranges)
+    assigned = assign(
+        [target],
+        SIZE,
+        head.num_grids,
+        OPTIONS.scale_ranges,
+        head.mask_strides,
+        shared_cells=head.shared_cells,
+    )
     losses = [category_loss(result.category_logits, assigned), mask_loss(head, result, assigned, 3.0)]
     return _step(head, features, losses)
 

@@ -1,7 +1,7 @@
-"""mmdetection's SOLOv2 head beside our ops, from the head's outputs on.
+"""mmdetection's SOLOv2 head beside ours: the whole head, and its masks alone, from its outputs on.
 
-Both are given the same kernels, features and scores. What a head computes before, the same convolutions for
-both, is left out: ratios are of masks alone. At 800 x 1344, E = 256, h x w = 200 x 336:
+Of the masks alone both are given the same kernels, features and scores. At 800 x 1344, E = 256 and h x w
+200 x 336:
 
 - prediction, 200 candidates: 6.9 GFLOP for the product, 69 MB of features read, 1.7 MB of bits written; then
   the kept masks, 100 at most, 3.4 GFLOP and 60 MB of bool at 600 x 1000;
@@ -19,9 +19,10 @@ from torch import Tensor
 from solo_attn import MaskFactors, dice_loss, mask_bits, matrix_nms, paste_masks
 from solo_attn.bench import inputs
 from solo_attn.models import ModelSettings
+from solo_attn.models.heads import SOLOv2Head
 
 from .loading import peer
-from .mmdet_heads import IMAGE, META, NUM_CLASSES, ORIGINAL, SIZE
+from .mmdet_heads import IMAGE, META, NUM_CLASSES, ORIGINAL, SIZE, copy_weights
 
 OPTIONS = ModelSettings()
 GRIDS = OPTIONS.num_grids
@@ -67,6 +68,18 @@ def their_head() -> Any:
             max_per_img=OPTIONS.max_detections,
         ),
     )
+
+
+def same_weights() -> tuple[Any, SOLOv2Head]:
+    """Their head and ours, with masks like a trained head's; candidates by `mmdet_heads.set_candidates`."""
+    torch.manual_seed(0)
+    ours = SOLOv2Head(NUM_CLASSES)
+    theirs = their_head()
+    with torch.no_grad():
+        ours.category_output.weight.mul_(5)
+        ours.kernel_output.weight.mul_(5)
+    copy_weights(ours, theirs)
+    return theirs, ours
 
 
 def outputs() -> tuple[Tensor, Tensor, Tensor]:

@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping
 from solo_attn.evaluation import learning_curve
 
 from .. import ROOT
-from . import data_page, install_page, readme, results_page, speed, stored, training_page
+from . import data_page, heads_page, install_page, readme, results_page, speed, stored, training_page
 from .pictures import draw_found
 from .stored import IMAGES
 
 PAGES: dict[str, Mapping[str, Callable[[], str]]] = {
     "README.md": readme.BLOCKS,
     "docs/data.md": data_page.BLOCKS,
+    "docs/heads.md": heads_page.BLOCKS,
     "docs/install.md": install_page.BLOCKS,
     "docs/results.md": results_page.BLOCKS,
     "docs/training.md": training_page.BLOCKS,

@@ -49,10 +49,21 @@ COMPARISONS = (
     Comparison("attention residual in place, 1600 maps 168 x 336", "attention_residual_inplace", COMPILED),
     Comparison("head and prediction, 200 candidates on 3 levels", "mmdet_predict[three]", THEIRS),
     Comparison("head and a training step, 12 objects", "mmdet_train", THEIRS),
+    Comparison("SOLOv2: head and prediction, 200 candidates", "mmdet_solov2_predict", THEIRS),
+    Comparison("SOLOv2: its masks alone", "mmdet_solov2_predict_masks", THEIRS),
+    Comparison("SOLOv2: head and a training step, 12 objects", "mmdet_solov2_train", THEIRS),
+    Comparison("SOLOv2: its masks alone, with gradients", "mmdet_solov2_train_masks", THEIRS),
     Comparison("100 masks to COCO RLE at 1024 x 2048", "paste_masks_rle", PLAIN),
     Comparison("training targets of one image, 12 objects", "mmdet_targets", THEIRS),
 )
-OF_MEMORY = ("mmdet_predict[three]", "mmdet_train")  # of these also the peak of both
+OF_MEMORY = (
+    "mmdet_predict[three]",
+    "mmdet_train",
+    "mmdet_solov2_predict",
+    "mmdet_solov2_predict_masks",
+    "mmdet_solov2_train",
+    "mmdet_solov2_train_masks",
+)  # of these also the peak of both
 
 
 def benchmarks(stored: Stored) -> dict[str, Any]:

@@ -20,10 +20,21 @@ LEAST = {
     ("attention_residual_inplace", COMPILED): 5,
     ("mmdet_predict[three]", speed.THEIRS): 1.5,
     ("mmdet_train", speed.THEIRS): 1.4,
+    ("mmdet_solov2_predict", speed.THEIRS): 1,
+    ("mmdet_solov2_predict_masks", speed.THEIRS): 1.5,
+    ("mmdet_solov2_train", speed.THEIRS): 1,
+    ("mmdet_solov2_train_masks", speed.THEIRS): 1.5,
     ("paste_masks_rle", PLAIN): 10,
     ("mmdet_targets", speed.THEIRS): 5,
 }
-MOST = {"mmdet_predict[three]": 1 / 3, "mmdet_train": 1 / 2}
+MOST = {
+    "mmdet_predict[three]": 1 / 3,
+    "mmdet_train": 1 / 2,
+    "mmdet_solov2_predict": 1,
+    "mmdet_solov2_predict_masks": 1 / 3,
+    "mmdet_solov2_train": 1,
+    "mmdet_solov2_train_masks": 1 / 3,
+}
 
 
 def entry(direction: str = "forward", **seconds: float) -> dict[str, Any]:

@@ -17,7 +17,7 @@ need("mmdet")
 from mmdet_models import CLASSES, config, detector, save  # noqa: E402
 
 from solo_attn.interop.mmdet import convert_checkpoint  # noqa: E402
-from solo_attn.interop.mmdet.weights import _rename  # noqa: E402
+from solo_attn.interop.mmdet.weights import own_name  # noqa: E402
 from solo_attn.models.checkpoint import read_checkpoint  # noqa: E402
 from solo_attn.training import Config, train  # noqa: E402
 
@@ -60,7 +60,7 @@ def test_a_published_model_learns_other_classes_sooner_than_from_scratch(tmp_pat
     train(first, tmp_path / "trained")
     weights, info = read_checkpoint(tmp_path / "trained" / "last.ckpt")
     assert set(info.class_names) == set(CLASSES)
-    named = {name: weights.get(_rename(name), x) for name, x in model.state_dict().items()}
+    named = {name: weights.get(own_name(name), x) for name, x in model.state_dict().items()}
     published = save(model, settings, tmp_path / "published.pth", state_dict=named)
 
     mine = of_converted(tmp_path / "mine", STEPS)

@@ -116,7 +116,7 @@ def translate(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], bgr
     """
     # Counters of training batches say nothing here; frozen statistics have none.
     given = {name: x for name, x in weights.items() if not name.endswith(".num_batches_tracked")}
-    renamed = {_rename(name): name for name in given}
+    renamed = {own_name(name): name for name in given}
     missing = [name for name in expected if name not in renamed]
     unknown = [name for ours, name in renamed.items() if ours not in expected]
     if missing:
@@ -134,7 +134,8 @@ def translate(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], bgr
     return found
 
 
-def _rename(name: str) -> str:
+def own_name(name: str) -> str:
+    """This library's name of a parameter of mmdetection's; others stay as they are."""
     if match := re.match(r"backbone\.(.+)", name):
         return f"backbone.body.{match[1]}"
     if match := re.match(r"neck\.(lateral|fpn)_convs\.(\d+)\.conv\.(.+)", name):
