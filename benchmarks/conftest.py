@@ -16,14 +16,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from solo_attn.bench import FLOOR, Case, Race, backward, environment, forward, peak_memory
+from solo_attn.bench import (
+    FLOOR,
+    Case,
+    Race,
+    backward,
+    environment,
+    forward,
+    peak_memory,
+    run_until_steady,
+    wait_until_quiet,
+)
 from solo_attn.bench.cases import MASK_SIZE, MASKS
 from solo_attn.bench.timing import Contender
 
 from . import ROOT
 
 THREADS = 2
-SECONDS = 4.0  # of the rounds of one benchmark, of which there are at least three
+SECONDS = 2.0  # of a batch of rounds, of which there is at least one; a race has three batches or more
 
 POOL = ROOT.parent / "shared" / "data" / "yolact_pool" / "pool_A.json.gz"
 
@@ -86,10 +96,15 @@ def race(benchmark: Any, device: str, quick: bool) -> Callable[..., None]:
             peaks = {name: peak_memory(f, device) for name, f in contenders.items() if name != FLOOR}
             memory = {name: peak for name, peak in peaks.items() if peak is not None}
         found = Race(contenders, device)
-        rounds = 1 if quick else found.affordable(SECONDS)
-        benchmark.pedantic(found.round, rounds=rounds, iterations=1)
+        about: dict[str, Any] = {"ours": next(iter(contenders)), "memory": dict(memory)}
+        if quick:
+            benchmark.pedantic(found.round)
+        else:
+            about["busy"] = wait_until_quiet().busy
+            rounds = found.affordable(SECONDS, least=1)
+            about["spread"] = benchmark.pedantic(run_until_steady, args=(found, rounds))
         times = {name: times.as_dict() for name, times in found.times().items()}
-        benchmark.extra_info.update(said, ours=next(iter(contenders)), seconds=times, memory=dict(memory))
+        benchmark.extra_info.update(said, seconds=times, **about)
 
     return run
 

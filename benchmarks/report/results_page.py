@@ -60,7 +60,7 @@ def beside_others() -> str:
     return (
         f"{speed.speed_table(stored.kept)}\n\n{remarks}"
         f"{plot if stored.kept('ops') else 'The ops have not been measured yet.'}\n\n"
-        f"{speed.HOW} Measured: {measured_where()}."
+        f"{speed.HOW} {speed.how_quiet(stored.kept)} Measured: {measured_where()}."
     )
 
 

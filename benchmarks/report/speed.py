@@ -15,6 +15,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from solo_attn.bench import COMPILED, FLOOR, PLAIN
+from solo_attn.bench.quiet import STEADY
 
 Stored = Callable[[str], Any]
 REFERENCE = "reference"
@@ -162,6 +163,23 @@ def op_table(stored: Stored) -> str:
         ratio = "–" if math.isnan(above) else f"{above:.1f}"
         lines.append(f"| {' | '.join([entry['op'], case, *cells, ratio, *memory])} |")
     return "\n".join(lines)
+
+
+def how_quiet(stored: Stored) -> str:
+    """What else the machine did before each race, and the races whose medians did not stand still."""
+    found = {name: entry for name, entry in benchmarks(stored).items() if entry.get("spread") is not None}
+    if not found:
+        return "How quiet the machine was is not stored with these."
+    busy = max(entry["busy"] or 0.0 for entry in found.values())
+    moving = [
+        f"{name.replace('_', ' ')} {entry['spread']:.0%}"
+        for name, entry in found.items()
+        if entry["spread"] > STEADY
+    ]
+    told = f"Other work kept at most {busy:.1f} cores busy in the second before each race. "
+    if not moving:
+        return f"{told}The medians of the last three batches of each race agree to {STEADY:.0%}."
+    return f"{told}The medians of the last three batches agree to {STEADY:.0%} but for {', '.join(moving)}."
 
 
 def memory_line(stored: Stored) -> str:

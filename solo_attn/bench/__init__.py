@@ -4,6 +4,7 @@ from .._utils.environment import environment
 from .case import Case, agree
 from .cases import CASES
 from .contenders import COMPILED, FLOOR, PLAIN, backends, backward, forward
+from .quiet import Quiet, run_until_steady, wait_until_quiet
 from .timing import Race, Times, peak_memory
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "FLOOR",
     "PLAIN",
     "Case",
+    "Quiet",
     "Race",
     "Times",
     "agree",
@@ -20,4 +22,6 @@ __all__ = [
     "environment",
     "forward",
     "peak_memory",
+    "run_until_steady",
+    "wait_until_quiet",
 ]

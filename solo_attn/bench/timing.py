@@ -62,6 +62,7 @@ class Race:
         self._cuda = torch.device(device).type == "cuda"
         self._seconds: dict[str, list[float]] = {name: [] for name in contenders}
         self._first: dict[str, float] = {}  # what a run takes, about
+        self._batched = dict.fromkeys(contenders, 0)  # runs that were in a batch
         for name, run in self._contenders.items():
             first = self._time(run)
             self._first[name] = first if first > 10 * _SHORT else self._time(run)
@@ -80,6 +81,12 @@ class Race:
     def times(self) -> dict[str, Times]:
         """The times of every contender, after at least one round."""
         return {name: Times.of(seconds) for name, seconds in self._seconds.items()}
+
+    def take_batch(self) -> dict[str, list[float]]:
+        """The seconds of every contender's runs since this was last asked for."""
+        found = {name: seconds[self._batched[name] :] for name, seconds in self._seconds.items()}
+        self._batched = {name: len(seconds) for name, seconds in self._seconds.items()}
+        return found
 
     def _in_a_row(self, name: str) -> int:
         return 1 + _IN_A_ROW * (self._first[name] < _SHORT)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
 import torch
 
-from solo_attn.bench import Race, Times, peak_memory, timing
+from solo_attn.bench import Race, Times, peak_memory, quiet, run_until_steady, timing, wait_until_quiet
 
 
 def test_contenders_take_turns(monkeypatch):
@@ -51,6 +52,67 @@ def test_rounds_that_fit(monkeypatch):
     assert race.affordable(0.0) == 3
     assert race.affordable(0.0, least=1) == 1
     assert race.affordable(1e9, most=7) == 7
+
+
+class FakeRace:
+    """Batches of given medians, for one contender."""
+
+    def __init__(self, medians):
+        self.medians, self.rounds = iter(medians), 0
+
+    def round(self):
+        self.rounds += 1
+
+    def take_batch(self):
+        return {"ours": [next(self.medians)], "theirs": [1.0]}
+
+
+def test_a_race_goes_on_until_its_medians_stand_still():
+    race = FakeRace([2.0, 1.0, 1.0, 1.02, 9.0])
+    assert run_until_steady(race, rounds=5) == pytest.approx(0.02)
+    assert race.rounds == 20
+    race = FakeRace([1.0, 2.0] * 4)
+    assert run_until_steady(race, rounds=1) == pytest.approx(0.5)  # it says that it is not steady
+    assert race.rounds == 8
+
+
+def test_a_batch_is_what_came_since_the_last():
+    race = Race({"a": lambda: time.sleep(0.03)})
+    race.round()
+    assert len(race.take_batch()["a"]) == 1
+    for _ in range(2):
+        race.round()
+    assert len(race.take_batch()["a"]) == 2
+    assert race.times()["a"].runs == 3
+
+
+def test_waiting_for_a_quiet_machine(monkeypatch):
+    found = iter([1.5, 0.8, 0.1, 0.0])
+    monkeypatch.setattr(quiet, "busy_cores", lambda: next(found))
+    assert wait_until_quiet().busy == 0.1
+    monkeypatch.setattr(quiet, "busy_cores", lambda: 2.0)
+    assert wait_until_quiet(most=0.0).busy == 2.0  # it gave up, and says so
+    monkeypatch.setattr(quiet, "busy_cores", lambda: None)
+    assert wait_until_quiet() == quiet.Quiet(None, 0.0)
+
+
+def test_this_process_counts_as_busy():
+    found = quiet.busy_cores(0.05)
+    if found is None:
+        pytest.skip("only Linux says how busy it is")
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            sum(range(1000))
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        assert quiet.busy_cores(0.5) > 0.2
+    finally:
+        stop.set()
+        worker.join()
 
 
 def test_an_error_is_not_a_time():

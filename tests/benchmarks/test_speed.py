@@ -106,6 +106,18 @@ def test_the_block_follows_the_results(results: dict[str, Any], monkeypatch: pyt
     assert results_page.beside_others() != text
 
 
+def test_how_quiet_it_was_is_said(results: dict[str, Any]) -> None:
+    assert speed.how_quiet(results.__getitem__) == "How quiet the machine was is not stored with these."
+    for half in results.values():
+        for found in half["benchmarks"].values():
+            found |= {"busy": 0.1, "spread": 0.01}
+    assert speed.how_quiet(results.__getitem__).endswith("of each race agree to 5%.")
+    results["mmdet"]["benchmarks"]["mmdet_train"] |= {"busy": 0.72, "spread": 0.08}
+    text = speed.how_quiet(results.__getitem__)
+    assert "at most 0.7 cores" in text
+    assert text.endswith("agree to 5% but for mmdet train 8%.")
+
+
 def test_the_same_results_draw_the_same_plot(results: dict[str, Any], tmp_path: Path) -> None:
     for name in ("a.svg", "b.svg"):
         speed.plot(results.__getitem__, tmp_path / name)
