@@ -17,6 +17,7 @@
 #include "../common/bilinear_rows.h"
 #include "../common/check.h"
 #include "../common/dtypes.h"
+#include "../common/fresh.h"
 #include "../common/gemm.h"
 #include "../common/parallel.h"
 #include "../grid_attention/grid_attention_cpu.h"
@@ -124,7 +125,7 @@ void add(const Tensor& logits, const Tensor& grid_features, double scale, Tensor
 
 Tensor attention_residual_cpu(const Tensor& mask_logits, const Tensor& grid_features, double scale, bool) {
   check_arguments("mask_logits", mask_logits, grid_features);
-  Tensor out = torch::stable::new_empty(mask_logits, mask_logits.sizes());
+  Tensor out = fresh(mask_logits, mask_logits.sizes());
   add(torch::stable::contiguous(mask_logits), grid_features, scale, out);
   return out;
 }
@@ -140,7 +141,7 @@ Tensor attention_residual_bwd_cpu(const Tensor& grad, const Tensor& grid_feature
                features = torch::stable::contiguous(grid_features);
   const Sizes size = sizes(upstream, features);
   const int64_t cells = size.cells();
-  Tensor out = torch::stable::new_empty(features, features.sizes());
+  Tensor out = fresh(features, features.sizes());
   dispatch_float("attention_residual", features.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = accumulator_t<S>;

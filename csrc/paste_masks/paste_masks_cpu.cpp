@@ -23,6 +23,7 @@
 #include "../common/cells.h"
 #include "../common/describe.h"
 #include "../common/dtypes.h"
+#include "../common/fresh.h"
 #include "../common/parallel.h"
 #include "../common/probability.h"
 #include "paste_masks.h"
@@ -247,8 +248,7 @@ Tensor paste_masks_cpu(const Tensor& coarse, const std::optional<Tensor>& attent
                        Size image_size, Size original_size, double threshold) {
   const Sizes s{size, out_size, image_size, original_size};
   check_arguments(coarse, attention, s);
-  Tensor masks = torch::stable::new_empty(coarse, {coarse.size(0), original_size[0], original_size[1]},
-                                          ScalarType::Bool);
+  Tensor masks = fresh(coarse, {coarse.size(0), original_size[0], original_size[1]}, ScalarType::Bool);
   bool* out = static_cast<bool*>(masks.mutable_data_ptr());
   const int64_t pixels = original_size[0] * original_size[1];
   dispatch_float("paste_masks", coarse.scalar_type(), [&](auto tag) {
