@@ -1,4 +1,4 @@
-"""What keeps an image file from being the one that is annotated, found by its header."""
+"""Why an image file cannot be the annotated one, found from its header."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .pictures import annotated_fault, open_picture, warn_of_frames
 
 
 def file_fault(path: Path, entry: dict[str, Any], decode: bool, percentiles: Percentiles) -> str | None:
-    """What keeps a file from being an entry of COCO's ``images``, or None.
+    """Why a file does not match its entry in COCO's ``images``, or None.
 
     Args:
         path: of the file.

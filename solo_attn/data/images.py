@@ -23,10 +23,10 @@ UNREADABLE = (Exception,)
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif", ".jp2", ".avif"
 )  # fmt: skip
-"""Endings by which a folder is searched for images, in small letters."""
+"""Endings of the image files that are searched in a folder, in lower case."""
 
 Percentiles = tuple[float, float] | None
-"""Of each channel of a picture, those that become 0 and 255; None takes 8 bits a channel as they are."""
+"""The percentiles of each channel of an image that become 0 and 255; None uses 8-bit values as they are."""
 
 _HELP = "model.percentiles scales it"
 _BITS_PER_SAMPLE = 258  # the number of a TIFF's tag
@@ -34,7 +34,7 @@ _SIXTEEN = (";16B", ";16L", ";16N")
 
 
 class ImageError(SoloAttnError, ValueError):
-    """An image file that cannot be used: says which and why.
+    """An image file that cannot be used: names the file and the reason.
 
     Attributes:
         path: of the file.
@@ -79,7 +79,7 @@ def read_image(path: str | Path, *, exif: bool = True, percentiles: Percentiles 
 def open_image(path: str | Path, *, percentiles: Percentiles = None) -> Windows:
     """What `read_image` reads, by windows where the file allows it: TIFF, with the extra "tiff".
 
-    Other files are read whole, and so are TIFFs of other layouts than one picture in grey or RGB.
+    Other files are read whole, as are TIFFs with other layouts than one picture in grey or RGB.
 
     Raises:
         ImageError, MissingExtraError: as `read_image`.
@@ -103,7 +103,7 @@ def open_image(path: str | Path, *, percentiles: Percentiles = None) -> Windows:
 
 
 def _opened(path: str | Path, exif: bool, percentiles: Percentiles) -> Windows:
-    """PIL's image; what that has no mode for is left to tifffile and torchvision."""
+    """PIL's image; what PIL has no mode for is read by tifffile and torchvision."""
     kind = _deep_kind(path, percentiles)
     if kind == "TIFF":
         found = open_tiff(path)
@@ -123,7 +123,7 @@ def _opened(path: str | Path, exif: bool, percentiles: Percentiles) -> Windows:
 
 
 def image_size(path: str | Path, percentiles: Percentiles = None) -> tuple[int, int]:
-    """(width, height) of an image file that `read_image` takes by its header; its pixels are not decoded.
+    """(width, height) of an image file that `read_image` can read, from its header; pixels are not decoded.
 
     Raises:
         ImageError, MissingExtraError: as `read_image`, but for what only decoding shows.
@@ -178,17 +178,17 @@ def image_files(folder: str | Path, *, below: bool = False) -> list[Path]:
 
 
 def depth_fault(image: Image.Image) -> str | None:
-    """What keeps an image that is opened, and not yet decoded, from becoming RGB without loss, or None."""
-    if image.mode[0] in "IF":  # PIL cuts these off at 255, which leaves a white image
+    """Why an image that is opened, but not yet decoded, cannot become RGB without loss, or None."""
+    if image.mode[0] in "IF":  # PIL clips these at 255, which leaves a white image
         return f"expected 8 bits a channel, got PIL's mode {image.mode!r}"
     bits = [8, *(_tile_bits(*tile) for tile in getattr(image, "tile", ()))]
-    # A TIFF's decoders are told of 8 bits where its colours lie in planes; its tag says how many they are.
+    # A TIFF's decoders report 8 bits if its colours are stored in planes; its tag has the real number.
     bits += getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, ())
     return f"expected 8 bits a channel, got {max(bits)}" if max(bits) > 8 else None
 
 
 def _tile_bits(codec: str, extents: object, offset: object, arguments: Any) -> int:
-    """Bits a channel of what PIL's decoder is told to read; 8 where it does not say."""
+    """The bits of a channel that PIL's decoder will read; 8 if it does not say."""
     told = arguments if isinstance(arguments, tuple) else (arguments,)
     # "RGB;16B" has 16 bits a channel, in this byte order; "BGR;16" has them a pixel.
     if codec == "SGI16" or any(isinstance(part, str) and part.endswith(_SIXTEEN) for part in told):
@@ -219,7 +219,7 @@ def unreadable(
 
     found = []
     # Threads are enough: PIL decodes without the interpreter's lock. An error, or Ctrl-C, ends `map`, which
-    # cancels what has not begun.
+    # cancels what has not started.
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for number, error in enumerate(pool.map(fault, paths)):
             if error is not None:

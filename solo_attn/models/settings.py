@@ -41,7 +41,7 @@ OF_HEADS: dict[str, dict[str, Any]] = {
         "max_size": 768,
     },
 }
-"""Defaults that a head has of its own, as it was published; the others are those of `ModelSettings`."""
+"""Defaults of each head, as it was published; the others are those of `ModelSettings`."""
 
 
 class HeadSettings(Settings):
@@ -111,7 +111,7 @@ class HeadSettings(Settings):
                 raise ValueError(
                     f"expected {name} to be a multiple of {GROUPS} (GroupNorm), got {getattr(self, name)}"
                 )
-        # The category branch of such a level would say the same of every image, and never learn.
+        # The category branch of such a level would have the same output for every image, and never learn.
         if self.head_channels == GROUPS and min(self.num_grids) == 1:
             raise ValueError(
                 f"expected num_grids to be at least 2 with head_channels {GROUPS} (GroupNorm makes the same "
@@ -156,7 +156,7 @@ Range = tuple[Number, Number]
 
 
 class ModelSettings(InferenceSettings, HeadSettings):
-    """A whole model but for its number of classes, which the data decides."""
+    """A whole model, except for its number of classes, which the data decides."""
 
     backbone: StrictStr = "resnet50"
     """resnet18, resnet34, resnet50, resnet101 (torchvision's), or "timm/<name>" for one of timm's."""

@@ -1,8 +1,8 @@
 """The settings of a training run: three sections, read from YAML and from ``section.key=value``.
 
-pydantic checks types and ranges (`solo_attn._utils.settings`), PyYAML reads the values. Looked at as well:
-OmegaConf, whose structured configurations know neither Literal nor a list in place of a number, and
-jsonargparse, which words its errors for a command line of its own.
+pydantic checks types and ranges (`solo_attn._utils.settings`), PyYAML reads the values. Alternatives
+considered: OmegaConf, whose structured configurations support neither Literal nor a list in place of a
+number, and jsonargparse, whose error messages are for its own command line.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MoreThanZero = Annotated[Number, Gt(0)]
 
 
 class ConfigError(SoloAttnError, ValueError):
-    """A configuration that cannot be used: says which key or file, what was expected and what came."""
+    """A configuration that cannot be used: names the key or file, what was expected and what was given."""
 
 
 class DataConfig(Settings):
@@ -238,7 +238,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
 
     Args:
         path: the YAML file, or None for the defaults.
-        overrides: such as "train.epochs=3"; what stands right of "=" is read as YAML.
+        overrides: such as "train.epochs=3"; the text after "=" is read as YAML.
 
     Raises:
         ConfigError: no such file, not YAML, an unknown key or a value of the wrong type.
@@ -251,7 +251,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """What a YAML file of names holds, nothing where it is empty.
+    """The mapping in a YAML file; empty if the file is.
 
     Raises:
         ConfigError: no such file, not YAML, or something else than names.

@@ -1,7 +1,7 @@
-"""The order of the images and the randomness of their variations, as functions of (seed, epoch, index).
+"""The order of the images and their random augmentation, as functions of (seed, epoch, index).
 
-Nothing here depends on how many workers load the images or on where an earlier process was killed: that is
-what makes a resumed run the same as an unbroken one.
+Nothing here depends on how many workers load the images or on where an earlier process was killed, so a
+resumed run equals an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def mix(*parts: int) -> int:
 
 
 class PositionSampler(Sampler[tuple[int, int]]):
-    """Yields (epoch, index), shuffled anew each epoch, from ``batches_done`` on.
+    """Yields (epoch, index), reshuffled in each epoch, starting after ``batches_done``.
 
     Each epoch is padded with its own first images to whole batches on all ranks, so that without weights
     every image comes at least once in each epoch. Rank r takes every world-th image from the r-th on: what
@@ -70,7 +70,7 @@ class PositionSampler(Sampler[tuple[int, int]]):
         return self.batches_per_epoch * self.batch_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        # The position is read here and not at the first item: workers begin to fetch before that.
+        # The position is read here and not at the first item: workers start to fetch before that.
         epoch, skip = divmod(self.batches_done, self.batches_per_epoch)
         generator = torch.Generator().manual_seed(mix(self.seed, epoch))
         if self.weights is None:
@@ -162,7 +162,7 @@ class SOLODataModule(pl.LightningDataModule):
         )
         sizes = config.model.sizes
         if data.crop_size is None and data.canvas is None and config.model.resize_in_training:
-            # Of several lengths the least leaves the fewest pixels.
+            # Of several lengths the smallest leaves the fewest pixels.
             self._refuse_thin(self.train_set, min(sizes))
         for part in (self.val_set, self.test_set):
             if part is not None:
@@ -171,9 +171,10 @@ class SOLODataModule(pl.LightningDataModule):
         self._sampler: PositionSampler | None = None
 
     def _refuse_thin(self, dataset: CocoInstances, min_size: int) -> None:
-        """Images of which the model's resizing would leave nothing: it would come to them hours later.
+        """Refuse images of which the model's resizing would leave nothing: it would reach them hours later.
 
-        As they are: what ``data.scale_jitter`` may make of training images is random, and left to the model.
+        Before augmentation: what ``data.scale_jitter`` makes of training images is random, and the model
+        checks it.
         """
         max_size = self.config.model.max_size
         entries = [dataset.coco.imgs[image_id] for image_id in dataset.image_ids]
@@ -189,7 +190,7 @@ class SOLODataModule(pl.LightningDataModule):
         )
 
     def _evaluated(self, images: str, annotations: str) -> CocoInstances:
-        """A part that is not trained on."""
+        """A part of the data that is not trained on."""
         data = self.config.data
         found = CocoInstances(
             images,
@@ -214,7 +215,7 @@ class SOLODataModule(pl.LightningDataModule):
 
     @property
     def epochs_begun(self) -> int:
-        """Passes over the training images so far, the one that is going on included."""
+        """Passes over the training images so far, including the current one."""
         return 0 if self._sampler is None else math.ceil(self.batches_done / self._sampler.batches_per_epoch)
 
     def batch_taken(self) -> None:
@@ -228,7 +229,7 @@ class SOLODataModule(pl.LightningDataModule):
         return {"batches_done": self.batches_done}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from where the checkpoint was written."""
+        """Continue from where the checkpoint was written."""
         self.batches_done = state_dict["batches_done"]
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -248,7 +249,7 @@ class SOLODataModule(pl.LightningDataModule):
         return self._loader(share, self.config.train.eval_batch_size, None)
 
     def _weights(self) -> Tensor | None:
-        """What images are drawn by, None where each comes once an epoch."""
+        """The weights with which images are drawn; None if each comes once an epoch."""
         power, found = self.config.data.sample_power, self.train_set
         if power == 0:
             return None

@@ -1,4 +1,4 @@
-"""What a run folder and what goes on in it must agree in: settings, data, classes, the checkpoint itself."""
+"""What a resumed run and its folder must agree in: settings, data, classes and the checkpoint itself."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ DATA = "data.json"  # of a run folder: what it was trained on
 
 
 def refuse_second(last: Path, resume: bool) -> None:
-    """Refuse a folder that holds a run where none is to be resumed.
+    """Refuse a folder that already holds a run, unless it is resumed.
 
     Raises:
-        ConfigError: it does.
+        ConfigError: it holds one.
     """
     if last.exists() and not resume:
         raise ConfigError(
@@ -41,15 +41,15 @@ def refuse_second(last: Path, resume: bool) -> None:
 
 
 def prepare(config: Config, run_dir: Path, last: Path, data: SOLODataModule) -> None:
-    """Make a run folder ready, or check that the run in it can go on with these settings and this data.
+    """Prepare a run folder, or check that the run in it can continue with these settings and this data.
 
     Raises:
         ConfigError: other settings, classes, images or annotations than it was started with.
-        CheckpointError: ``last`` is there and no checkpoint.
+        CheckpointError: ``last`` exists and is not a checkpoint.
     """
     path, resumed = run_dir / "config.yaml", last.exists()
     if path.exists() and not resumed:
-        # A run that was killed before its first checkpoint: its logs are no part of this one.
+        # A run that was killed before its first checkpoint: its logs do not belong to this one.
         for logs in ("csv", "tensorboard"):
             shutil.rmtree(run_dir / logs, ignore_errors=True)
     found = _of_data(data)

@@ -57,7 +57,7 @@ class TrainResult:
         run_dir: folder of config.yaml, the checkpoints and the logs.
         last: the newest checkpoint.
         best: the checkpoint with the best AP of the validations between epochs, None if there were none.
-        metrics: of the model as it stands at the end, on the validation images.
+        metrics: of the model at the end, on the validation images.
         test_metrics: the same on the test images; None where the configuration names none.
         steps: optimizer steps, those before a resume included.
         seconds: of training and validation, those before a resume included.
@@ -82,7 +82,7 @@ def train(
     deadline: float | None = None,
     console: Console | None = None,
 ) -> TrainResult:
-    """Train, validate, and look once at the test images, in float32, if there are some.
+    """Train, validate, and evaluate once on the test images, in float32, if there are any.
 
     The run folder receives ``config.yaml``, ``last.ckpt`` (after each epoch and every
     ``train.checkpoint_steps``), ``best.ckpt`` (of whole epochs, that with the highest validation AP; with
@@ -116,7 +116,7 @@ def train(
     last = run_dir / "last.ckpt"
     refuse_second(last, resume)
     if deadline is not None and config.train.devices > 1:
-        # Each process would look at its own clock, and wait for the others where it saves.
+        # Each process would use its own clock, and wait for the others when it saves.
         raise ConfigError(f"train: expected one device with a deadline, got {config.train.devices}")
     datamodule = SOLODataModule(config)
     if config.train.cache_features is not None:
@@ -155,7 +155,7 @@ def train(
             # After the average, which it saves too.
             first = 0 if config.train.ema is None else 1
             trainer.callbacks.insert(first, StopAt(deadline, last))  # type: ignore[attr-defined]
-        if trainer.precision != config.train.precision:  # Lightning takes another one with only a warning
+        if trainer.precision != config.train.precision:  # Lightning would use another one with only a warning
             raise ConfigError(
                 "config: expected train.precision to be one that this machine has, bf16-mixed or 32-true, "
                 f"got {config.train.precision}"
@@ -312,8 +312,8 @@ def _logged(run_dir: Path) -> list[dict[str, float]]:
                 {key: float(f"{float(value):.5g}") for key, value in row.items() if value}
                 for row in csv.DictReader(opened)
             ]
-        # Steps after the last checkpoint were done twice: the second time counts, but not where it was a
-        # validation alone, of the last step.
+        # Steps after the last checkpoint were done twice: the second time counts, unless it was only a
+        # validation of the last step.
         first = min((row["step"] for row in new), default=0)
         trained = any("train/lr" in row for row in new)
         rows = [row for row in rows if row["step"] < first or ("train/lr" in row and not trained)] + new

@@ -57,8 +57,8 @@ class SOLOHead(Head):
     ) -> CellMasks:
         """Mask and attention branch of a level, for chosen cells only; see `Head.cell_masks`.
 
-        The 1x1 output convolution and the enlarging commute, so the logits are made at half the size, and
-        each needs its own cell's weights alone.
+        The 1x1 output convolution and the enlarging commute, so the logits are computed at half the size,
+        each with the weights of its own cell only.
         """
         if result.mask_logits is not None:
             logits = result.mask_logits[level]
