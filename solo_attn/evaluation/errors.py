@@ -1,8 +1,9 @@
 """Why a model misses objects, what its false positives are, and the AP with perfect masks or scores.
 
 The kinds of false positives are TIDE's (Bolya et al., "TIDE: A General Toolbox for Identifying Object
-Detection Errors", arXiv:2008.08115). Its package `tidecv` is not used: it reads results only, so it cannot
-say at which step an object was lost, and it needs OpenCV, pandas and seaborn for forty lines of code.
+Detection Errors", arXiv:2008.08115). Its package `tidecv` is not used: it reads only results, so it cannot
+say at which step an object was lost, and it needs OpenCV, pandas and seaborn for what takes forty lines of
+code.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ class ErrorReport:
     """What `find_errors` found.
 
     Attributes:
-        metrics: of the model as it is.
+        metrics: of the unchanged model.
         perfect_masks: if the cells of objects predicted the objects' masks, at the resolution of their level.
         perfect_scores: if the scores of the objects' cells were the IoU of their masks, and others were 0.
         objects: the number of objects, without crowds.
@@ -280,7 +281,7 @@ def _unmatched(matches: COCOeval, threshold: int) -> tuple[list[int], list[int],
 
 def _kind(matches: COCOeval, number: int, iou: float) -> tuple[str, float]:
     """What an unmatched result is, by TIDE's rules in TIDE's order, and its highest IoU with an object."""
-    truth: Any = matches  # pycocotools' annotations leave out what it keeps
+    truth: Any = matches  # pycocotools' type hints lack what it keeps
     result = truth.cocoDt.anns[number + 1]
     objects = [
         one

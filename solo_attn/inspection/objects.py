@@ -16,7 +16,7 @@ from ..data.validate import is_object
 
 @dataclass(frozen=True)
 class ObjectTable:
-    """N objects of M images, in the order that training sees them; masks without a pixel are left out.
+    """N objects of M images, in the order of training; empty masks are left out.
 
     Attributes:
         sizes: int64 [M, 2], (height, width) of each image.
@@ -41,7 +41,7 @@ class ObjectTable:
 
 
 def measure_objects(dataset: CocoInstances) -> ObjectTable:
-    """The objects of a dataset; crowd regions are none. Reads no image."""
+    """The objects of a dataset without crowd regions. Reads no image."""
     coco = dataset.coco
     sizes = [(coco.imgs[k]["height"], coco.imgs[k]["width"]) for k in dataset.image_ids]
     labels = {category: label for label, category in enumerate(dataset.category_ids)}

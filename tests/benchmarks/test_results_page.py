@@ -178,7 +178,7 @@ def test_what_is_too_large_is_told_by_the_limit(results: Path) -> None:
 def test_whether_what_was_compiled_was_compared(results: Path) -> None:
     made = end_to_end()
     write(results, {"gpu/end_to_end": made})
-    assert "at batch 1 in float32; what torch.compile made was not compared. Convolutions" in page()
+    assert "at batch 1 in float32; the compiled code was not compared. Convolutions" in page()
     made["proof"]["inference"]["dense, compiled"] = {"without_a_twin": 0}
     write(results, {"gpu/end_to_end": made})
     assert "at batch 1 in float32, and so did what torch.compile made of them for that" in page()
