@@ -17,6 +17,7 @@ from typing import Any
 
 from .._utils.errors import UsageError
 from .._utils.files import replacing
+from .._utils.readers import read_json
 
 FOLDER = ".pieces"
 JOB = "job.json"
@@ -90,10 +91,8 @@ class Pieces:
                 self.path(number).unlink(missing_ok=True)
 
     def _job(self) -> Any:
-        try:
-            return json.loads((self.folder / JOB).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
+        path = self.folder / JOB
+        return read_json(path, UsageError) if path.exists() else None
 
     def path(self, number: int) -> Path:
         """Path of a piece's record."""
@@ -113,8 +112,12 @@ class Pieces:
             temporary.write_text(json.dumps(record), encoding="utf-8")
 
     def read(self, number: int) -> dict[str, Any]:
-        """A piece's record."""
-        found: dict[str, Any] = json.loads(self.path(number).read_text(encoding="utf-8"))
+        """A piece's record.
+
+        Raises:
+            UsageError: it cannot be read.
+        """
+        found: dict[str, Any] = read_json(self.path(number), UsageError)
         return found
 
     def complete(self) -> bool:

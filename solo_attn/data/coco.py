@@ -125,6 +125,10 @@ class CocoInstances(Dataset[Sample]):
             ],
         )
 
+    def objects_of(self, image_id: int) -> list[dict[str, Any]]:
+        """An image's annotations that training learns: no crowd regions and no degenerate boxes."""
+        return [found for found in self.coco.imgToAnns.get(image_id, []) if is_object(found)]
+
     def _path(self, image_id: int) -> Path:
         return self.images / str(self.coco.imgs[image_id]["file_name"])
 
@@ -147,7 +151,7 @@ class CocoInstances(Dataset[Sample]):
                 f"{pixels.shape[2]} x {pixels.shape[1]}; it was changed since it was checked"
             )
         image = tv_tensors.Image(pixels)
-        objects = [a for a in self.coco.imgToAnns.get(image_id, []) if is_object(a)]
+        objects = self.objects_of(image_id)
         # Column by column, as run lengths are decoded: transposing 375 masks took half of the time.
         masks = np.zeros((len(objects), width, height), dtype=np.uint8)
         for mask, annotation in zip(masks, objects, strict=True):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torchvision.io import ImageReadMode, decode_image, read_file
 
 from .._utils.errors import MissingExtraError, SoloAttnError
 from .._utils.readers import one_line
-from .pictures import TooManyPixelsError, check_pixels, open_picture, warn_of_frames
+from .pictures import TooManyPixelsError, annotated_fault, check_pixels, open_picture, warn_of_frames
 from .windows import NotByWindowsError, Windows, is_tiff, open_tiff
 
 # A decoder may raise anything: TypeError, struct.error, OverflowError and MemoryError have been seen.
@@ -68,12 +69,8 @@ def read_image(path: str | Path, *, exif: bool = True, percentiles: Percentiles 
             saying so.
         MissingExtraError: the extra "tiff" is not installed, and needed.
     """
-    try:
+    with _readable(path):
         return _opened(path, exif, percentiles).whole()
-    except (ImageError, MissingExtraError):
-        raise
-    except UNREADABLE as error:
-        raise ImageError(path, f"cannot be read as an image: {one_line(error)}") from error
 
 
 def open_image(path: str | Path, *, percentiles: Percentiles = None) -> Windows:
@@ -84,7 +81,7 @@ def open_image(path: str | Path, *, percentiles: Percentiles = None) -> Windows:
     Raises:
         ImageError, MissingExtraError: as `read_image`.
     """
-    try:
+    with _readable(path):
         if is_tiff(path):
             try:
                 found = open_tiff(path)
@@ -96,6 +93,47 @@ def open_image(path: str | Path, *, percentiles: Percentiles = None) -> Windows:
                 if found.array.dtype == np.uint8:
                     return found
         return Windows(read_image(path, percentiles=percentiles).numpy(), "CYX")
+
+
+def file_fault(path: Path, entry: Mapping[str, Any], decode: bool, percentiles: Percentiles) -> str | None:
+    """Why a file does not match its entry in COCO's ``images``, or None.
+
+    Args:
+        path: of the file.
+        entry: with its annotated height and width.
+        decode: also decode the pixels; otherwise only the header is read.
+        percentiles: see `Percentiles`.
+
+    Raises:
+        MissingExtraError: as `read_image`.
+    """
+    wanted = (entry["height"], entry["width"])
+    try:
+        with _readable(path):
+            if not path.is_file():
+                return "no such file"
+            if path.stat().st_size == 0:
+                return "the file is empty"
+            with _header(path, percentiles) as (kind, image):
+                height, width = _size(path, kind, image)
+                if decode:
+                    read_image(path, exif=False, percentiles=percentiles)
+                with suppress(*UNREADABLE):  # EXIF data may be damaged
+                    if image is not None:
+                        warn_of_frames(path, image)
+                        return annotated_fault(image, wanted)
+    except ImageError as error:
+        return error.reason
+    if (height, width) == wanted:
+        return None
+    return f"expected {wanted[1]} x {wanted[0]} pixels as annotated, got {width} x {height}"
+
+
+@contextmanager
+def _readable(path: str | Path) -> Iterator[None]:
+    """Every error of a decoder is an `ImageError`."""
+    try:
+        yield
     except (ImageError, MissingExtraError):
         raise
     except UNREADABLE as error:
@@ -104,17 +142,15 @@ def open_image(path: str | Path, *, percentiles: Percentiles = None) -> Windows:
 
 def _opened(path: str | Path, exif: bool, percentiles: Percentiles) -> Windows:
     """PIL's image; what PIL has no mode for is read by tifffile and torchvision."""
-    kind = _deep_kind(path, percentiles)
-    if kind == "TIFF":
-        found = open_tiff(path)
-        check_pixels(*found.size)
-        if percentiles is None and found.array.dtype != np.uint8:
-            raise ImageError(path, f"expected 8 bits a channel, got {found.array.dtype}; {_HELP}")
-        return found if percentiles is None else found.scaled(percentiles)
-    if kind == "PNG" and percentiles is not None:
-        deep = decode_image(read_file(str(path)), ImageReadMode.UNCHANGED)
-        return Windows(deep.numpy(), "CYX").scaled(percentiles)
-    with open_picture(path) as image:
+    with _header(path, percentiles) as (kind, image):
+        if kind == "TIFF" or image is None:
+            found = _tiff(path)
+            if percentiles is None and found.array.dtype != np.uint8:
+                raise ImageError(path, f"expected 8 bits a channel, got {found.array.dtype}; {_HELP}")
+            return found if percentiles is None else found.scaled(percentiles)
+        if kind == "PNG" and percentiles is not None:
+            deep = decode_image(read_file(str(path)), ImageReadMode.UNCHANGED)
+            return Windows(deep.numpy(), "CYX").scaled(percentiles)
         if exif:
             warn_of_frames(path, image)
         rgb = (ImageOps.exif_transpose(image) if exif else image).convert("RGB")
@@ -122,44 +158,40 @@ def _opened(path: str | Path, exif: bool, percentiles: Percentiles) -> Windows:
     return found if percentiles is None else found.scaled(percentiles)
 
 
-def image_size(path: str | Path, percentiles: Percentiles = None) -> tuple[int, int]:
-    """(width, height) of an image file that `read_image` can read, from its header; pixels are not decoded.
-
-    Raises:
-        ImageError, MissingExtraError: as `read_image`, but for what only decoding shows.
-    """
-    try:
-        if _deep_kind(path, percentiles) == "TIFF":
-            height, width = open_tiff(path).size
-            check_pixels(height, width)
-            return width, height
-        with open_picture(path) as image:
-            return image.size
-    except (ImageError, MissingExtraError):
-        raise
-    except UNREADABLE as error:
-        raise ImageError(path, f"cannot be read as an image: {one_line(error)}") from error
+def _size(path: str | Path, kind: str | None, image: Image.Image | None) -> tuple[int, int]:
+    """(height, width) of what `_header` gives."""
+    return _tiff(path).size if kind == "TIFF" or image is None else (image.height, image.width)
 
 
-def _deep_kind(path: str | Path, percentiles: Percentiles) -> str | None:
-    """The format of a file that PIL does not read, or only with loss, or None where it does."""
-    try:
-        with open_picture(path) as image:
+def _tiff(path: str | Path) -> Windows:
+    """A TIFF that PIL does not read, within the limit of pixels."""
+    found = open_tiff(path)
+    check_pixels(*found.size)
+    return found
+
+
+@contextmanager
+def _header(path: str | Path, percentiles: Percentiles) -> Iterator[tuple[str | None, Image.Image | None]]:
+    """The format of a file that PIL does not read without loss, else None, and PIL's image if it has one."""
+    with ExitStack() as opened:
+        image: Image.Image | None = None
+        try:
+            image = opened.enter_context(open_picture(path))
             fault, kind = depth_fault(image), image.format
-    except (TooManyPixelsError, Image.DecompressionBombError):
-        raise
-    except UNREADABLE:
-        # Floats of 64 bits and large files in big-endian order, for example, are no picture to PIL.
-        if not is_tiff(path):
+        except (TooManyPixelsError, Image.DecompressionBombError):
             raise
-        return "TIFF"
-    if fault is None:
-        return None
-    if percentiles is None:
-        raise ImageError(path, f"{fault}; {_HELP}")
-    if kind not in ("PNG", "TIFF"):
-        raise ImageError(path, f"{fault} in a {kind}; of those only PNG and TIFF are scaled")
-    return kind
+        except UNREADABLE:
+            # Floats of 64 bits and large files in big-endian order, for example, are no picture to PIL.
+            if not is_tiff(path):
+                raise
+            fault, kind = None, "TIFF"
+        else:
+            if fault is not None and percentiles is None:
+                raise ImageError(path, f"{fault}; {_HELP}")
+            if fault is not None and kind not in ("PNG", "TIFF"):
+                raise ImageError(path, f"{fault} in a {kind}; of those only PNG and TIFF are scaled")
+            kind = None if fault is None else kind
+        yield kind, image
 
 
 def image_files(folder: str | Path, *, below: bool = False) -> list[Path]:

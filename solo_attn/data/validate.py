@@ -14,8 +14,7 @@ from .._utils.errors import SoloAttnError
 from .._utils.limits import PREFIX, limits
 from .._utils.readers import read_json
 from .._utils.text import name_fault, printable, shown
-from .image_faults import file_fault
-from .images import Percentiles
+from .images import Percentiles, file_fault
 from .segmentation import FAR, segmentation_fault
 
 _INT64 = 2**63  # ids beyond it do not fit NumPy, PyTorch and pycocotools

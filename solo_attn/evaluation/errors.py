@@ -24,7 +24,6 @@ from pycocotools.cocoeval import COCOeval
 from .._utils.checks import fail
 from .._utils.files import replacing
 from ..data import CocoInstances
-from ..data.validate import is_object
 from ..formats import coco_results
 from ..models import SOLO
 from .coco_metrics import CocoMetrics, evaluate, matched
@@ -235,7 +234,7 @@ def find_errors(
             every, (traced.prediction, traced.perfect_masks, traced.perfect_scores), strict=True
         ):
             results += coco_results(image_id, found, dataset.category_ids)
-        objects = [one for one in dataset.coco.imgToAnns.get(image_id, []) if is_object(one)]
+        objects = dataset.objects_of(image_id)
         reasons |= zip(map(id, objects), zip(traced.lost, traced.iou, traced.score, strict=True), strict=True)
         if advance is not None:
             advance(1)

@@ -11,7 +11,6 @@ from pycocotools import mask as coco_mask
 
 from .._utils.run_lengths import run_lengths
 from ..data.coco import CocoInstances
-from ..data.validate import is_object
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def measure_objects(dataset: CocoInstances) -> ObjectTable:
     labels = {category: label for label, category in enumerate(dataset.category_ids)}
     whole, real = [], []
     for number, image_id in enumerate(dataset.image_ids):
-        objects = [a for a in coco.imgToAnns.get(image_id, []) if is_object(a)]
+        objects = dataset.objects_of(image_id)
         encoded: list[Any] = [coco.annToRLE(cast(Any, a)) for a in objects]
         boxes = coco_mask.toBbox(encoded) if encoded else ()
         for entry, rle, box in zip(objects, encoded, boxes, strict=True):

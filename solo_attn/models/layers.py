@@ -35,6 +35,11 @@ def coordinates(like: Tensor, formula: str) -> Tensor:
     return channels.to(like.dtype).expand(batch, -1, -1, -1)
 
 
+def with_coordinates(features: Tensor, formula: str | None) -> Tensor:
+    """``features`` [B, C, h, w] with their `coordinates` behind them, [B, C + 2, h, w]; None adds none."""
+    return features if formula is None else torch.cat([features, coordinates(features, formula)], dim=1)
+
+
 class _GroupNorm(nn.GroupNorm):
     """PyTorch's, which refuses groups of a single value in a batch of one: 32 channels, a map of one pixel.
 

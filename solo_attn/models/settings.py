@@ -48,8 +48,8 @@ class HeadSettings(Settings):
     """The prediction head: its towers, its grids, its attention branch."""
 
     head: Literal["solo", "decoupled", "decoupled_light", "solov2", "solov2_light"] = "solo"
-    """Which head (docs/heads.md). Channels, convolutions, scale ranges, image sizes, coordinates and attention
-    that are not set have the values with which that head was published; only SOLO then has attention."""
+    """Which head (docs/heads.md). Channels, convolutions, scale ranges, image sizes and coordinates that are
+    not set have the values with which that head was published; only SOLO then has attention."""
     head_channels: Positive = 256
     """Channels of the towers, a multiple of 32 (GroupNorm)."""
     num_convs: Positive = 7

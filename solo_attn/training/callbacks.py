@@ -93,11 +93,20 @@ class LastCheckpoint(Checkpoint):
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's own uses the system's temporary folder: if that is on another disk, its move is a copy."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._ahead: dict[Path, dict[str, Any]] = {}
+
+    def read_ahead(self, path: Path) -> dict[str, Any]:
+        """`read_plain` before Lightning does: the next `load_checkpoint` of ``path`` gives the same dict."""
+        self._ahead[path] = read_plain(path)
+        return self._ahead[path]
+
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Load with `read_plain`: plain data only, and one message for anything else."""
-        return read_plain(path)
+        return self._ahead.pop(Path(path), None) or read_plain(path)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Save with `write_durably`."""

@@ -15,7 +15,6 @@ from rich.console import Console
 
 from .._utils.environment import environment
 from .._utils.files import write_durably
-from ..data import CocoInstances, eval_transforms
 from ..evaluation import (
     SYSTEMS,
     CocoMetrics,
@@ -28,6 +27,7 @@ from ..evaluation import (
 from ..models import ModelSettings, load_model
 from .callbacks import UnfinishedError
 from .config import Config, ConfigError, DataConfig, changes, differences, read_yaml, settled
+from .datamodule import evaluated
 from .resume import FREE
 from .train import RESULT, train
 
@@ -309,13 +309,7 @@ def _figure5(config: Config, seed: int, out_dir: Path, systems: Sequence[str], p
     if not checkpoints:
         return False
     part = _tables_of(config.data)
-    dataset = CocoInstances(
-        part.images,
-        part.annotations,
-        eval_transforms(),
-        on_degenerate=config.data.on_degenerate,
-        percentiles=config.model.percentiles,
-    )
+    dataset = evaluated(config, part.images, part.annotations)
     samples = [dataset[index] for index in range(min(FIGURE_IMAGES, len(dataset)))]
     images, truth = [image for image, _ in samples], [target for _, target in samples]
     predictions = {}

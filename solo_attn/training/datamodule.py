@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from ..data import CocoInstances, CopyPaste, classes_differ, collate, eval_transforms, train_transforms
-from ..data.validate import is_object, raise_faults
+from ..data.validate import raise_faults
 from ..models.solo import resized_size
 from .config import Config, ConfigError
 
@@ -110,12 +110,29 @@ class SeededDataset(Dataset[Any]):
                 random.setstate(python_state)
 
 
-class SOLODataModule(pl.LightningDataModule):
-    """Training, validation and test images of a `Config`; ``test_set`` is None where it names none.
+def evaluated(config: Config, images: str, annotations: str) -> CocoInstances:
+    """A part of the data that is not trained on, as the training of ``config`` evaluates it.
 
     Raises:
-        DatasetError: folders or annotations that cannot be read, or images too thin for the model's sizes.
-        ConfigError: a path that is not given, or other categories in one part than in training.
+        DatasetError: see `CocoInstances`.
+    """
+    return CocoInstances(
+        images,
+        annotations,
+        eval_transforms(),
+        on_degenerate=config.data.on_degenerate,
+        percentiles=config.model.percentiles,
+    )
+
+
+class SOLODataModule(pl.LightningDataModule):
+    """Training, validation and test images of a `Config`; `setup` reads them.
+
+    Attributes:
+        test_set: None where the configuration names none.
+
+    Raises:
+        ConfigError: a path that is not given, or transforms that cannot be made.
     """
 
     config: Config
@@ -136,7 +153,7 @@ class SOLODataModule(pl.LightningDataModule):
                 f"{data.test_images!r} and {data.test_annotations!r}"
             )
         try:
-            varied = train_transforms(
+            self._augmentation = train_transforms(
                 rotate90=data.rotate90,
                 shortest_size=data.shortest_size,
                 canvas=data.canvas,
@@ -149,10 +166,24 @@ class SOLODataModule(pl.LightningDataModule):
             )
         except ValueError as error:
             raise ConfigError(f"config: the section data does not make transforms: {error}") from error
+        self.batches_done = 0
+        self._sampler: PositionSampler | None = None
+        self._read = False
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and check the annotations of all parts, once; Lightning calls it again for each stage.
+
+        Raises:
+            DatasetError: folders or annotations that cannot be read, or images too thin for the model.
+            ConfigError: other categories in one part than in training.
+        """
+        if self._read:
+            return
+        config, data = self.config, self.config.data
         self.train_set = CocoInstances(
             data.train_images,
             data.train_annotations,
-            varied,
+            self._augmentation,
             on_degenerate=data.on_degenerate,
             percentiles=config.model.percentiles,
         )
@@ -167,8 +198,7 @@ class SOLODataModule(pl.LightningDataModule):
         for part in (self.val_set, self.test_set):
             if part is not None:
                 self._refuse_thin(part, sizes[-1])
-        self.batches_done = 0
-        self._sampler: PositionSampler | None = None
+        self._read = True
 
     def _refuse_thin(self, dataset: CocoInstances, min_size: int) -> None:
         """Refuse images of which the model's resizing would leave nothing: it would reach them hours later.
@@ -190,18 +220,12 @@ class SOLODataModule(pl.LightningDataModule):
         )
 
     def _evaluated(self, images: str, annotations: str) -> CocoInstances:
-        """A part of the data that is not trained on."""
-        data = self.config.data
-        found = CocoInstances(
-            images,
-            annotations,
-            eval_transforms(),
-            on_degenerate=data.on_degenerate,
-            percentiles=self.config.model.percentiles,
-        )
+        """`evaluated`, with the classes of the training images."""
+        found = evaluated(self.config, images, annotations)
         if difference := classes_differ(self.train_set.categories, found.categories):
             raise ConfigError(
-                f"{annotations}: expected the categories of {data.train_annotations}, got {difference}"
+                f"{annotations}: expected the categories of {self.config.data.train_annotations}, got "
+                f"{difference}"
             )
         return found
 
@@ -253,8 +277,7 @@ class SOLODataModule(pl.LightningDataModule):
         power, found = self.config.data.sample_power, self.train_set
         if power == 0:
             return None
-        annotations = (found.coco.imgToAnns.get(image_id, []) for image_id in found.image_ids)
-        objects = [sum(map(is_object, of_image)) for of_image in annotations]
+        objects = [len(found.objects_of(image_id)) for image_id in found.image_ids]
         return (torch.tensor(objects, dtype=torch.float64) + 1) ** power
 
     def _ranks(self) -> tuple[int, int]:

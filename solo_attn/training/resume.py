@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,21 @@ def refuse_second(last: Path, resume: bool) -> None:
         )
 
 
-def prepare(config: Config, run_dir: Path, last: Path, data: SOLODataModule) -> None:
+def prepare(
+    config: Config,
+    run_dir: Path,
+    last: Path,
+    data: SOLODataModule,
+    read: Callable[[Path], dict[str, Any]] = read_plain,
+) -> None:
     """Prepare a run folder, or check that the run in it can continue with these settings and this data.
+
+    Args:
+        config: of the run.
+        run_dir: its folder.
+        last: the checkpoint to resume from, if it exists.
+        data: of the run.
+        read: reads ``last``.
 
     Raises:
         ConfigError: other settings, classes, images or annotations than it was started with.
@@ -63,7 +77,7 @@ def prepare(config: Config, run_dir: Path, last: Path, data: SOLODataModule) -> 
                     f"{changes(before, config, keys)}"
                 )
         _same_data(run_dir, found)
-        trained = info_of(read_plain(last), last).categories
+        trained = info_of(read(last), last).categories
         if difference := classes_differ(trained, data.train_set.categories):
             raise ConfigError(
                 f"train: expected {data.train_set.annotations} to have the classes that {last} was trained "

@@ -89,24 +89,23 @@ def train(
     ``train.ema`` the weights that both give to `load_model` are the averages, which were validated),
     TensorBoard logs, ``csv/`` and at the end ``result.json`` and ``curve.png``.
 
-    A run that was killed, or stopped by ``train.max_minutes``, and then resumed gives on a CPU bitwise the
-    weights, steps and metrics of an unbroken one: the order of the images, their variations and the random
-    choices of a step depend on the seed and the position alone. Each stop by minutes is validated too, which
-    only adds to the logs.
+    On a CPU, a run that was killed, or stopped by ``train.max_minutes``, and then resumed has bitwise the
+    weights, steps and metrics of an uninterrupted one: the order of the images, their augmentation and the
+    random choices of a step depend only on the seed and the position. Each stop by minutes is validated too,
+    which only adds to the logs.
 
     Args:
         config: what to train, on which data.
-        run_dir: folder of the run, made if it is not there.
-        resume: go on from ``last.ckpt`` where there is one, else start.
+        run_dir: folder of the run, created if it does not exist.
+        resume: continue from ``last.ckpt`` if there is one, else start.
         deadline: of `time.monotonic`, at which a checkpoint is saved and `UnfinishedError` raised.
         console: where progress goes; a new one by default.
 
     Raises:
         ConfigError: a setting that cannot be used, a run in ``run_dir`` though ``resume`` is off, or one
             that was started with other settings.
-        CheckpointError: nothing of ``train.init_from`` can be used.
+        CheckpointError: nothing of ``train.init_from`` can be used, or ``last.ckpt`` cannot be resumed.
         DatasetError: data that cannot be used; nothing has been trained then.
-        CheckpointError: ``last.ckpt`` cannot be read or resumed.
         UsageError: another run is at work in ``run_dir``.
         TrainingError: the loss is not finite.
         SignalledError: SIGTERM or SIGINT came; ``last.ckpt`` is saved where it can be.
@@ -119,6 +118,7 @@ def train(
         # Each process would use its own clock, and wait for the others when it saves.
         raise ConfigError(f"train: expected one device with a deadline, got {config.train.devices}")
     datamodule = SOLODataModule(config)
+    datamodule.setup("fit")  # the model and the checks need the data before there is a trainer
     if config.train.cache_features is not None:
         refuse_varied(config)
     if len(datamodule.val_set) < config.train.devices:
@@ -150,7 +150,8 @@ def train(
         module = SOLOModule(model, config, names, list(datamodule.train_set.category_ids))
         timer, steps = Timer(), datamodule.total_steps(config.train.devices)
         watch = StopOnSignal(last, listens=config.train.devices == 1)
-        trainer = _trainer(config, run_dir, timer, watch, steps, console)
+        files = AtomicCheckpointIO()
+        trainer = _trainer(config, run_dir, files, timer, watch, steps, console)
         if deadline is not None:
             # After the average, which it saves too.
             first = 0 if config.train.ema is None else 1
@@ -162,7 +163,7 @@ def train(
             )
         resumed = last.exists()
         if trainer.is_global_zero:
-            prepare(config, run_dir, last, datamodule)
+            prepare(config, run_dir, last, datamodule, files.read_ahead)
             for line in [] if begun is None else begun.lines():
                 console.print(f"{config.train.init_from}: {line}", highlight=False)
             begin = f"going on from {last}" if last.exists() else "training"
@@ -225,7 +226,13 @@ def _check_images(datamodule: SOLODataModule, console: Console) -> None:
 
 
 def _trainer(
-    config: Config, run_dir: Path, timer: Timer, watch: StopOnSignal, steps: int, console: Console
+    config: Config,
+    run_dir: Path,
+    files: AtomicCheckpointIO,
+    timer: Timer,
+    watch: StopOnSignal,
+    steps: int,
+    console: Console,
 ) -> pl.Trainer:
     train = config.train
     callbacks: list[Callback] = [
@@ -270,7 +277,7 @@ def _trainer(
                 CSVLogger(run_dir, name="csv", flush_logs_every_n_steps=1),
             ],
             callbacks=callbacks,
-            plugins=[AtomicCheckpointIO()],
+            plugins=[files],
             enable_model_summary=False,
             enable_progress_bar=console.is_terminal,
         )

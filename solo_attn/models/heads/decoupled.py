@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import bilinear, conv_groups, coordinates
+from ..layers import bilinear, conv_groups, coordinates, with_coordinates
 from ..settings import HeadSettings
 from .interface import CellMasks, Head, HeadResult
 
@@ -104,9 +104,7 @@ class DecoupledLightHead(DecoupledHead):
         )
 
     def _maps(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        if self.coords is not None:
-            features = torch.cat([features, coordinates(features, self.coords)], dim=1)
-        maps: Tensor = self.mask_tower(features)
+        maps: Tensor = self.mask_tower(with_coordinates(features, self.coords))
         return maps, maps
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops import attention_residual
-from ..layers import bilinear, conv_groups, coordinates
+from ..layers import bilinear, conv_groups, with_coordinates
 from ..settings import HeadSettings
 from .interface import CellMasks, Head, HeadResult
 
@@ -47,9 +47,7 @@ class SOLOHead(Head):
 
     def mask_features(self, features: Tensor) -> Tensor:
         """The mask branch up to its output convolution: [B, in_channels, h, w] to [B, channels, h, w]."""
-        if self.coords is not None:
-            features = torch.cat([features, coordinates(features, self.coords)], dim=1)
-        maps: Tensor = self.mask_tower(features)
+        maps: Tensor = self.mask_tower(with_coordinates(features, self.coords))
         return maps
 
     def cell_masks(

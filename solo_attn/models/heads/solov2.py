@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...ops import MaskFactors
-from ..layers import Deformable, bilinear, conv_group, conv_groups, coordinates
+from ..layers import Deformable, bilinear, conv_group, conv_groups, coordinates, with_coordinates
 from ..settings import HeadSettings
 from .interface import CellMasks, Head, HeadResult
 
@@ -45,8 +45,7 @@ class MaskFeatures(nn.Module):
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
         """Each level is brought to P2's size, doubled after each of its convolutions, and added."""
         p2, *others, last = pyramid[:FEATURE_LEVELS]
-        if self.coords is not None:
-            last = torch.cat([last, coordinates(last, self.coords)], dim=1)
+        last = with_coordinates(last, self.coords)
         first, *rest = (cast(nn.ModuleList, groups) for groups in self.levels)
         total: Tensor = first[0](p2)
         for groups, x in zip(rest, [*others, last], strict=True):
