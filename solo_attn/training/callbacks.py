@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import time
 import warnings
@@ -22,12 +21,9 @@ from lightning.pytorch.callbacks import (
     Timer,
     WeightAveraging,
 )
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from rich.console import Console
 
 from .._utils.errors import SoloAttnError
-from .._utils.files import write_durably
-from ..models.checkpoint import read_plain
 
 # Each warns of a deliberate choice of this package, which a user cannot change.
 _CHOSEN = (
@@ -88,31 +84,6 @@ class LastCheckpoint(Checkpoint):
         """Save after an epoch."""
         if trainer.is_last_batch:
             trainer.save_checkpoint(self.file)
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's own uses the system's temporary folder: if that is on another disk, its move is a copy."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._ahead: dict[Path, dict[str, Any]] = {}
-
-    def read_ahead(self, path: Path) -> dict[str, Any]:
-        """`read_plain` before Lightning does: the next `load_checkpoint` of ``path`` gives the same dict."""
-        self._ahead[path] = read_plain(path)
-        return self._ahead[path]
-
-    def load_checkpoint(
-        self, path: Any, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """Load with `read_plain`: plain data only, and one message for anything else."""
-        return self._ahead.pop(Path(path), None) or read_plain(path)
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Save with `write_durably`."""
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        write_durably(path, buffer.getbuffer())
 
 
 class BestCheckpoint(ModelCheckpoint):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from .._utils.files import write_durably
 from .._utils.readers import read_json
@@ -29,6 +32,31 @@ FREE = {
 DATA = "data.json"  # of a run folder: what it was trained on
 
 
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's own uses the system's temporary folder: if that is on another disk, its move is a copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ahead: dict[Path, dict[str, Any]] = {}
+
+    def read_ahead(self, path: Path) -> dict[str, Any]:
+        """`read_plain` before Lightning does: the next `load_checkpoint` of ``path`` gives the same dict."""
+        self._ahead[path] = read_plain(path)
+        return self._ahead[path]
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Load with `read_plain`: plain data only, and one message for anything else."""
+        return self._ahead.pop(Path(path), None) or read_plain(path)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Save with `write_durably`."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_durably(path, buffer.getbuffer())
+
+
 def refuse_second(last: Path, resume: bool) -> None:
     """Refuse a folder that already holds a run, unless it is resumed.
 
@@ -46,7 +74,7 @@ def prepare(
     run_dir: Path,
     last: Path,
     data: SOLODataModule,
-    read: Callable[[Path], dict[str, Any]] = read_plain,
+    files: AtomicCheckpointIO,
 ) -> None:
     """Prepare a run folder, or check that the run in it can continue with these settings and this data.
 
@@ -55,7 +83,7 @@ def prepare(
         run_dir: its folder.
         last: the checkpoint to resume from, if it exists.
         data: of the run.
-        read: reads ``last``.
+        files: of the trainer, which will load ``last`` too.
 
     Raises:
         ConfigError: other settings, classes, images or annotations than it was started with.
@@ -77,7 +105,7 @@ def prepare(
                     f"{changes(before, config, keys)}"
                 )
         _same_data(run_dir, found)
-        trained = info_of(read(last), last).categories
+        trained = info_of(files.read_ahead(last), last).categories
         if difference := classes_differ(trained, data.train_set.categories):
             raise ConfigError(
                 f"train: expected {data.train_set.annotations} to have the classes that {last} was trained "

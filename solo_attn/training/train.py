@@ -28,7 +28,6 @@ from .._utils.signals import SignalledError
 from ..evaluation import CocoMetrics, evaluate_model, learning_curve
 from ..models import CheckpointError, build_solo, take_weights
 from .callbacks import (
-    AtomicCheckpointIO,
     Average,
     BestCheckpoint,
     EpochBar,
@@ -43,7 +42,7 @@ from .config import Config, ConfigError, settled
 from .datamodule import SOLODataModule
 from .features import cache_features, refuse_varied
 from .module import SOLOModule
-from .resume import prepare, refuse_second
+from .resume import AtomicCheckpointIO, prepare, refuse_second
 from .signals import StopOnSignal
 
 RESULT = "result.json"  # of a run that is finished, or was stopped by its minutes
@@ -163,7 +162,7 @@ def train(
             )
         resumed = last.exists()
         if trainer.is_global_zero:
-            prepare(config, run_dir, last, datamodule, files.read_ahead)
+            prepare(config, run_dir, last, datamodule, files)
             for line in [] if begun is None else begun.lines():
                 console.print(f"{config.train.init_from}: {line}", highlight=False)
             begin = f"going on from {last}" if last.exists() else "training"
