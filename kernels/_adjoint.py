@@ -41,9 +41,9 @@ def outputs_of(begin, end, size_in, size_out):
 
 @triton.jit
 def add_rows(tile, g, i, ys, height_in, height, BLOCK_I: tl.constexpr):
-    """The transpose along y: ``tile`` [I, X], of rows from ``i`` on, plus their shares in rows ``ys`` of ``g`` [Y, X].
+    """The transpose along y: ``tile`` [I, X] of rows from ``i`` on, plus shares in rows ``ys`` of ``g``.
 
-    An output to which an input does not contribute does not reach it, not even as 0 times NaN.
+    ``g`` is [Y, X]. An output to which an input does not contribute never reaches it, not even as 0 x NaN.
     """
     rows = i + tl.arange(0, BLOCK_I)
     weight = bilinear_share(rows[:, None], ys[None, :], height_in, height)[:, :, None]
