@@ -78,7 +78,7 @@ def predict_files(
         workers: threads that read images ahead; 0 reads them when they are wanted.
         piece: images of a piece.
         shard: this process's part.
-        resume: go on with what an earlier run has finished.
+        resume: continue after what an earlier run has finished.
         advance: called with 1 after each image that was read, and with the images of a piece done before.
 
     Raises:

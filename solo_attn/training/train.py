@@ -165,7 +165,7 @@ def train(
             prepare(config, run_dir, last, datamodule, files)
             for line in [] if begun is None else begun.lines():
                 console.print(f"{config.train.init_from}: {line}", highlight=False)
-            begin = f"going on from {last}" if last.exists() else "training"
+            begin = f"continuing from {last}" if last.exists() else "training"
             console.print(f"{begin}: {datamodule.train_set.summary}", highlight=False)
         try:
             trainer.fit(
@@ -173,7 +173,7 @@ def train(
             )
         except SIGTERMException as error:  # of several processes
             raise SignalledError(
-                f"train: ended by SIGTERM; go on from {last} with --resume", SIGTERM
+                f"train: ended by SIGTERM; continue from {last} with --resume", SIGTERM
             ) from error
         except Exception as error:
             if not resumed or watch.begun or isinstance(error, SoloAttnError):
@@ -295,7 +295,7 @@ def _store(result: TrainResult, config: Config, stopped: bool) -> None:
         "metrics": _with_limit(result.metrics),
         "test_metrics": None if result.test_metrics is None else _with_limit(result.test_metrics),
         "steps": result.steps,
-        "stopped": stopped,  # by train.max_minutes, and may go on
+        "stopped": stopped,  # by train.max_minutes, and may be continued
         "seconds": round(result.seconds, 1),
         "environment": environment(result.device),
         "config": config.as_dict(),
