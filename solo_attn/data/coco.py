@@ -125,7 +125,7 @@ class CocoInstances(Dataset[Sample]):
             ],
         )
 
-    def objects_of(self, image_id: int) -> list[dict[str, Any]]:
+    def objects_of(self, image_id: int) -> list[Any]:
         """An image's annotations that training learns: no crowd regions and no degenerate boxes."""
         return [found for found in self.coco.imgToAnns.get(image_id, []) if is_object(found)]
 
