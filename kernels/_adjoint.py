@@ -1,8 +1,9 @@
 """The transpose of a bilinear enlargement: how it is divided among programs, and its two steps.
 
-A program owns BLOCK_I rows and up to BLOCK_J columns of the input. It walks the rows of the output that these
-have a part in, BLOCK_Y at a time, BLOCK_X columns wide, and adds them to its own rows as they go by (no lane
-reads another's); the columns are gathered once, at the end. No atomics, and one order of adding.
+A program owns BLOCK_I rows and up to BLOCK_J columns of the input. It walks the rows of the output to which
+these contribute, BLOCK_Y at a time, BLOCK_X columns wide, and adds them to its own rows (no lane reads
+another's); the columns are gathered once, at the end. There are no atomics, and sums are added in a fixed
+order.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ CONFIGS = (config(8, 1, BLOCK_I=16, BLOCK_Y=4, BLOCK_J=BLOCK_J, BLOCK_X=BLOCK_X)
 
 @triton.jit
 def owned_block(height_in, width_in, own, BLOCK_I: tl.constexpr):
-    """Of a program: its map (int64), its first row and column of the input, and the end of both."""
+    """A program's map (int64), its first row and column of the input, and the end of both."""
     blocks_x = tl.cdiv(width_in, own)
     k, block = cell_and_tile(blocks_x * tl.cdiv(height_in, BLOCK_I))
     i, j = block // blocks_x * BLOCK_I, block % blocks_x * own
@@ -34,16 +35,15 @@ def owned_block(height_in, width_in, own, BLOCK_I: tl.constexpr):
 
 @triton.jit
 def outputs_of(begin, end, size_in, size_out):
-    """The outputs, from the first to before the last, that the inputs ``begin`` to ``end`` have a part in."""
+    """The range of outputs, its end excluded, to which the inputs ``begin`` to ``end`` contribute."""
     return bilinear_first(begin - 1, size_in, size_out), bilinear_first(end, size_in, size_out)
 
 
 @triton.jit
 def add_rows(tile, g, i, ys, height_in, height, BLOCK_I: tl.constexpr):
-    """The transpose along y: ``tile`` [I, X], of rows from ``i`` on, plus their shares in rows ``ys`` of
-    ``g`` [Y, X].
+    """The transpose along y: ``tile`` [I, X] of rows from ``i`` on, plus shares in rows ``ys`` of ``g``.
 
-    What an input has no share in does not reach it, not even as 0 times NaN.
+    ``g`` is [Y, X]. An output to which an input does not contribute never reaches it, not even as 0 x NaN.
     """
     rows = i + tl.arange(0, BLOCK_I)
     weight = bilinear_share(rows[:, None], ys[None, :], height_in, height)[:, :, None]
@@ -65,7 +65,7 @@ def gather_columns(tile, result, chunk, j, width_in, width, most, BLOCK_X: tl.co
             x < tl.minimum(chunk + BLOCK_X, width), bilinear_share(columns, x, width_in, width), 0.0
         )
         index = tl.broadcast_to(tl.minimum(x - chunk, BLOCK_X - 1)[None, :], result.shape)
-        # An index before the chunk is another input's: its weight is 0.
+        # An index before the chunk belongs to another input: its weight is 0.
         part = tl.gather(tile, tl.maximum(index, 0), 1)
         result += weight[None, :] * tl.where(weight > 0, part, 0.0)
     return result

@@ -7,12 +7,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROW = 256  # words of a row that a program packs or counts at a time
+ROW = 256  # words of a row that a program packs or counts in one step
 
 
 @triton.jit
 def popcount(x):
-    """Bits set in each uint32, by a sum that LLVM knows and makes one instruction of."""
+    """Bits set in each uint32, by a sum that LLVM recognises and turns into one instruction."""
     x = x - ((x >> 1) & 0x55555555)
     x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
     x = (x + (x >> 4)) & 0x0F0F0F0F
@@ -21,7 +21,7 @@ def popcount(x):
 
 @triton.jit
 def pack_row(masks_ptr, words_ptr, row, pixels, width, PACK: tl.constexpr, ROW: tl.constexpr):
-    """The pixels of mask ``row``, counted; with PACK its words are made first, else they are there."""
+    """The number of pixels of mask ``row``; with PACK its words are made first, else they exist."""
     area = tl.zeros([ROW], tl.int32)
     for start in range(0, width, ROW):
         word = start + tl.arange(0, ROW)
@@ -52,9 +52,10 @@ def shared_bits(
 ):
     """Bits that rows of ``words`` and of ``others`` share in words ``begin`` .. ``end``: int32 [I, J].
 
-    Rows ``left`` [I] and ``right`` [J]; negative ones have no bits. A full adder makes two words of three, as
-    counting bits is a quarter as fast as logic: 2 counts for 3 words. ``two`` is 2, as an argument: where
-    LLVM knows it, it takes the doubling into the sum that is a count, and then knows that one no more.
+    Rows ``left`` [I] and ``right`` [J]; negative ones have no bits. A full adder turns three words into two,
+    since counting bits has a quarter of the speed of logic: 2 counts for 3 words. ``two`` is 2, as an
+    argument: if LLVM knew it, it would merge the doubling into the sum that is a count, and no
+    longer recognise the count.
     """
     a_row = words_ptr + tl.maximum(left, 0).to(tl.int64)[:, None, None] * width
     b_row = others_ptr + tl.maximum(right, 0).to(tl.int64)[None, :, None] * other_width
@@ -79,7 +80,7 @@ def _both(a_row_ptr, b_row_ptr, left, right, word, end):
 
 
 def rows_of_words(masks: Tensor) -> tuple[Tensor, Tensor, int, bool]:
-    """For `pack_row`: masks as bytes, their words as int32 [n, W], pixels of a row, and whether to pack.
+    """For `pack_row`: masks as bytes, their words as int32 [n, W], the pixels of a row, and whether to pack.
 
     ``masks`` are bool or uint8 [n, P], or int64 [n, W] whose spare bits are zero.
     """

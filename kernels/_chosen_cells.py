@@ -1,7 +1,7 @@
-"""Grid attention of chosen cells: their rows alone.
+"""Grid attention of chosen cells: only their rows.
 
-Cells of several images come in any order. A program takes a block of them for one image, leaves out those of
-others, and does nothing where none is left; so each row is written once, and nothing has to be sorted.
+Cells of several images come in any order. A program takes a block of cells for one image, leaves out those of
+other images, and does nothing if none is left; so each row is written once, and nothing has to be sorted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# To mypy kernels/ lies outside of the package that it is installed in.
+# For mypy, kernels/ is outside of the package in which it is installed.
 from .._utils.checks import check_cells  # type: ignore[import-not-found]
 from ._launch import launch
 from ._tuning import config, tuned
@@ -27,7 +27,7 @@ _CONFIGS = (
 
 @triton.jit
 def _of_image(chosen_ptr, k, count, cells, image):
-    """Of the chosen cells k: their numbers, and whether they are this image's."""
+    """The chosen cells k: their numbers, and whether they belong to this image."""
     at = tl.load(chosen_ptr + 2 * k + 1, mask=k < count, other=-1)
     mine = (tl.load(chosen_ptr + 2 * k, mask=k < count, other=-1) == image) & (at >= 0) & (at < cells)
     return tl.where(mine, at, 0).to(tl.int32), mine
@@ -121,7 +121,7 @@ def _grid_attention_cells_bwd_kernel(
 ):
     """A block of channels and cells of dV gathers from all chosen rows, and a cell from those of its own.
 
-    Which those are is a matrix of zeros and ones. Rows are added in their order, a cell's twins included.
+    A matrix of zeros and ones selects them. Rows are added in their order, including duplicates of a cell.
     """
     image = tl.program_id(2).to(tl.int64)
     features_ptr += image * channels * cells
@@ -147,9 +147,9 @@ def _grid_attention_cells_bwd_kernel(
 
 
 def rows(features: Tensor, scale: float, cells: Tensor, tf32: bool) -> Tensor:
-    """[K, S, S] of the cells [K, 2]; one outside the batch or the grid is never read."""
+    """[K, S, S] of the cells [K, 2]; a cell outside the batch or the grid is never read."""
     batch, channels, side, _ = features.shape
-    if not cells.is_cuda:  # in the interpreter; on a GPU the op has told the device to
+    if not cells.is_cuda:  # in the interpreter; on a GPU the op's device assertion does this
         check_cells(cells, batch, side * side)
     chosen, out = cells.contiguous(), features.new_empty(len(cells), side, side)
     if out.numel() > 0 and batch > 0:
@@ -160,7 +160,7 @@ def rows(features: Tensor, scale: float, cells: Tensor, tf32: bool) -> Tensor:
 
 
 def rows_bwd(grad: Tensor, features: Tensor, scale: float, cells: Tensor, tf32: bool, out: Tensor) -> None:
-    """What the rows' gradient [K, S, S] is to the features, written to ``out``, which is not empty."""
+    """The gradient of the features from that of the rows [K, S, S], written to ``out`` (not empty)."""
     batch, channels, side, _ = features.shape
     chosen, sizes = cells.contiguous(), (len(cells), channels, side * side)
     products = features.new_empty(len(cells), channels, dtype=torch.float32)

@@ -20,7 +20,7 @@ _state = threading.local()
 
 
 def _mend_interpreter() -> None:
-    """Triton 3.6's makes integers of arrays in a way that NumPy 2.4 refuses, and cuts bfloat16 off."""
+    """Triton 3.6's converts arrays to integers in a way that NumPy 2.4 refuses, and truncates bfloat16."""
     from triton.runtime import interpreter
 
     original, cast = interpreter._patch_lang_tensor, interpreter.InterpreterBuilder.cast_impl
@@ -55,15 +55,15 @@ def traced() -> Iterator[None]:
 
 
 def is_open(kernel: Tuner, *args: Any, **constants: Any) -> bool:
-    """Whether launching ``kernel`` like this would first time its configurations."""
+    """Whether such a launch of ``kernel`` would first time its configurations."""
     return not getattr(_state, "traced", False) and kernel.is_open(*args, **constants)
 
 
 def launch(kernel: Any, grid: Any, *args: Any, **constants: Any) -> None:
     """Run ``kernel`` on the device of its first argument.
 
-    A direct call costs microseconds where the call that a compiler can trace costs a millisecond; and
-    ``wrap_triton`` refuses a kernel that the interpreter runs.
+    A direct call takes microseconds, a call that a compiler can trace a millisecond; and ``wrap_triton``
+    refuses kernels in the interpreter.
     """
     name = getattr(kernel, "fn", kernel).__name__
 
@@ -87,7 +87,7 @@ def launch(kernel: Any, grid: Any, *args: Any, **constants: Any) -> None:
 
 @dataclass(frozen=True)
 class Aot:
-    """A kernel with the types of its arguments, to be compiled with no GPU in every tuned configuration.
+    """A kernel with the types of its arguments, to be compiled without a GPU in every tuned configuration.
 
     Attributes:
         kernel: what `tuned` or ``triton.jit`` made.

@@ -17,14 +17,14 @@ from ._bilinear import bilinear_tap, check_sizes, lerp
 from ._maps import cell_and_tile, logits, sigmoid
 from ._tuning import config
 
-# A tile of the result, and what it has taps in: at least 2 x 2 pixels.
+# A tile of the result, and the pixels in which it has taps: at least 2 x 2.
 BLOCK_X, BLOCK_Y, SOURCE_X, SOURCE_Y = 128, 16, 64, 8
 CONFIGS = (config(8, 1, BLOCK_X=BLOCK_X, BLOCK_Y=BLOCK_Y, SOURCE_X=SOURCE_X, SOURCE_Y=SOURCE_Y),)
 
 
 @triton.jit
 def owned_tile(out_width, out_height, own_x, own_y, BLOCK_X: tl.constexpr, BLOCK_Y: tl.constexpr):
-    """Of a program: its map, its tile's place among those of all maps, its first column and row, and which of
+    """A program's map, the place of its tile among those of all maps, its first column and row, and which of
     the [BLOCK_X, BLOCK_Y] pixels from there on are its own.
     """
     tiles_x = tl.cdiv(out_width, own_x)
@@ -129,7 +129,7 @@ def own_probabilities(
     SOURCE_X: tl.constexpr,
     SOURCE_Y: tl.constexpr,
 ):
-    """What `owned_tile` says of a program, and its `probabilities`; the arguments are those of `inputs`."""
+    """The result of `owned_tile`, and the program's `probabilities`; the arguments are those of `inputs`."""
     k, place, x, y, own = owned_tile(out_width, out_height, own_x, own_y, BLOCK_X, BLOCK_Y)
     p = probabilities(
         coarse_ptr,
@@ -156,23 +156,23 @@ def own_probabilities(
 
 @triton.jit
 def spread_x(index, LENGTH: tl.constexpr, OTHER: tl.constexpr):
-    """Indices along the first dim, held inside, for every place along the other."""
+    """Indices along the first dim, clamped to it, for every place along the other."""
     return tl.broadcast_to(tl.minimum(index, LENGTH - 1)[:, None], index.shape[0], OTHER)
 
 
 @triton.jit
 def spread_y(index, OTHER: tl.constexpr, LENGTH: tl.constexpr):
-    """Indices along the second dim, held inside, for every place along the other."""
+    """Indices along the second dim, clamped to it, for every place along the other."""
     return tl.broadcast_to(tl.minimum(index, LENGTH - 1)[None, :], OTHER, index.shape[0])
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a launch of a kernel around `own_probabilities` is given.
+    """The arguments of a launch of a kernel around `own_probabilities`.
 
     Attributes:
         tensors: coarse logits and attention rows, each in one run of memory. Without attention the coarse
-            logits stand in both places.
+            logits are in both places.
         tiles: programs a map.
         sizes: the integer arguments, in their order.
         constants: HAS_ATTENTION and SAME.

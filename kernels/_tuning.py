@@ -12,18 +12,18 @@ import triton
 from triton.runtime.autotuner import Autotuner
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-# The number of the configuration that every kernel takes (counted round where it has fewer), instead of the
-# fastest: bitwise the same on every machine with the same GPU. The interpreter has no clock worth reading.
+# The number of the configuration that every kernel uses (modulo its number of configurations) instead of the
+# fastest: bitwise the same on every machine with the same GPU. Timing in the interpreter means nothing.
 _GIVEN = os.environ.get("SOLO_ATTN_TUNE") or ("0" if INTERPRETED else None)
 
 
 class Tuner(Autotuner):
-    """Triton's own, safe in threads and in CUDA graphs.
+    """Triton's own, made safe for threads and CUDA graphs.
 
-    Timing waits for the device, which ends the capture of a graph with an error: a launch that is captured
-    before anything was timed takes the first configuration, and the choice stays open. Triton keeps the
-    arguments that it times with in the tuner, so one thread times at a time; launches whose choice is made go
-    by the lock.
+    Timing waits for the device, which is an error during the capture of a graph: a launch that is captured
+    before anything was timed uses the first configuration, and the choice remains open. Triton stores the
+    arguments that it times with in the tuner, so one thread times at a time; launches whose choice is made
+    do not take the lock.
     """
 
     def __init__(self, kernel: Any, configs: Sequence[triton.Config], key: Sequence[str]) -> None:

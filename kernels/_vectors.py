@@ -1,4 +1,4 @@
-"""The features of grid cells as vectors, and how they are multiplied."""
+"""The features of grid cells as vectors, and their products."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def vectors(features_ptr, channels, cells, at, inside, c, BLOCK_K: tl.constexpr)
 def factor(x, PRECISION: tl.constexpr):
     """``x`` as a factor of a dot product: float32 rounded to the 10 bits of mantissa that "tf32" reads.
 
-    The tensor cores cut off what is below them, which makes every factor smaller: a bias of up to 2^-10, in
-    sums that may have thousands of terms. Half precision has no more digits than they read.
+    The tensor cores ignore the lower bits, which makes every factor smaller: a bias of up to 2^-10, in sums
+    that may have thousands of terms. Half precision has no more digits than they read.
     """
     if PRECISION == "tf32" and x.dtype == tl.float32:
-        # Half of the last digit more, then cut off as ever. NaN has no digits to add to.
+        # Add half of the last digit, then truncate. NaN has no digits to add to.
         more = (x.to(tl.int32, bitcast=True) + 0x1000).to(tl.float32, bitcast=True)
         return tl.where(x == x, more, x)
     return x
 
 
 def check_features(op: str, features: Tensor) -> None:
-    """Refuse images whose elements 32 bits do not count."""
+    """Refuse images with more elements than 32 bits can count."""
     if features[:1].numel() >= 1 << 31:
         raise ValueError(
             f"{op}: expected grid_features of fewer than 2^31 elements an image for backend 'triton', "
@@ -42,6 +42,6 @@ def check_features(op: str, features: Tensor) -> None:
 def mode_of(features: Tensor, tf32: bool) -> dict[str, str]:
     """How float32 factors are multiplied: exactly, or as TensorFloat-32.
 
-    Beside features of half precision they are sums, and have digits enough as TensorFloat-32.
+    Beside features of half precision they are sums, for which TensorFloat-32 has enough digits.
     """
     return {"PRECISION": "ieee" if features.dtype == torch.float32 and not tf32 else "tf32"}

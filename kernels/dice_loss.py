@@ -22,8 +22,8 @@ from ._maps import cell_and_tile, logits
 from ._tuning import tuned
 
 _X, _MOST_PARTS = 128, 64
-_ROWS = {True: 4, False: 8}  # of a tile, with attention and without: as many as registers hold
-_PROGRAMS = 2048  # that fill a GPU: few cells are divided into parts
+_ROWS = {True: 4, False: 8}  # of a tile, with attention and without: as many as the registers hold
+_PROGRAMS = 2048  # that fill a GPU: a few cells are divided into parts
 
 
 @triton.jit(do_not_specialize=("coarse_height", "coarse_width", "side", "height", "parts"))
@@ -246,7 +246,7 @@ def _adjoint(given: tuple[Tensor, ...], out: Tensor, has_attention: bool) -> Non
 
 
 def _inputs(coarse_logits: Tensor, attention: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """In one run of memory; coarse logits stand for attention rows that there are none of."""
+    """In contiguous memory; without attention the coarse logits replace its rows."""
     coarse = coarse_logits.contiguous()
     rows = coarse if attention is None else attention.contiguous()
     size = targets.shape[1:]

@@ -2,7 +2,7 @@
 
 The whole map is symmetric: the kernel takes the tiles on and above the diagonal and writes each twice.
 Backward, dV = scale * V (dG + dG^T), where dG is read by rows and by columns and summed tile by tile.
-Nothing is added by atomics.
+There are no atomics.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ._launch import Aot, launch
 from ._tuning import config, tuned
 from ._vectors import check_features, factor, mode_of, vectors
 
-# Multiplied exactly, float32 takes its operands through registers: blocks of 16 along the sum, small tiles.
+# Exact float32 products take their operands from registers: blocks of 16 along the sum, small tiles.
 _CONFIGS = (
     config(4, BLOCK=32, BLOCK_K=16),
     config(4, BLOCK=64, BLOCK_K=16),
@@ -66,7 +66,7 @@ def _grid_attention_fwd_kernel(
             tl.trans(factor(one, PRECISION)), factor(other, PRECISION), total, input_precision=PRECISION
         )
     total = (total * scale).to(out_ptr.dtype.element_ty)
-    # Of a tile on the diagonal the upper half stands for both, so that the map is symmetric to the bit.
+    # In a tile on the diagonal the upper half is used for both, so that the map is exactly symmetric.
     mask = (top + r < cells)[:, None] & (left + r < cells)[None, :] & (top + r[:, None] <= left + r[None, :])
     place = r[:, None] * cells + r[None, :]
     out_ptr += image * cells * cells
@@ -119,7 +119,7 @@ def grid_attention(grid_features: Tensor, scale: float, cells: Tensor | None, tf
     """F_new(c, i, j) = scale * V_c . V_(i*S+j) (eq. 3), for all cells c or for the chosen ones.
 
     A chosen cell outside the batch or the grid is never read. On a GPU it fails as PyTorch's own indexing
-    does, by an assertion on the device, since looking at the numbers would have the host wait for them.
+    does, by an assertion on the device, since reading the numbers would make the host wait for them.
     """
     check_features("grid_attention", grid_features)
     features = grid_features.contiguous()
@@ -144,7 +144,7 @@ def grid_attention_bwd(
 ) -> Tensor:
     """DV = scale * V (dG + dG^T); with chosen cells only their rows of dG are not zero.
 
-    ``grad`` may be float32 beside features in half precision: it is not rounded to theirs.
+    ``grad`` may be float32 beside features in half precision: it is not rounded to their dtype.
     """
     check_features("grid_attention", grid_features)
     features, upstream = grid_features.contiguous(), grad.contiguous()

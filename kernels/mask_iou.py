@@ -30,9 +30,9 @@ def _mask_iou_pack_kernel(
 
 @triton.jit
 def _quotient(a, b):
-    """a / b rounded once, also of counts from 2^24 on, which are no float32.
+    """a / b rounded once, also for counts from 2^24 on, which float32 does not represent.
 
-    By Newton's steps in float64, as the division is a call, for which registers are spilled.
+    Newton steps in float64, since the division is a function call, which spills registers.
     """
     inverse = (1.0 / b.to(tl.float32)).to(tl.float64)
     a, b = a.to(tl.float64), b.to(tl.float64)
@@ -60,7 +60,7 @@ def _mask_iou_fwd_kernel(
 ):
     tiles_x = tl.cdiv(other_count, BLOCK)
     tile_i, tile_j = tl.program_id(0) // tiles_x, tl.program_id(0) % tiles_x
-    # Of masks with themselves the upper half stands for both.
+    # For masks with themselves the upper half is used for both.
     if (tile_i <= tile_j) | (not SAME):
         i, j = tile_i * BLOCK + tl.arange(0, BLOCK), tile_j * BLOCK + tl.arange(0, BLOCK)
         left, right = tl.where(i < count, i, -1), tl.where(j < other_count, j, -1)

@@ -28,14 +28,14 @@ from ._tuning import config, tuned
 _BLOCK, _BLOCK_W = 16, 32  # masks and words of a tile of pairs
 _PAIRS = (config(8, 1, BLOCK=_BLOCK, BLOCK_W=_BLOCK_W),)
 _STRIP = 1024  # columns of pairs that are stored at a time
-_PROGRAMS, _MOST_PARTS = 1536, 8  # few masks are divided into parts, so that they fill a GPU
-_SCORES = 1024  # that a program looks through at a time
+_PROGRAMS, _MOST_PARTS = 1536, 8  # a few masks are divided into parts, so that they fill a GPU
+_SCORES = 1024  # that a program searches in one step
 _I, _J = 64, 16  # a tile of pairs once they are counted
 
 
 @triton.jit
 def _better(other, j, score, i):
-    """Whether mask ``j`` stands before mask ``i``: the higher score, then the lower index; NaN last."""
+    """Whether mask ``j`` comes before mask ``i``: the higher score, then the lower index; NaN last."""
     before_nan = (other == other) | (j < i)
     return tl.where(score != score, before_nan, (other > score) | ((other == score) & (j < i)))
 
@@ -114,7 +114,7 @@ def _overlaps(pairs_ptr, labels_ptr, areas_ptr, i, j, label_j, area_j, count, st
         row = pairs_ptr + (part * count + i.to(tl.int64))[:, None] * columns
         both += tl.load(row + (j - strip)[None, :], mask=binds, other=0)
     union = tl.load(areas_ptr + i, mask=i < count, other=0)[:, None].to(tl.int64) + area_j[None, :] - both
-    # Rounded once, so that twins overlap by exactly 1; of two empty masks the union is 0, and the IoU.
+    # Rounded once, so that identical masks overlap by exactly 1; the IoU of two empty masks is 0.
     return tl.div_rn(both.to(tl.float32), tl.maximum(union, 1).to(tl.float32))
 
 
@@ -178,12 +178,12 @@ def _matrix_nms_decay_kernel(
         if tl.load(labels_ptr + tl.minimum(start + BLOCK_I, count) - 1) >= lowest:
             i = start + tl.arange(0, BLOCK_I)
             d = _overlaps(pairs_ptr, labels_ptr, areas_ptr, i, j, label, area, count, strip, columns, parts)
-            # Of masks that this strip has no use for, nothing may have been written.
+            # Masks that this strip does not need may not have been written.
             c = tl.load(worst_ptr + i, mask=i < strip + columns, other=0.0)[:, None]
             if GAUSSIAN:
                 bound = c * c - d * d
             else:
-                # A mask with an identical one before it decays no other: that one does.
+                # A mask with an identical one before it does not decay others: that one does.
                 bound = tl.where(c < 1.0, tl.div_rn(1.0 - d, tl.where(c < 1.0, 1.0 - c, 1.0)), 1.0)
             least = tl.minimum(least, tl.min(bound, 0))
     if GAUSSIAN:  # one exponential for each mask; a sigma that is infinite in float32 meets no 0

@@ -152,7 +152,7 @@ def _paste_masks_changes_kernel(
 ):
     """Counts the pixels of a block that differ from the one before, or writes where they are.
 
-    A mask begins after a pixel that is not set. Where it ends stands after its last change.
+    A mask starts after a pixel that is not set. Its end is stored after its last change.
     """
     k, block = cell_and_tile(blocks)
     place = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

@@ -40,7 +40,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Images and checkpoints need more than the ops do: imported where somebody asks for them.
+    # Images and checkpoints need more packages than the ops: imported on first use.
     if name == "load":
         from .predictor import load
 

@@ -8,7 +8,7 @@ from ._utils.errors import MissingExtraError, extra_train
 
 
 def main() -> None:
-    """Entry point of the console script: the ops and the model are installed without what it needs."""
+    """Entry point of the console script: its packages may be missing, the ops do not need them."""
     try:
         with extra_train("solo-attn"):
             from .cli import app

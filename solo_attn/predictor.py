@@ -1,4 +1,4 @@
-"""The way from images to results: a file of weights, pictures of any kind in, instances out."""
+"""Prediction: load a file of weights, pass images of any kind, get instances."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ class Predictor:
             yield from self.find(batch)
 
     def open(self, picture: Any) -> Windows:
-        """A picture of any kind, ready for `find`: it needs no model, and may be called from any thread.
+        """An image of any kind, ready for `find`: this needs no model, and may be called from any thread.
 
         Raises:
             ImageError, TypeError, ValueError: see `__call__`.
@@ -194,7 +194,7 @@ class Predictor:
         return as_windows(picture, settings.percentiles, settings.tile is not None)
 
     def find(self, batch: Sequence[Windows]) -> list[Result]:
-        """The instances of pictures from `open`, which go through the model at once, or by tiles."""
+        """The instances of images from `open`, which go through the model as one batch, or in tiles."""
         device, settings = next(self.model.parameters()).device, self.model.settings
         if settings.tile is None:
             images = [picture.whole().to(device).float() / 255 for picture in batch]
@@ -258,7 +258,7 @@ def as_windows(picture: Any, percentiles: Percentiles = None, tiled: bool = Fals
     Args:
         picture: see `Predictor.__call__`.
         percentiles: of each channel, what becomes 0 and 255.
-        tiled: leave a file or memory map on the disk where that is possible.
+        tiled: leave a file or memory map on the disk if possible.
 
     Raises:
         ImageError: a file that is missing or no image.
@@ -269,7 +269,7 @@ def as_windows(picture: Any, percentiles: Percentiles = None, tiled: bool = Fals
             return open_image(picture, percentiles=percentiles)
         return Windows(read_image(picture, percentiles=percentiles).numpy(), "CYX")
     if isinstance(picture, np.ndarray) and not (tiled and isinstance(picture, np.memmap)):
-        picture = picture.copy()  # read later, when its owner may have written the next frame into it
+        picture = picture.copy()  # it is read later, when the caller may have written the next frame into it
     elif isinstance(picture, Image.Image):
         deep = picture.mode[0] in "IF"
         if deep and percentiles is None:

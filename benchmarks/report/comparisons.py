@@ -63,7 +63,7 @@ def judged(what: str, first: list[float], second: list[float]) -> str:
         f"{100 * found.value:+.1f}"
     )
     if found.error is None or found.low is None or found.high is None:
-        return f"{told}. Of a single seed nothing more can be said."
+        return f"{told}. A single seed gives no interval."
     told += (
         f" with a standard error of {100 * found.error:.1f} ({len(second)} and {len(first)} seeds; 95 % "
         f"interval {100 * found.low:+.1f} to {100 * found.high:+.1f})"
@@ -71,8 +71,8 @@ def judged(what: str, first: list[float], second: list[float]) -> str:
     if found.low > 0:
         return f"{told}: it helped."
     if found.high < 0:
-        return f"{told}: it did harm."
-    return f"{told}: whether it helped cannot be told from these."
+        return f"{told}: it made AP worse."
+    return f"{told}: the effect is not significant."
 
 
 def seeds_of(result: dict[str, Any], system: str) -> list[float]:
@@ -136,7 +136,7 @@ def budget(result: dict[str, Any]) -> str:
     files = [PurePath(file or "").name for file in (data["train_annotations"], measured)]
     return (
         f"{table(head, lines)}\n\n"
-        f"Learned from `{files[0]}`, measured on `{files[1]}`. "
+        f"Trained on `{files[0]}`, evaluated on `{files[1]}`. "
         f"{model['backbone']} with {model['norm'] or 'gn'}, {weights}; "
         f"shorter side {size}, at most {model['max_size']}; {train['batch_size']} images a step, "
         f"{train['epochs']} epochs of {train['optimizer']}; the last epoch's weights. "
@@ -168,8 +168,8 @@ def comparison(machine: str, name: str) -> str:
         f"{with_paper(paper_table4(rows), PAPER4, 'paper, Cityscapes: small / medium / large')}\n\n"
         f"{judged_ones}\n\n"
         f"Per cent, on the {result['split']} images, mean ± sample standard deviation over the seeds, "
-        f"at most {limit} instances an image. Only the seed differs between runs of a system: the spread is "
-        f"not that of other images, and one interval of twenty misses. What each was trained with:\n\n"
+        f"at most {limit} instances an image. Only the seed differs between runs of a system: the spread "
+        f"does not cover other images, and one interval in twenty is wrong. What each was trained with:\n\n"
         f"{budget(result)} "
         f"{' '.join(told)}{pictures}"
     )

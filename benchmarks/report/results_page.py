@@ -91,9 +91,9 @@ def nuclei() -> str:
     return (
         f"{table(['recipe', 'steps', 'minutes', *parts, 'measured'], rows)}\n\n"
         f"At most {' and '.join(sorted(limits))} nuclei an image. Recipes were chosen on the validation "
-        f"images; the test images were looked at once, at the end of each training.\n\n"
+        f"images; the test images were evaluated once, at the end of each training.\n\n"
         "![Losses and AP over the steps, on fixed ImageNet features](images/nuclei_curve.png)\n\n"
-        "What it finds on three test images (scores from 0.3), each instance in a colour of its own:\n\n"
+        "Predictions on three test images (scores of at least 0.3), each instance in its own colour:\n\n"
         "![Masks of the nuclei found on three images](images/nuclei_found.png)"
     )
 
@@ -129,7 +129,7 @@ def recipe() -> str:
     return (
         f"{table(['changed', 'steps', 'dice loss', 'AP', 'AP50', 'minutes'], rows)}\n\n"
         f"`{found['config']}`, on the {found['images']} validation images that are one tile. The first rows "
-        "tell what the seed alone changes; every other row is of one seed. "
+        "show the effect of the seed alone; every other row is of one seed. "
         f"{measured_on(found['environment'])}\n\n"
         f"Where the recipe itself fails on these images (`solo-attn eval --errors`): of "
         f"{errors['objects']:,} objects {missed:,} are missed at IoU 0.5: {lost}. Instances that match no "
@@ -191,13 +191,13 @@ def end_to_end_of(machine: str, found: dict[str, Any]) -> str:
     height, width = found["setting"]["size"]
     ran = {row["contender"] for row in found["rows"]}
     compiled = "".join(f'"{k}": {what}. ' for k, what in found.get("compiled", {}).items() if k in ran)
-    proven = "; what torch.compile made was not compared" if compiled else ""
+    proven = "; the compiled code was not compared" if compiled else ""
     if "dense, compiled" in found["proof"]["inference"]:
         proven = ", and so did what torch.compile made of them for that, or its rows say what it did"
     left_out = "; ".join(absent(found)) or "nothing"
     return (
         f"### {machine}\n\n{table(head, rows, words=2)}\n\n"
-        f"{width} x {height}; before they were timed, fast and dense gave the same losses, gradients of "
+        f"{width} x {height}; before the timing, fast and dense had the same losses, gradients of "
         f"three weights, and instances at batch 1 in float32{proven}. "
         f"Convolutions of float32: {found.get('float32_convolutions', 'float32')}. MiB: peak beyond weights, "
         f"optimizer and batch. {compiled}Not measured: {left_out}. "
@@ -256,8 +256,8 @@ def unmeasured() -> str:
         if (missing := absent(found))
     ]
     if not any(stored.kept(name, m) for m in machines if m != CPU for name in GPU_FILES):
-        lines.append("Anything on a GPU: its kernels are tested for what they compute, not for speed.")
-    return "\n".join(f"- {line}" for line in lines) or "- Of what this page has a place for: nothing."
+        lines.append("Anything on a GPU: the kernels are tested for correctness, not for speed.")
+    return "\n".join(f"- {line}" for line in lines) or "- Nothing else that this page reports."
 
 
 BLOCKS: dict[str, Callable[[], str]] = {

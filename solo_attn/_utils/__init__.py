@@ -1,1 +1,1 @@
-"""What every folder may use: files, checks, the machine, the console."""
+"""Helpers that every folder may use: files, checks, the machine, the console."""

@@ -1,4 +1,4 @@
-"""Checks of arguments, with one form of message: the argument, what was expected, what was given."""
+"""Checks of arguments, with one form of message: the argument, what was expected, and what was given."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def is_finite(value: object) -> TypeGuard[float]:
 
 def check_number(op: str, argument: str, value: Any, *, finite: bool = True) -> None:
     """Refuse what is not a number (tensors, text and true are none), or not ``finite``."""
-    if isinstance(value, torch.SymFloat):  # of a graph that is being made
+    if isinstance(value, torch.SymFloat):  # of a graph that is being traced
         return
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{op}: expected {argument} to be a number, got {type(value).__name__}")
-    huge = isinstance(value, int) and not is_finite(value)  # an integer that no float can hold
+    huge = isinstance(value, int) and not is_finite(value)  # an integer too large for a float
     if huge or (finite and not is_finite(value)):
         fail(op, argument, "to be finite", "a huge integer" if huge else str(value))
 
@@ -72,7 +72,7 @@ def check_tensor(op: str, argument: str, x: Any, shape: str) -> None:
 
 
 def as_bool(masks: Tensor) -> Tensor:
-    """Bool masks as they are, others as "is not zero": of bool ones ``ne(0)`` makes int64 copies first."""
+    """Bool masks unchanged, others as "is not zero": on bool masks ``ne(0)`` makes int64 copies first."""
     return masks if masks.dtype == torch.bool else masks.ne(0)
 
 
@@ -92,7 +92,7 @@ def check_like(op: str, argument: str, x: Tensor, like: str, other: Tensor, *, d
 
 _CELLS = "grid_attention: expected cells of (image < {}, cell < {})"
 CELLS_IN_RANGE = _CELLS.format("B", "S*S")
-"""What a GPU asserts of chosen cells, whose numbers the host does not know; as in csrc/grid_attention."""
+"""The assertion of a GPU on chosen cells, whose values the host does not know; as in csrc/grid_attention."""
 
 
 def check_cells(cells: Tensor, images: int, count: int) -> None:
@@ -114,7 +114,7 @@ def check_cells(cells: Tensor, images: int, count: int) -> None:
 def check_prediction(
     function: str, prediction: Prediction, classes: int, *, scores: bool = True, rle: bool = False
 ) -> None:
-    """Refuse tensors that are missing, of other shapes or of unequal N, and labels outside 0..classes-1.
+    """Refuse missing tensors, other shapes, unequal N, and labels outside 0..classes-1.
 
     With ``rle``, masks may be a list of COCO's run lengths too.
     """

@@ -16,7 +16,7 @@ from .text import printable
 def plain_console(*, stderr: bool = False, soft_wrap: bool = False, quiet: bool = False) -> Console:
     """Prints paths and names as they are: brackets would be markup to rich, and ``:cat:`` a picture.
 
-    Control characters are spelt out: a name in a file could else write to the terminal what it likes.
+    Control characters are escaped: otherwise a name in a file could send anything to the terminal.
     """
     return _Plain(stderr=stderr, soft_wrap=soft_wrap, quiet=quiet, markup=False, emoji=False, highlight=False)
 
@@ -37,9 +37,9 @@ class _Speed(ProgressColumn):
 
 @contextmanager
 def progress(title: str, total: int, unit: str | None = None) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, so that what is printed can be redirected; yields how to advance it.
+    """A bar on standard error, so that the output can be redirected; yields the function that advances it.
 
-    With ``unit`` it also shows how many of them are done in a second.
+    With ``unit`` it also shows how many are done per second.
     """
     columns = (
         *Progress.get_default_columns()[:2],

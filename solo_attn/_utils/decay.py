@@ -29,6 +29,6 @@ def decay_of(iou: Tensor, kernel: str, sigma: float) -> Tensor:
     if kernel == "gaussian":
         decay = torch.exp(sigma * (worst.square() - overlap.square()))
     else:
-        # A mask with an identical one before it (c_i = 1) decays no other: that one does.
+        # A mask with an identical one before it (c_i = 1) does not decay others: that one does.
         decay = torch.where(worst < 1, (1 - overlap) / (1 - worst), 1.0)
     return torch.where(later, decay, 1.0).amin(0).clamp(max=1)

@@ -31,7 +31,7 @@ class MissingExtraError(SoloAttnError, ImportError):
 
 @contextmanager
 def extra_train(who: str) -> Iterator[None]:
-    """Say how to install the extra, if an import in this block fails for want of "train" or "cli".
+    """Say how to install the extra if an import in this block fails because "train" or "cli" is missing.
 
     Args:
         who: what needs it; the message begins with it.
@@ -52,7 +52,7 @@ def extra_train(who: str) -> Iterator[None]:
 
 @contextmanager
 def naming_file(file: Path) -> Iterator[None]:
-    """What stops a model on an image, as one line that names the file.
+    """An error of the model on an image, as one line that names the file.
 
     Raises:
         UsageError: a strip too thin to resize, an image too large for the memory.

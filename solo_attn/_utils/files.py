@@ -1,4 +1,4 @@
-"""One way to write a file, for everybody: it is there whole, or as it was before; and locks of folders."""
+"""Write files completely or not at all, and lock folders."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ except ImportError:  # Windows
 LOCK = ".lock"
 _LEFTOVER = re.compile(r"\..+\.\d+\.[0-9a-f]{8}\.tmp(\.\w+)?")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_held: set[Path] = set()  # by this process, which the system's lock would let in once more
+_held: set[Path] = set()  # by this process, which the system's lock would admit twice
 
 
 @contextmanager
 def replacing(path: str | Path, function: str | None = None, *, durable: bool = False) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` to write to, and move it there only when all went well.
+    """Give a temporary path beside ``path`` to write to, and move it to ``path`` only after success.
 
-    Each call has a name of its own: of several that write the same file at once, the last to end has it.
+    Each call has its own temporary name: if several write the same file at once, the last one to finish wins.
 
     Args:
         path: of the file.
@@ -38,8 +38,8 @@ def replacing(path: str | Path, function: str | None = None, *, durable: bool = 
         OSError: nothing can be written there; the message names ``path``.
     """
     path = Path(path)
-    # The process, for whoever finds what a killed one left, and a token, since process ids repeat in other
-    # containers and for threads. The suffix stays: matplotlib reads the format from it.
+    # The process id, to recognise what a killed process left, and a token, since process ids repeat in other
+    # containers and for threads. The suffix is kept: matplotlib reads the format from it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.{token_hex(4)}.tmp{path.suffix}")
     try:
         yield temporary
@@ -47,7 +47,7 @@ def replacing(path: str | Path, function: str | None = None, *, durable: bool = 
             _to_disk(temporary)
         os.replace(temporary, path)
         if durable:
-            _to_disk(path.parent)  # the new name lives in the folder
+            _to_disk(path.parent)  # the new name is stored in the folder
     except OSError as error:
         reason = error.strerror or str(error)
         if error.errno in _FULL:
@@ -56,7 +56,7 @@ def replacing(path: str | Path, function: str | None = None, *, durable: bool = 
             message = f"{function}: expected path to be a file that can be written, got '{path}' "
             message += f"({reason})"
             raise OSError(error.errno, message) from error
-        # Nobody knows the temporary file; and of a write that failed the system names none at all.
+        # The temporary name means nothing to the user, and a failed write names no file at all.
         unknown = error.filename in (None, str(temporary), temporary) and error.filename2 is None
         if error.errno is not None and unknown:
             raise OSError(error.errno, reason, str(path)) from error
@@ -80,12 +80,13 @@ def write_durably(path: str | Path, data: bytes | memoryview) -> None:
 
 @contextmanager
 def alone_in(folder: str | Path) -> Iterator[None]:
-    """Hold a folder, made if it is not there, for this process alone, and clear what killed ones left in it.
+    """Lock a folder, created if it does not exist, and remove what killed processes left in it.
 
-    A folder that was made here and in which nothing came to stand is gone afterwards.
+    A folder that was created here and is still empty is removed afterwards.
 
-    The lock is the system's, on the file ``.lock``: it ends with the process, however that ends. Where there
-    are no such locks (Windows, some network file systems) only this process itself is kept out.
+    The lock is the operating system's, on the file ``.lock``: it is released when the process ends for any
+    reason. Without such locks (Windows, some network file systems) only a second lock of this process is
+    refused.
 
     Raises:
         UsageError: another process, or another call of this one, holds it.
@@ -97,7 +98,7 @@ def alone_in(folder: str | Path) -> Iterator[None]:
         folder.resolve(),
         f"expected {folder} to be used by one run at a time, got another in it",
     )
-    if key in _held:  # closing the file once more would end the lock
+    if key in _held:  # opening and closing the file again would release the lock
         raise UsageError(busy)
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -128,7 +129,7 @@ def _locked(descriptor: int) -> bool:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left of `replacing`; for who holds the folder alone."""
+    """Remove temporary files of `replacing` that killed processes left; the caller must hold the lock."""
     for path in folder.iterdir():
         if _LEFTOVER.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)

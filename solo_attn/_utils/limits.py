@@ -1,4 +1,4 @@
-"""What a file may ask for: each limit with its default, in one place."""
+"""Limits on what is read from files, each with its default, in one place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One way to read text and JSON, for everybody: one exception, one line, a limit of size."""
+"""Read text and JSON with a size limit; every failure is one exception with a message of one line."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def read_json(path: str | Path, error: type[ValueError]) -> Any:
     """A file's JSON; see `read_text`.
 
     Raises:
-        ValueError: as `read_text`, or it is no JSON.
+        ValueError: as `read_text`, or it is not JSON.
     """
     text = read_text(path, error)
     if not text.strip():
@@ -49,6 +49,6 @@ def read_json(path: str | Path, error: type[ValueError]) -> Any:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of what an error says; its kind where it says nothing, as a MemoryError does."""
+    """The first line of an error's message; its type if it has none, like MemoryError."""
     lines = (line.strip() for line in str(error).splitlines())
     return printable(next((line for line in lines if line), type(error).__name__)[:300])

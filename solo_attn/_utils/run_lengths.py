@@ -1,4 +1,4 @@
-"""COCO's compressed run lengths of objects that are small in a large picture: its pixels are never made."""
+"""COCO's compressed run lengths of small objects in a large image, without decoding the image."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def decode_window(rle: Mapping[str, Any]) -> tuple[NDArray[np.bool_], int, int]:
 
 
 def run_lengths(counts: bytes) -> NDArray[np.int64] | None:
-    """The runs of COCO's compressed encoding, or None where it is no such encoding.
+    """The runs of COCO's compressed encoding, or None if it is not one.
 
     Each character holds 5 bits of a number, lowest first, and a bit 32 that says "more"; the top bit of the
     last one is the sign. From the fourth run on, the number is the difference to the run two before. Source:

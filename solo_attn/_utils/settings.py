@@ -34,7 +34,7 @@ Flag = StrictBool
 
 
 def _number(value: Any) -> Any:
-    """PyYAML reads 1e-4, without a dot, as text; true is no number."""
+    """PyYAML reads 1e-4, without a dot, as text; true is not a number."""
     if isinstance(value, bool):
         raise ValueError("a boolean")
     return float(value) if isinstance(value, str) else value
@@ -46,7 +46,7 @@ Number = Annotated[float, BeforeValidator(_number)]
 class Settings(BaseModel):
     """A group of settings: each with its type, range, default and a sentence, once.
 
-    Unknown names are refused, and numbers are finite. `parse` is the way in from outside: its errors are one
+    Unknown names are refused, and numbers are finite. `parse` takes values from outside: its errors are one
     line; the constructor raises pydantic's own `ValidationError`, which is a ValueError too.
     """
 
@@ -76,12 +76,12 @@ class Settings(BaseModel):
         return self.model_dump(mode="json")
 
     def given(self) -> dict[str, Any]:
-        """`as_dict` of what somebody has set; the rest follows from it, as the defaults say."""
+        """`as_dict` of the settings that were set explicitly; the rest follows from the defaults."""
         return self.model_dump(mode="json", exclude_unset=True)
 
 
 def explain(cls: type[Settings], values: Mapping[str, Any], error: ValidationError) -> str:
-    """All that pydantic found, in this library's words: unknown names first, then "expected ..., got ..."."""
+    """All of pydantic's errors in this library's form: unknown names first, then "expected ..., got ..."."""
     unknown: list[str] = []
     expected: dict[str, str] = {}
     for fault in error.errors(include_url=False):
@@ -91,7 +91,7 @@ def explain(cls: type[Settings], values: Mapping[str, Any], error: ValidationErr
             continue
         key, kind, got = _field(cls, place, values)
         if fault["type"] == "value_error" and (kind is None or not place):
-            # A rule of this library about several settings, in its own words.
+            # A rule of this library about several settings, with its own message.
             expected.setdefault(str(fault["ctx"]["error"]), "")
         elif kind is None:
             expected[key] = f"{key or 'the settings'} to hold names and values, got {_shown(got)}"
@@ -134,7 +134,7 @@ def _shown(value: Any) -> str:
 
 
 def describe(field: FieldInfo) -> str:
-    """What a setting may be, in words: "an integer >= 1 or null"."""
+    """The allowed values of a setting in words: "an integer >= 1 or null"."""
     return _describe(field.annotation, field.metadata)
 
 

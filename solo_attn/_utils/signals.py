@@ -1,4 +1,4 @@
-"""Signals that end a process: as an exception at once, or noted until a good moment comes."""
+"""Signals that end a process: as an exception at once, or recorded until the process can stop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 class SignalledError(SoloAttnError, RuntimeError):
-    """A signal ended the work; what was finished is kept, and the message says how to go on.
+    """A signal ended the work; finished parts are kept, and the message says how to continue.
 
     Attributes:
         signum: the signal; a command that it ends has the exit status 128 + signum.
@@ -30,10 +30,9 @@ class SignalledError(SoloAttnError, RuntimeError):
 
 @contextmanager
 def as_interrupt() -> Iterator[None]:
-    """Have SIGTERM raise as SIGINT does, so that what cleans up behind Ctrl-C does so behind a scheduler too.
+    """Let SIGTERM raise as SIGINT does, so that what cleans up after Ctrl-C also does so after a scheduler.
 
-    In another thread than the main one, where Python has no handlers, and where somebody else has set one,
-    nothing is changed.
+    Nothing is changed outside the main thread, where Python has no handlers, and if another handler is set.
     """
     if not _may_handle() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
@@ -55,10 +54,10 @@ def signal_of(interrupt: KeyboardInterrupt) -> int:
 
 
 class Noted:
-    """Notes the first ending signal; the second one raises `KeyboardInterrupt`.
+    """Records the first ending signal; the second one raises `KeyboardInterrupt`.
 
     Attributes:
-        signum: of what came, or None.
+        signum: the recorded signal, or None.
     """
 
     signum: int | None
@@ -68,7 +67,7 @@ class Noted:
         self._before: dict[int, Any] = {}
 
     def listen(self) -> None:
-        """From now on; once more where somebody else has set handlers meanwhile."""
+        """Set the handlers; also called again after others have set theirs."""
         if not _may_handle():
             return
         for one in ENDING:
@@ -77,7 +76,7 @@ class Noted:
                 self._before.setdefault(one, before)
 
     def stop(self) -> None:
-        """Put back the handlers that were there before."""
+        """Restore the previous handlers."""
         for one, before in self._before.items():
             signal.signal(one, before)
         self._before.clear()

@@ -1,4 +1,4 @@
-"""Text that comes from files: what a name may be, and how anything is shown in a line."""
+"""Text from files: which names are allowed, and how any value is shown in one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _JOINERS = "\u200c\u200d"  # of one of them, and part of words in Persian and Hi
 
 
 class _Short(reprlib.Repr):
-    """Cuts while it goes, where `repr` makes the whole text first: aliases in YAML make that endless."""
+    """Cuts while it builds the text: `repr` builds all of it first, which aliases in YAML make endless."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,20 +31,20 @@ def shown(value: Any, most: int = 80) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` with its control characters, but for line breaks and tabs, spelt out: terminals obey them."""
+    """``text`` with control characters escaped, except line breaks and tabs: terminals obey them."""
     if text.isprintable():
         return text
     return "".join(ascii(c)[1:-1] if _is_control(c) and c not in "\n\t" else c for c in text)
 
 
 def _is_control(character: str) -> bool:
-    """What terminals obey, what turns the direction of text, half characters, and what breaks lines."""
+    """Control characters, marks that change the direction of text, lone surrogates, and line breaks."""
     return unicodedata.category(character) in _CONTROL and character not in _JOINERS
 
 
 def name_fault(name: Any) -> str | None:
-    """What keeps a value from being a class's name, or None: names reach terminals, pictures and pages."""
-    from .limits import limits  # whoever only shows things does not need pydantic
+    """Why a value cannot be a class's name, or None: names reach terminals, pictures and pages."""
+    from .limits import limits  # code that only shows values does not need pydantic
 
     if not isinstance(name, str) or not name.strip():
         return f"expected a name to be text, got {shown(name)}"

@@ -1,4 +1,4 @@
-"""Many images: in batches, by several processes or machines, in pieces that a killed run goes on from."""
+"""Many images: in batches, by several processes or machines, in pieces from which a killed run resumes."""
 
 from .._utils.errors import extra_train
 

@@ -1,4 +1,4 @@
-"""Which image files a prediction takes, and where what is found in each goes."""
+"""The image files of a prediction, and the files for the results of each."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .._utils.errors import UsageError
 from .._utils.files import replacing
 from ..data.images import IMAGE_SUFFIXES, image_files
 
-MARK = {"Software": "solo-attn predict"}  # in the pictures written here, to know them again
+MARK = {"Software": "solo-attn predict"}  # in the pictures written here, to recognise them later
 
 
 Format = Literal["picture", "coco", "parquet", "geojson", "ids"]
-"""What is written of the instances."""
+"""The formats in which instances are written."""
 
 # Of the file that a format writes for each image, behind the image's stem; the others write for all images.
 ENDINGS: dict[Format, str] = {"picture": ".png", "geojson": ".geojson", "ids": ".ids.png"}
@@ -25,10 +25,10 @@ RESULTS = "results.json"
 
 
 def find_images(paths: Sequence[Path], out: Path) -> list[Path]:
-    """The files named, and the images in the folders named, each once, as it is spelt first.
+    """The given files, and the images in the given folders, each once, with its first spelling.
 
-    An earlier run's pictures are left out: what lies below ``out`` where that is in a folder named, and the
-    marked ones where the folder named is ``out``.
+    An earlier run's pictures are left out: everything below
+    ``out`` if that is in a given folder, and the marked ones if ``out`` itself is given.
 
     Raises:
         UsageError: a path that is not there, or a folder without images.
@@ -65,7 +65,7 @@ def _drawn_here(path: Path) -> bool:
 
 
 def output_paths(files: list[Path], out: Path, formats: list[Format]) -> list[dict[Format, Path]]:
-    """Where what is found in each file goes.
+    """The output files of each image.
 
     Raises:
         UsageError: one of them, or the results, would overwrite one of the files.
@@ -90,13 +90,13 @@ def output_paths(files: list[Path], out: Path, formats: list[Format]) -> list[di
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    """The file itself: links and letter case give it other names."""
+    """The file itself, which links and letter case give other names."""
     found = path.stat()
     return found.st_dev, found.st_ino
 
 
 def free_stem(stem: str, endings: list[str], taken: set[str]) -> str:
-    """``stem``, numbered where another image took one of the names it would make."""
+    """``stem``, with a number if another image has one of the names it would make."""
     name, number = stem, 1
     while any(f"{name}{ending}" in taken for ending in endings):
         number += 1
@@ -106,7 +106,7 @@ def free_stem(stem: str, endings: list[str], taken: set[str]) -> str:
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
-    """Write a picture, whole or not at all, with the mark by which a later run knows it."""
+    """Write a picture, completely or not at all, with the mark by which a later run recognises it."""
     mark = PngInfo()
     for key, value in MARK.items():
         mark.add_text(key, value)

@@ -1,7 +1,7 @@
-"""A job in pieces: each is a fixed part of the images, and is done when its record is there.
+"""A job in pieces: each is a fixed part of the images, and is done when its record exists.
 
-What is found in an image may depend on those that went through the model with it: in the last digits, and
-where images of several sizes are padded to one. A piece is therefore computed as a whole, by one shard.
+The instances of an image may depend on the other images of its batch: in the last digits, and if images of
+several sizes are padded to one. A piece is therefore computed as a whole, by one shard.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from .._utils.errors import UsageError
 from .._utils.files import replacing
+from .._utils.readers import read_json
 
 FOLDER = ".pieces"
 JOB = "job.json"
@@ -56,13 +57,14 @@ class Pieces:
 
     Args:
         out: the results' folder.
-        job: all that the results depend on, as JSON; of another job nothing is taken over.
+        job: all that the results depend on, as JSON; pieces of another job are not used.
         count: of all pieces.
         shard: whose pieces are to be made.
         resume: keep what an earlier run of the same job has finished.
 
     Raises:
-        UsageError: another job's pieces lie there, and are asked for or shared with other processes.
+        UsageError: the folder has pieces of another job, which are to be resumed or are shared with other
+            processes.
     """
 
     folder: Path
@@ -89,13 +91,11 @@ class Pieces:
                 self.path(number).unlink(missing_ok=True)
 
     def _job(self) -> Any:
-        try:
-            return json.loads((self.folder / JOB).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
+        path = self.folder / JOB
+        return read_json(path, UsageError) if path.exists() else None
 
     def path(self, number: int) -> Path:
-        """Of a piece's record."""
+        """Path of a piece's record."""
         return self.folder / f"{number:06d}.json"
 
     def mine(self) -> range:
@@ -107,13 +107,17 @@ class Pieces:
         return self.path(number).exists()
 
     def finish(self, number: int, record: Mapping[str, Any]) -> None:
-        """Write a piece's record; all else of it has been written."""
+        """Write a piece's record, after all its other files."""
         with replacing(self.path(number), durable=True) as temporary:
             temporary.write_text(json.dumps(record), encoding="utf-8")
 
     def read(self, number: int) -> dict[str, Any]:
-        """A piece's record."""
-        found: dict[str, Any] = json.loads(self.path(number).read_text(encoding="utf-8"))
+        """A piece's record.
+
+        Raises:
+            UsageError: it cannot be read.
+        """
+        found: dict[str, Any] = read_json(self.path(number), UsageError)
         return found
 
     def complete(self) -> bool:
@@ -121,7 +125,7 @@ class Pieces:
         return all(self.done(number) for number in range(self.count))
 
     def gather(self, path: Path) -> None:
-        """Write the results of all pieces as one JSON list; of their records one is in memory at a time."""
+        """Write the results of all pieces as one JSON list, with one record in memory at a time."""
         with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
             file.write("[")
             between = ""
@@ -135,5 +139,5 @@ class Pieces:
             yield from self.read(number)["results"]
 
     def remove(self) -> None:
-        """When a run that shares with nobody has written its results."""
+        """Remove the records, once a run without other shards has written its results."""
         shutil.rmtree(self.folder)

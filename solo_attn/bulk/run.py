@@ -27,13 +27,13 @@ ALONE = Shard()
 
 @dataclass
 class Outcome:
-    """What a run has done, pieces that an earlier run had finished included.
+    """The work of a run, including pieces that an earlier run had finished.
 
     Attributes:
-        images: that were predicted.
-        instances: that were found in them.
-        failed: one line for each file that could not be.
-        complete: whether the results of all shards are there.
+        images: the number of predicted images.
+        instances: the number of instances in them.
+        failed: one line for each file that could not be predicted.
+        complete: whether the results of all shards are written.
     """
 
     images: int = 0
@@ -78,7 +78,7 @@ def predict_files(
         workers: threads that read images ahead; 0 reads them when they are wanted.
         piece: images of a piece.
         shard: this process's part.
-        resume: go on with what an earlier run has finished.
+        resume: continue after what an earlier run has finished.
         advance: called with 1 after each image that was read, and with the images of a piece done before.
 
     Raises:
@@ -130,7 +130,7 @@ def _job(
     batch_size: int,
     piece: int,
 ) -> dict[str, Any]:
-    """All that what is written depends on, but for the files' content."""
+    """Everything that the output depends on, except for the content of the files."""
     weights = hashlib.sha256()
     for name, tensor in predictor.model.state_dict().items():
         weights.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -172,7 +172,7 @@ def _predict_piece(
 
 
 def _opened(predictor: Predictor, file: Path) -> Windows | str:
-    """A picture, or what is wrong with it, which is no fault of the others."""
+    """A picture, or what is wrong with it, which must not affect the others."""
     try:
         with naming_file(file):
             return predictor.open(file)
@@ -187,7 +187,7 @@ def _found(
     batch: Sequence[tuple[int, Windows]],
     items: Sequence[tuple[Path, dict[Format, Path]]],
 ) -> Iterator[tuple[int, Result | str]]:
-    """The results of a batch; where the model does not take it, of each picture alone."""
+    """The results of a batch; if the model fails on it, of each picture alone."""
     if not batch:
         return
     try:
@@ -206,7 +206,7 @@ def _found(
 
 
 class _Writer:
-    """What a piece's images come to."""
+    """The results of a piece's images."""
 
     def __init__(self, predictor: Predictor, formats: Sequence[Format], score: float, first: int) -> None:
         self.class_names, self.formats = predictor.info.class_names, formats
@@ -222,7 +222,7 @@ class _Writer:
         return {"images": self.images, "instances": self.instances, "failed": failed}
 
     def add(self, place: int, file: Path, target: dict[Format, Path], found: Result) -> None:
-        """Write what is found in an image; COCO's image ids count all files from 1."""
+        """Write the instances of an image; COCO's image ids count all files from 1."""
         self.images += 1
         self.instances += len(found)
         if "coco" in self.formats or "parquet" in self.formats:
@@ -239,7 +239,7 @@ class _Writer:
 
 
 def ahead(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """``map`` in order, by threads that are a few items ahead of whoever takes them.
+    """``map`` in order, by threads that are a few items ahead of the consumer.
 
     Threads are enough: PIL, tifffile and NumPy release the interpreter's lock.
     """

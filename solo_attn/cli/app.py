@@ -73,7 +73,7 @@ def root(
 
 
 def command(function: Callable[P, R]) -> Callable[P, R]:
-    """Register a command whose expected errors are shown as one red line, with exit code 2."""
+    """Register a command whose expected errors are shown as one red line, with exit status 2."""
     return command_of(app, function)
 
 
@@ -86,10 +86,10 @@ def command_of(group: typer.Typer, function: Callable[P, R]) -> Callable[P, R]:
         try:
             with as_interrupt(), extra_train(f"solo-attn {name}"):
                 result = function(*args, **kwargs)
-                sys.stdout.flush()  # what cannot be written is found here, and not after the exit status
+                sys.stdout.flush()  # a failed write is found here, and not after the exit status
                 return result
         except BrokenPipeError as error:
-            # Whoever read the output has gone, as `head` does; Python would complain once more at its end.
+            # The reader of the output has closed it, as `head` does; Python would report this again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(128 + _SIGPIPE) from error
         except KeyboardInterrupt as error:
@@ -111,18 +111,18 @@ def command_of(group: typer.Typer, function: Callable[P, R]) -> Callable[P, R]:
 
 def _say_error(message: str) -> None:
     line = Text.assemble(("error:", "bold red"), " ", printable(message))
-    with contextlib.suppress(OSError):  # nobody may be there to read it
+    with contextlib.suppress(OSError):  # standard error may be closed too
         plain_console(stderr=True, soft_wrap=True).print(line)
 
 
 def _write_any_name() -> None:
-    """Names in any alphabet reach any terminal, spelt out where its encoding does not have them."""
+    """Print names in any alphabet on any terminal: characters that its encoding lacks are escaped."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _without_worker(message: str) -> str:
-    """The message itself: PyTorch puts the traceback of the process that loaded the data around it."""
+    """The message itself: PyTorch wraps it in the traceback of the process that loaded the data."""
     caught = re.match(r"Caught (\w+) .*\nOriginal Traceback ", message)
     return message if caught is None else message.rpartition(f"{caught[1]}: ")[2].strip()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..bench import Case, Times
 
 SECONDS = 0.5  # of each case, on top of the first runs
-# Sizes of the table: those of the benchmarks but for fewer masks at image size, which take PyTorch seconds.
+# Sizes of the table: those of the benchmarks, with fewer masks at image size, which take PyTorch seconds.
 SIZES: Mapping[str, Mapping[str, Any]] = {"paste_masks": {"count": 10}}
 
 

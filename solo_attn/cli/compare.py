@@ -27,7 +27,7 @@ def compare(
     forms: Annotated[
         bool,
         typer.Option(
-            "--forms", help="Also train the other forms of the attention, including exactly the paper's."
+            "--forms", help="Also train the other forms of the attention, with the paper's literal formula."
         ),
     ] = False,
     systems: Annotated[
@@ -45,7 +45,7 @@ def compare(
 
     Example: [cyan]solo-attn compare configs/paper_nuclei.yaml --seeds 3 --out runs/paper_nuclei[/cyan]
 
-    Finished runs are kept: the same command again goes on where it was stopped. The seeds are train.seed,
+    Finished runs are kept: the same command continues where it was stopped. The seeds are train.seed,
     train.seed + 1 and so on. The tables are of data.test_annotations where the configuration has them. A file
     of --systems says, for example, "SOLOv2, light: {model: {head: solov2_light}}" in a line of its own.
     """

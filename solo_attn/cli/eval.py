@@ -31,7 +31,7 @@ def eval_command(
     ] = False,
     picture: Annotated[
         Path | None,
-        typer.Option("--picture", help="Draw some images, what was found beside the objects that there are."),
+        typer.Option("--picture", help="Draw some images with the ground truth and with the predictions."),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, ...; auto takes the best.")] = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 1,
@@ -49,7 +49,7 @@ def eval_command(
 
     Example: [cyan]solo-attn eval runs/nuclei/best.ckpt --images images --annotations instances.json[/cyan]
 
-    COCO's numbers are defined with 100 instances of an image; others are not to be compared with them.
+    COCO's numbers are defined with 100 instances of an image; other limits are not comparable.
     """
     from ..data import CocoInstances, classes_differ, eval_transforms
     from ..evaluation import evaluate_model, find_errors, found_beside_truth
@@ -59,7 +59,7 @@ def eval_command(
     if errors and batch_size != 1:
         raise UsageError(f"eval: expected --batch-size to be 1 with --errors, got {batch_size}")
     model, info = load_model(checkpoint, device_named(device))
-    # An object without width or height counts as COCO counts it; only training could not use it.
+    # An object without width or height counts as in COCO; only training cannot use it.
     dataset = CocoInstances(
         images,
         annotations,
@@ -72,13 +72,13 @@ def eval_command(
             f"eval: expected {annotations} to have the categories that {checkpoint} was trained for, got "
             f"{difference}"
         )
-    # Rather now than at the end of an evaluation that comes to nothing.
+    # Checked now and not at the end of an evaluation that would be lost.
     for image_id in dataset.image_ids:
         entry = dataset.coco.imgs[image_id]
         with naming_file(images / str(entry["file_name"])):
             model.check_image_sizes([(entry["height"], entry["width"])])
     if max_detections is None:
-        # What the training printed, and chose its best checkpoint by.
+        # The number that the training printed, and by which it chose its best checkpoint.
         max_detections = info.config.get("train", {}).get("eval_max_detections", 100)
     with progress("evaluating", len(dataset)) as advance:
         if errors:

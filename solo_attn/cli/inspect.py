@@ -29,7 +29,7 @@ def inspect(
     overrides: Overrides = None,
     config: Annotated[
         Path | None,
-        typer.Option("--config", help="YAML file whose model is asked about; the paper's by default."),
+        typer.Option("--config", help="YAML file with the model's settings; the paper's by default."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for contact_sheet.png and inspect.json.")] = Path(
         "runs/inspect"
@@ -44,10 +44,10 @@ def inspect(
         Path | None, typer.Option("--val-annotations", help="Their COCO JSON.")
     ] = None,
     keep_size: Annotated[
-        bool, typer.Option("--keep-size", help="Propose grids and ranges for the input size as it is.")
+        bool, typer.Option("--keep-size", help="Propose grids and ranges without changing the input size.")
     ] = False,
 ) -> None:
-    """Show what a dataset is and what a grid setting makes of it, and propose a better one.
+    """Show statistics of a dataset and the objects that a grid setting loses, and propose a better setting.
 
     Example: [cyan]solo-attn inspect --images images --annotations instances.json --write mine.yaml[/cyan]
 

@@ -29,16 +29,14 @@ class Format(str, Enum):
 def predict(
     checkpoint: Annotated[Path, typer.Argument(help="A .ckpt or .safetensors file.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders that are searched for them.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for what is found.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results.")],
     formats: Annotated[
         list[Format],
         typer.Option("--format", help="What to write, several times for several; docs/formats.md."),
     ] = [Format.PICTURE, Format.COCO],  # noqa: B006 - typer reads it
     score: Annotated[
         float,
-        typer.Option(
-            "--score", min=0, max=1, help="Leave out lower scores, but for coco and parquet, which keep all."
-        ),
+        typer.Option("--score", min=0, max=1, help="Leave out lower scores, except in coco and parquet."),
     ] = 0.3,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, ...; auto takes the best.")] = "auto",
     tile: Annotated[
@@ -56,10 +54,10 @@ def predict(
         str | None, typer.Option("--shard", help="i/n: the i-th of n processes that share --out.")
     ] = None,
     piece: Annotated[
-        int, typer.Option("--piece", min=1, help="Images that are finished, or begun again, together.")
+        int, typer.Option("--piece", min=1, help="Images of a piece, which is done as a whole.")
     ] = 64,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where an earlier run of the same command was killed.")
+        bool, typer.Option("--resume", help="Continue where an earlier run of the same command was killed.")
     ] = False,
 ) -> None:
     """Find the objects in image files, and draw them.
@@ -109,7 +107,7 @@ def predict(
         f"{done.instances} instances in {done.images} images, in {out} ({rate:.2g} images a second)"
     )
     if not done.complete:
-        console.print("this shard is done; others are not yet, and the last of them gathers the results")
+        console.print("this shard is done; others are not yet, and the last one collects the results")
     if done.failed:
         errors = plain_console(stderr=True, soft_wrap=True)
         for line in done.failed:

@@ -1,4 +1,4 @@
-"""``solo-attn scenes``: data to train on where there is none."""
+"""``solo-attn scenes``: synthetic training data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def scenes(
 
     Example: [cyan]solo-attn scenes data/scenes --test 100[/cyan]
 
-    The same arguments draw the same scenes anywhere; a folder that holds them already is left as it is.
+    The same arguments draw the same scenes on every machine; a folder that already holds them is not changed.
     """
     from ..data import write_street_scenes
 

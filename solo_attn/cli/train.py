@@ -18,15 +18,15 @@ def train(
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/train"),
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the folder's last.ckpt where there is one.")
+        bool, typer.Option("--resume", help="Continue from the folder's last.ckpt if there is one.")
     ] = False,
 ) -> None:
     """Train one model.
 
     Example: [cyan]solo-attn train configs/nuclei_small.yaml train.epochs=5 --out runs/nuclei[/cyan]
 
-    The folder receives config.yaml, last.ckpt, best.ckpt (the best whole epoch), TensorBoard logs and CSV. A
-    killed run goes on with the same command and --resume, and ends as if it had not been killed.
+    The folder receives config.yaml, last.ckpt, best.ckpt (the best whole epoch), TensorBoard logs and CSV.
+    The same command with --resume continues a killed run, with the same result as without the kill.
     """
     from ..training import load_config
     from ..training import train as run

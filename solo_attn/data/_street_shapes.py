@@ -15,7 +15,7 @@ Pen = Callable[[str, Points, Colour], None]
 
 @dataclass(frozen=True)
 class Look:
-    """What tells an individual from its neighbours; all within a few per cent but for what it wears.
+    """Differences between individuals: within a few per cent, except for colours and clothes.
 
     Attributes:
         colour: of the clothes or the paint.
@@ -39,7 +39,7 @@ class Look:
 
 
 def group_look(rng: np.random.Generator) -> Look:
-    """What those who stand together have in common."""
+    """What the individuals of a group have in common."""
     return Look(
         colour=_PAINTS[rng.integers(len(_PAINTS))],
         second=_SECONDS[rng.integers(len(_SECONDS))],
@@ -53,7 +53,7 @@ def group_look(rng: np.random.Generator) -> Look:
 
 
 def individual_look(group: Look, rng: np.random.Generator) -> Look:
-    """One of a group: nearly its colours, its own shade, face, pattern and proportions."""
+    """One individual of a group: nearly its colours, with an own shade, face, pattern and proportions."""
     return replace(
         group,
         colour=_vary(group.colour, rng, 0.14),

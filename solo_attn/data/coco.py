@@ -40,9 +40,9 @@ class CocoInstances(Dataset[Sample]):
     - target: ``boxes`` tv_tensors.BoundingBoxes float32 [N, 4] (xyxy, x2 = x1 + w), ``labels`` int64 [N] in
       0..num_classes-1, ``masks`` tv_tensors.Mask uint8 [N, H, W], ``image_id`` int64 scalar.
 
-    Crowd regions are no objects to learn and are left out; ``coco`` keeps them for the evaluation. Images
-    without objects stay, with N = 0. An image is turned by its EXIF orientation where that gives it the size
-    that the annotations say, and else read as stored.
+    Crowd regions are not learned and are left out; ``coco`` keeps them for the evaluation. Images without
+    objects stay, with N = 0. An image is turned by its EXIF orientation where that gives it the size that the
+    annotations say, and else read as stored.
 
     Args:
         images: folder that the annotations' file names are relative to.
@@ -125,6 +125,10 @@ class CocoInstances(Dataset[Sample]):
             ],
         )
 
+    def objects_of(self, image_id: int) -> list[Any]:
+        """An image's annotations that training learns: no crowd regions and no degenerate boxes."""
+        return [found for found in self.coco.imgToAnns.get(image_id, []) if is_object(found)]
+
     def _path(self, image_id: int) -> Path:
         return self.images / str(self.coco.imgs[image_id]["file_name"])
 
@@ -147,13 +151,13 @@ class CocoInstances(Dataset[Sample]):
                 f"{pixels.shape[2]} x {pixels.shape[1]}; it was changed since it was checked"
             )
         image = tv_tensors.Image(pixels)
-        objects = [a for a in self.coco.imgToAnns.get(image_id, []) if is_object(a)]
-        # Columns one after the other, as run lengths are decoded: turning 375 masks round took half the time.
+        objects = self.objects_of(image_id)
+        # Column by column, as run lengths are decoded: transposing 375 masks took half of the time.
         masks = np.zeros((len(objects), width, height), dtype=np.uint8)
         for mask, annotation in zip(masks, objects, strict=True):
             try:
                 mask[:] = self.coco.annToMask(annotation).T
-            except Exception as error:  # pycocotools raises whatever its C code trips over
+            except Exception as error:  # pycocotools raises anything that its C code fails with
                 raise DatasetError(
                     f"{self.annotations}: annotation id {annotation['id']}: its segmentation cannot be "
                     f"decoded: {error}"
@@ -170,7 +174,7 @@ class CocoInstances(Dataset[Sample]):
 
 
 def classes_differ(expected: Mapping[int, str], got: Mapping[int, str]) -> str | None:
-    """In what two lists of categories, id -> name, differ; None where they agree in ids and names."""
+    """How two lists of categories, id -> name, differ; None if they have the same ids and names."""
     told = [f"no id {k} ({shown(expected[k])})" for k in expected if k not in got]
     told += [f"another id {k} ({shown(got[k])})" for k in got if k not in expected]
     told += [

@@ -20,10 +20,10 @@ _FIT = v2.Compose([FitBoxes(), v2.ToPureTensor()])
 class CopyPaste(Dataset[Sample]):
     """``dataset`` with objects of its other images pasted in, each image with a probability.
 
-    Both images are varied before. Which image, and which of its objects, are drawn from torch's random state:
-    under the same state comes the same sample. Source: Ghiasi et al., "Simple Copy-Paste is a Strong Data
-    Augmentation Method for Instance Segmentation", arXiv:2012.07177, without its blurred edges, which made no
-    difference there.
+    Both images are augmented before. The other image and its objects are drawn from torch's random state: the
+    same state gives the same sample. Source: Ghiasi et al., "Simple Copy-Paste is a Strong Data Augmentation
+    Method for Instance Segmentation", arXiv:2012.07177, without its blurred edges, which made no difference
+    there.
 
     Args:
         dataset: its samples are float images in 0..1 and targets, as `train_transforms` leaves them.
@@ -54,8 +54,8 @@ def paste_objects(
 ) -> Sample:
     """Lay chosen objects of ``source`` over ``image``, at the place they have in it.
 
-    A mask is learned at its place, so objects keep theirs; of a larger source the upper left part counts.
-    Where they cover older objects, these masks are cut, and dropped where nothing is left of them.
+    A mask is learned at its place, so objects keep their places; of a larger source only the upper left part
+    is used. Masks of older objects that they cover are cut, and dropped if nothing is left.
 
     Args:
         image: float [3, H, W] in 0..1.

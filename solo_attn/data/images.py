@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torchvision.io import ImageReadMode, decode_image, read_file
 
 from .._utils.errors import MissingExtraError, SoloAttnError
 from .._utils.readers import one_line
-from .pictures import TooManyPixelsError, check_pixels, open_picture, warn_of_frames
+from .pictures import TooManyPixelsError, annotated_fault, check_pixels, open_picture, warn_of_frames
 from .windows import NotByWindowsError, Windows, is_tiff, open_tiff
 
 # A decoder may raise anything: TypeError, struct.error, OverflowError and MemoryError have been seen.
@@ -23,10 +24,10 @@ UNREADABLE = (Exception,)
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif", ".jp2", ".avif"
 )  # fmt: skip
-"""Endings by which a folder is searched for images, in small letters."""
+"""Endings of the image files that are searched in a folder, in lower case."""
 
 Percentiles = tuple[float, float] | None
-"""Of each channel of a picture, those that become 0 and 255; None takes 8 bits a channel as they are."""
+"""The percentiles of each channel of an image that become 0 and 255; None uses 8-bit values as they are."""
 
 _HELP = "model.percentiles scales it"
 _BITS_PER_SAMPLE = 258  # the number of a TIFF's tag
@@ -34,7 +35,7 @@ _SIXTEEN = (";16B", ";16L", ";16N")
 
 
 class ImageError(SoloAttnError, ValueError):
-    """An image file that cannot be used: says which and why.
+    """An image file that cannot be used: names the file and the reason.
 
     Attributes:
         path: of the file.
@@ -68,23 +69,19 @@ def read_image(path: str | Path, *, exif: bool = True, percentiles: Percentiles 
             saying so.
         MissingExtraError: the extra "tiff" is not installed, and needed.
     """
-    try:
+    with _readable(path):
         return _opened(path, exif, percentiles).whole()
-    except (ImageError, MissingExtraError):
-        raise
-    except UNREADABLE as error:
-        raise ImageError(path, f"cannot be read as an image: {one_line(error)}") from error
 
 
 def open_image(path: str | Path, *, percentiles: Percentiles = None) -> Windows:
     """What `read_image` reads, by windows where the file allows it: TIFF, with the extra "tiff".
 
-    Other files are read whole, and so are TIFFs of other layouts than one picture in grey or RGB.
+    Other files are read whole, as are TIFFs with other layouts than one picture in grey or RGB.
 
     Raises:
         ImageError, MissingExtraError: as `read_image`.
     """
-    try:
+    with _readable(path):
         if is_tiff(path):
             try:
                 found = open_tiff(path)
@@ -96,6 +93,47 @@ def open_image(path: str | Path, *, percentiles: Percentiles = None) -> Windows:
                 if found.array.dtype == np.uint8:
                     return found
         return Windows(read_image(path, percentiles=percentiles).numpy(), "CYX")
+
+
+def file_fault(path: Path, entry: Mapping[str, Any], decode: bool, percentiles: Percentiles) -> str | None:
+    """Why a file does not match its entry in COCO's ``images``, or None.
+
+    Args:
+        path: of the file.
+        entry: with its annotated height and width.
+        decode: also decode the pixels; otherwise only the header is read.
+        percentiles: see `Percentiles`.
+
+    Raises:
+        MissingExtraError: as `read_image`.
+    """
+    wanted = (entry["height"], entry["width"])
+    try:
+        with _readable(path):
+            if not path.is_file():
+                return "no such file"
+            if path.stat().st_size == 0:
+                return "the file is empty"
+            with _header(path, percentiles) as (kind, image):
+                height, width = _size(path, kind, image)
+                if decode:
+                    read_image(path, exif=False, percentiles=percentiles)
+                with suppress(*UNREADABLE):  # EXIF data may be damaged
+                    if image is not None:
+                        warn_of_frames(path, image)
+                        return annotated_fault(image, wanted)
+    except ImageError as error:
+        return error.reason
+    if (height, width) == wanted:
+        return None
+    return f"expected {wanted[1]} x {wanted[0]} pixels as annotated, got {width} x {height}"
+
+
+@contextmanager
+def _readable(path: str | Path) -> Iterator[None]:
+    """Every error of a decoder is an `ImageError`."""
+    try:
+        yield
     except (ImageError, MissingExtraError):
         raise
     except UNREADABLE as error:
@@ -103,18 +141,16 @@ def open_image(path: str | Path, *, percentiles: Percentiles = None) -> Windows:
 
 
 def _opened(path: str | Path, exif: bool, percentiles: Percentiles) -> Windows:
-    """PIL's image; what that has no mode for is left to tifffile and torchvision."""
-    kind = _deep_kind(path, percentiles)
-    if kind == "TIFF":
-        found = open_tiff(path)
-        check_pixels(*found.size)
-        if percentiles is None and found.array.dtype != np.uint8:
-            raise ImageError(path, f"expected 8 bits a channel, got {found.array.dtype}; {_HELP}")
-        return found if percentiles is None else found.scaled(percentiles)
-    if kind == "PNG" and percentiles is not None:
-        deep = decode_image(read_file(str(path)), ImageReadMode.UNCHANGED)
-        return Windows(deep.numpy(), "CYX").scaled(percentiles)
-    with open_picture(path) as image:
+    """PIL's image; what PIL has no mode for is read by tifffile and torchvision."""
+    with _header(path, percentiles) as (kind, image):
+        if kind == "TIFF" or image is None:
+            found = _tiff(path)
+            if percentiles is None and found.array.dtype != np.uint8:
+                raise ImageError(path, f"expected 8 bits a channel, got {found.array.dtype}; {_HELP}")
+            return found if percentiles is None else found.scaled(percentiles)
+        if kind == "PNG" and percentiles is not None:
+            deep = decode_image(read_file(str(path)), ImageReadMode.UNCHANGED)
+            return Windows(deep.numpy(), "CYX").scaled(percentiles)
         if exif:
             warn_of_frames(path, image)
         rgb = (ImageOps.exif_transpose(image) if exif else image).convert("RGB")
@@ -122,44 +158,40 @@ def _opened(path: str | Path, exif: bool, percentiles: Percentiles) -> Windows:
     return found if percentiles is None else found.scaled(percentiles)
 
 
-def image_size(path: str | Path, percentiles: Percentiles = None) -> tuple[int, int]:
-    """(width, height) of an image file that `read_image` takes by its header; its pixels are not decoded.
-
-    Raises:
-        ImageError, MissingExtraError: as `read_image`, but for what only decoding shows.
-    """
-    try:
-        if _deep_kind(path, percentiles) == "TIFF":
-            height, width = open_tiff(path).size
-            check_pixels(height, width)
-            return width, height
-        with open_picture(path) as image:
-            return image.size
-    except (ImageError, MissingExtraError):
-        raise
-    except UNREADABLE as error:
-        raise ImageError(path, f"cannot be read as an image: {one_line(error)}") from error
+def _size(path: str | Path, kind: str | None, image: Image.Image | None) -> tuple[int, int]:
+    """(height, width) of what `_header` gives."""
+    return _tiff(path).size if kind == "TIFF" or image is None else (image.height, image.width)
 
 
-def _deep_kind(path: str | Path, percentiles: Percentiles) -> str | None:
-    """The format of a file that PIL does not read, or only with loss, or None where it does."""
-    try:
-        with open_picture(path) as image:
+def _tiff(path: str | Path) -> Windows:
+    """A TIFF that PIL does not read, within the limit of pixels."""
+    found = open_tiff(path)
+    check_pixels(*found.size)
+    return found
+
+
+@contextmanager
+def _header(path: str | Path, percentiles: Percentiles) -> Iterator[tuple[str | None, Image.Image | None]]:
+    """The format of a file that PIL does not read without loss, else None, and PIL's image if it has one."""
+    with ExitStack() as opened:
+        image: Image.Image | None = None
+        try:
+            image = opened.enter_context(open_picture(path))
             fault, kind = depth_fault(image), image.format
-    except (TooManyPixelsError, Image.DecompressionBombError):
-        raise
-    except UNREADABLE:
-        # Floats of 64 bits and large files in big-endian order, for example, are no picture to PIL.
-        if not is_tiff(path):
+        except (TooManyPixelsError, Image.DecompressionBombError):
             raise
-        return "TIFF"
-    if fault is None:
-        return None
-    if percentiles is None:
-        raise ImageError(path, f"{fault}; {_HELP}")
-    if kind not in ("PNG", "TIFF"):
-        raise ImageError(path, f"{fault} in a {kind}; of those only PNG and TIFF are scaled")
-    return kind
+        except UNREADABLE:
+            # Floats of 64 bits and large files in big-endian order, for example, are no picture to PIL.
+            if not is_tiff(path):
+                raise
+            fault, kind = None, "TIFF"
+        else:
+            if fault is not None and percentiles is None:
+                raise ImageError(path, f"{fault}; {_HELP}")
+            if fault is not None and kind not in ("PNG", "TIFF"):
+                raise ImageError(path, f"{fault} in a {kind}; of those only PNG and TIFF are scaled")
+            kind = None if fault is None else kind
+        yield kind, image
 
 
 def image_files(folder: str | Path, *, below: bool = False) -> list[Path]:
@@ -178,17 +210,17 @@ def image_files(folder: str | Path, *, below: bool = False) -> list[Path]:
 
 
 def depth_fault(image: Image.Image) -> str | None:
-    """What keeps an image that is opened, and not yet decoded, from becoming RGB without loss, or None."""
-    if image.mode[0] in "IF":  # PIL cuts these off at 255, which leaves a white image
+    """Why an image that is opened, but not yet decoded, cannot become RGB without loss, or None."""
+    if image.mode[0] in "IF":  # PIL clips these at 255, which leaves a white image
         return f"expected 8 bits a channel, got PIL's mode {image.mode!r}"
     bits = [8, *(_tile_bits(*tile) for tile in getattr(image, "tile", ()))]
-    # A TIFF's decoders are told of 8 bits where its colours lie in planes; its tag says how many they are.
+    # A TIFF's decoders report 8 bits if its colours are stored in planes; its tag has the real number.
     bits += getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, ())
     return f"expected 8 bits a channel, got {max(bits)}" if max(bits) > 8 else None
 
 
 def _tile_bits(codec: str, extents: object, offset: object, arguments: Any) -> int:
-    """Bits a channel of what PIL's decoder is told to read; 8 where it does not say."""
+    """The bits of a channel that PIL's decoder will read; 8 if it does not say."""
     told = arguments if isinstance(arguments, tuple) else (arguments,)
     # "RGB;16B" has 16 bits a channel, in this byte order; "BGR;16" has them a pixel.
     if codec == "SGI16" or any(isinstance(part, str) and part.endswith(_SIXTEEN) for part in told):
@@ -219,7 +251,7 @@ def unreadable(
 
     found = []
     # Threads are enough: PIL decodes without the interpreter's lock. An error, or Ctrl-C, ends `map`, which
-    # cancels what has not begun.
+    # cancels what has not started.
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for number, error in enumerate(pool.map(fault, paths)):
             if error is not None:

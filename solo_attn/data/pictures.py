@@ -1,4 +1,4 @@
-"""How PIL is let at a file: few formats, a limit of pixels, and what viewers show otherwise than stored."""
+"""How PIL opens a file: few formats, a limit of pixels, and orientations that viewers apply."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from PIL import Image
 
 from .._utils.limits import PREFIX, limits
 
-# Not all that PIL knows: of EPS it calls Ghostscript, and little used decoders are the least tested ones.
+# Not all that PIL supports: for EPS it calls Ghostscript, and rarely used decoders are the least tested.
 _WANTED = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "SGI", "TIFF", "WEBP")
 Image.init()
 FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
-"""Names of the formats that are read, those that PIL was built with."""
+"""Names of the formats that are read, of those that PIL was built with."""
 
 _ORIENTATION = 0x0112  # of EXIF; 1 is upright
 _QUARTER_TURNS = (5, 6, 7, 8)
 
 
 class TooManyPixelsError(ValueError):
-    """A picture beyond ``solo_attn.limits.image_pixels``."""
+    """An image with more than ``solo_attn.limits.image_pixels``."""
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def check_pixels(height: int, width: int) -> None:
 
 def stored_and_shown(image: Image.Image) -> tuple[int, tuple[int, int], tuple[int, int]]:
     """The EXIF orientation (1 where there is none), and (height, width) as stored and as viewers show it."""
-    # Asked for what a PNG's header does not have, PIL decodes the whole image to see whether it comes later.
+    # If a PNG's header has no orientation, PIL decodes the whole image to see whether it comes later.
     lazy = image.format == "PNG" and "exif" not in image.info
     found = 1 if lazy else image.getexif().get(_ORIENTATION, 1)
     orientation = found if isinstance(found, int) and 1 <= found <= 8 else 1
@@ -61,10 +61,10 @@ def stored_and_shown(image: Image.Image) -> tuple[int, tuple[int, int], tuple[in
 
 
 def annotated_fault(image: Image.Image, size: tuple[int, int]) -> str | None:
-    """What keeps annotations of ``size`` (height, width) from lying where they were drawn, or None.
+    """Why annotations of ``size`` (height, width) would not be where they were drawn, or None.
 
-    Of an image with an EXIF orientation some tools annotate the pixels as stored, others as shown. Where the
-    size says which, datasets read it so.
+    Some tools annotate an image with an EXIF orientation as stored, others as shown. If the size says which,
+    datasets read it so.
     """
     orientation, stored, shown = stored_and_shown(image)
     if size not in (stored, shown):
@@ -79,7 +79,7 @@ def annotated_fault(image: Image.Image, size: tuple[int, int]) -> str | None:
 
 
 def warn_of_frames(path: str | Path, image: Image.Image) -> None:
-    """Say so where a file has several pages or frames: the first is read. A phone's MPO has previews."""
+    """Warn if a file has several pages or frames, of which the first is read. A phone's MPO has previews."""
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
         warnings.warn(f"{path}: {frames} pages or frames, of which the first is read", stacklevel=2)

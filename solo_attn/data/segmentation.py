@@ -1,4 +1,4 @@
-"""What is wrong with a COCO segmentation. pycocotools does not ask, and pays for it in C.
+"""What is wrong with a COCO segmentation. pycocotools does not check, and fails in C.
 
 Seen with pycocotools 2.0.11: a NaN or a coordinate of 1e9 in a polygon ends the process (segmentation fault),
 runs that end before the image does give a mask whose rest is uninitialised memory, and an intersection with
@@ -17,12 +17,12 @@ from .._utils.limits import PREFIX, limits
 from .._utils.run_lengths import run_lengths
 from .._utils.text import shown
 
-FAR = 10  # image sides; a polygon may leave the image a little, and one this far out is on another scale
+FAR = 10  # image sides; a polygon may exceed the image a little, and one this far out has another scale
 _NUMBERS = {int, float}
 
 
 def segmentation_fault(segmentation: Any, size: tuple[int, int]) -> str | None:
-    """What keeps a segmentation from being a mask of the image's ``size`` (height, width), or None."""
+    """Why a segmentation is not a mask of the image's ``size`` (height, width), or None."""
     if isinstance(segmentation, dict):
         return run_length_fault(segmentation, size)
     if not isinstance(segmentation, list) or not segmentation:
@@ -31,13 +31,13 @@ def segmentation_fault(segmentation: Any, size: tuple[int, int]) -> str | None:
     for polygon in segmentation:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             return f"expected polygons of at least 3 points, [x1, y1, x2, y2, ...], got {shown(polygon)}"
-        # Before NumPy looks at them: it would read text as numbers, and lists as rows.
+        # Before NumPy reads them: it would read text as numbers, and lists as rows.
         places = _places(polygon, size) if set(map(type, polygon)) <= _NUMBERS else None
         if places is None:  # NaN included
             return f"expected polygons of finite numbers in pixels of the image, got {shown(polygon)}"
         points += len(places)
         outline += float(np.abs(places - np.roll(places, 1, axis=0)).max(1).sum())
-    # pycocotools takes 120 bytes for each pixel of the outline, and does not ask whether it got them.
+    # pycocotools takes 120 bytes for each pixel of the outline, and does not check that it got them.
     for name, what, got in (("polygon_points", "points", points), ("polygon_outline", "pixels", outline)):
         if got > (most := getattr(limits, name)):
             of = "" if what == "points" else " of outline"
@@ -65,7 +65,7 @@ def points_of(found: Any, size: tuple[int, int]) -> list[tuple[float, float]] | 
 
 
 def run_length_fault(encoded: Mapping[str, Any], size: tuple[int, int]) -> str | None:
-    """What keeps a run-length encoding from being a mask of the image's ``size`` (height, width), or None."""
+    """Why a run-length encoding is not a mask of the image's ``size`` (height, width), or None."""
     got, counts = encoded.get("size"), encoded.get("counts")
     if (
         not isinstance(got, (list, tuple, np.ndarray))

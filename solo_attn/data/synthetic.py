@@ -1,7 +1,7 @@
 """Synthetic street scenes: rows of look-alikes of one class, touching and overlapping, as COCO data.
 
-Nearer objects are painted over farther ones, and the annotated mask of each is what stays visible, as in
-Cityscapes. Each scene is a function of (seed, split, index) alone.
+Nearer objects are painted over farther ones, and the annotated mask of each is its visible part, as in
+Cityscapes. Each scene depends only on (seed, split, index).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ._street_shapes import SHAPES, Colour, Look, Points, group_look, individual
 CATEGORIES = ("person", "rider", "car", "truck", "bus")  # the paper's (section 4.1), ids 1..5
 _OVERSAMPLE = 3
 _MIN_PIXELS = 12
-_LEAST_SHOWN = 0.4  # of an object; those that hide more are not drawn at all
+_LEAST_SHOWN = 0.4  # of an object; those that would hide more are not drawn
 _VERSION = 3  # of the drawing: scenes of another version are drawn anew
 
 Box = tuple[float, float, float, float]
@@ -38,7 +38,7 @@ class _Thing:
 
 @dataclass(frozen=True)
 class StreetScenes:
-    """Where `write_street_scenes` has put what it wrote; the test part is None if none was asked for."""
+    """The files that `write_street_scenes` has written; the test part is None without test scenes."""
 
     train_images: Path
     train_annotations: Path
@@ -59,7 +59,7 @@ def write_street_scenes(
 ) -> StreetScenes:
     """Write PNG images and COCO annotations (run-length encodings of the visible pixels).
 
-    A folder that holds the same scenes already is left as it is.
+    A folder that already holds the same scenes is not changed.
 
     Args:
         folder: receives train/, val/, train.json and val.json; with ``num_test`` test/ and test.json too.
@@ -118,7 +118,7 @@ def draw_scene(size: tuple[int, int], key: tuple[int, ...]) -> tuple[np.ndarray,
     _background(street, horizon * _OVERSAMPLE, rng)
     things = sorted(_crowd(size, horizon, rng), key=lambda thing: thing.box[3])  # farther ones first
     canvas, owner, shown = _paint(street, things)
-    if any(part < _LEAST_SHOWN for part in shown):  # the others show no less without them
+    if any(part < _LEAST_SHOWN for part in shown):  # the others remain visible without them
         things = [thing for thing, part in zip(things, shown, strict=True) if part >= _LEAST_SHOWN]
         canvas, owner, _ = _paint(street, things)
     image = canvas.resize((width, height), Image.Resampling.BOX)
@@ -129,7 +129,7 @@ def draw_scene(size: tuple[int, int], key: tuple[int, ...]) -> tuple[np.ndarray,
 
 
 def _paint(street: Image.Image, things: Sequence[_Thing]) -> tuple[Image.Image, Image.Image, list[float]]:
-    """Picture, map of owners (index + 1), and what part of each one inside the picture no other hides."""
+    """Picture, map of owners (index + 1), and the fraction of each one inside the picture that is visible."""
     canvas = street.copy()
     # As large as the canvas: PIL also fills the pixels that an outline touches, which at the final size
     # would make a mask half a pixel larger on each side than its object is in the picture.
@@ -193,7 +193,7 @@ def _write_split(
 
 
 def _read(done: Path) -> Any:
-    """What the folder's record says, or None where there is none that can be read."""
+    """The content of the folder's record, or None if none can be read."""
     try:
         return json.loads(done.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError, RecursionError):
@@ -208,12 +208,12 @@ def _crowd(size: tuple[int, int], horizon: float, rng: np.random.Generator) -> l
     for row in range(rows):
         category = int(rng.choice(len(CATEGORIES), p=[0.26, 0.18, 0.26, 0.15, 0.15]))
         tall, ratio, most = _SIZES[category]
-        # Where the row stands decides its size: the nearer, the larger.
+        # The place of the row decides its size: nearer ones are larger.
         depth = (row + rng.uniform(0.2, 1.0)) / rows
         ground = horizon + (0.25 + 0.72 * depth) * (height - horizon)
         high = tall * height * (0.45 + 0.55 * depth)
         wide = high * ratio
-        group = group_look(rng)  # look-alikes: what stands together has nearly one look
+        group = group_look(rng)  # look-alikes: objects of a row look nearly the same
         mirrored = bool(rng.random() < 0.5)
         x = rng.uniform(-0.1, 0.6) * width
         for _ in range(rng.integers(2, most + 1)):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-_GREY = 124  # close to the mean of ImageNet's colours, which the model's normalisation makes 0
-_SMALLEST, _LARGEST = 1e-3, 1e2  # of scale_jitter: beyond, nothing is left of an image or no memory
+_GREY = 124  # close to the mean of ImageNet's colours, which the model's normalisation maps to 0
+_SMALLEST, _LARGEST = 1e-3, 1e2  # of scale_jitter: beyond them, no pixel is left of an image, or no memory
 
 
 class RandomScale(v2.Transform):
@@ -50,10 +50,10 @@ class RandomScale(v2.Transform):
 
 
 class RandomScaledCrop(nn.Module):
-    """`RandomScale`, and of its result a random crop; a smaller one comes to lie anywhere on the crop.
+    """`RandomScale`, and a random crop of its result; a smaller result is placed at random on the crop.
 
-    The crop is cut out of the image first and then resized, with those masks that have a pixel in it: in a
-    picture of 375 nuclei, resizing all of them and cropping afterwards took ten times as long.
+    The crop is cut out of the image first and then resized, with only those masks that have a pixel in it:
+    for an image of 375 nuclei, resizing all of them and cropping afterwards took ten times as long.
 
     Args:
         low: smallest factor.
@@ -98,7 +98,7 @@ class RandomScaledCrop(nn.Module):
 
 
 def _window(length: int, scaled: int, wanted: int) -> tuple[int, int, int, int]:
-    """Of a side that is resized from ``length`` to ``scaled``, a random part that makes ``wanted`` at most.
+    """For a side that is resized from ``length`` to ``scaled``, a random part of at most ``wanted``.
 
     Returns:
         Where it begins, its length, the length that it becomes, and where that begins on the result.
@@ -110,7 +110,7 @@ def _window(length: int, scaled: int, wanted: int) -> tuple[int, int, int, int]:
 
 
 class RandomQuarterTurn(nn.Module):
-    """Turn image, masks and boxes by 0, 90, 180 or 270 degrees, each as likely.
+    """Turn image, masks and boxes by 0, 90, 180 or 270 degrees, each with the same probability.
 
     Not v2.RandomRotation, which resamples: a quarter turn moves pixels and changes none.
     """
@@ -120,7 +120,7 @@ class RandomQuarterTurn(nn.Module):
         turns = int(torch.randint(4, ()))
         if turns == 0:
             return image, target
-        length = image.shape[2]  # that y will be counted from the end of
+        length = image.shape[2]  # from whose end y is counted
         boxes = target["boxes"].as_subclass(Tensor)
         for turn in range(turns):
             x1, y1, x2, y2 = boxes.unbind(1)
@@ -136,9 +136,9 @@ class RandomQuarterTurn(nn.Module):
 
 
 class FitBoxes(nn.Module):
-    """Make boxes those of the masks again, and drop objects of which too little is left.
+    """Fit boxes to the masks again, and drop objects of which too little is left.
 
-    SOLO chooses an object's level by its box and its cell by its mask: the two must speak of the same part.
+    SOLO chooses an object's level by its box and its cell by its mask: both must belong to the same part.
 
     Args:
         min_area: pixels that stay an object, at least 1.
@@ -156,11 +156,11 @@ class FitBoxes(nn.Module):
         rows, columns = masks.amax(2) > 0, masks.amax(1) > 0
         there = rows.any(1)
         if self.min_area > 1:
-            # NumPy's count of bytes is a hundred times as fast as torch's sum of them.
+            # NumPy counts bytes a hundred times as fast as torch sums them.
             areas = [np.count_nonzero(mask) for mask in masks.numpy()]
             there &= torch.tensor(areas, dtype=torch.int64) >= self.min_area
         (top, bottom), (left, right) = _span(rows[there]), _span(columns[there])
-        if not there.all():  # a copy costs more than all the rest
+        if not there.all():  # a copy takes longer than everything else here
             masks = masks[there]
         boxes = torch.stack([left, top, right, bottom], dim=1).float()
         return image, {
@@ -190,7 +190,7 @@ def train_transforms(
     colour: float = 0.0,
     min_area: int = 1,
 ) -> v2.Compose:
-    """Random variations of a training image, in the order of the arguments.
+    """Random augmentation of a training image, in the order of the arguments.
 
     Args:
         rotate90: turn by a random multiple of 90 degrees.
@@ -249,7 +249,7 @@ def train_transforms(
         steps.append(v2.RandomVerticalFlip(vertical_flip))
     if colour:
         steps.append(v2.ColorJitter(brightness=colour, contrast=colour, saturation=colour))
-    # Cropping cuts and drops objects, and resizing can leave one without a pixel.
+    # Cropping cuts and drops objects, and resizing can leave an object without pixels.
     return v2.Compose([*steps, FitBoxes(min_area), *_to_float()])
 
 

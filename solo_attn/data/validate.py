@@ -14,8 +14,7 @@ from .._utils.errors import SoloAttnError
 from .._utils.limits import PREFIX, limits
 from .._utils.readers import read_json
 from .._utils.text import name_fault, printable, shown
-from .image_faults import file_fault
-from .images import Percentiles
+from .images import Percentiles, file_fault
 from .segmentation import FAR, segmentation_fault
 
 _INT64 = 2**63  # ids beyond it do not fit NumPy, PyTorch and pycocotools
@@ -68,7 +67,7 @@ def read_annotations(path: str | Path) -> dict[str, Any]:
 
 
 def check_lists(content: Any, name: str | Path) -> None:
-    """Refuse what has not the three lists of COCO's format.
+    """Refuse what does not have the three lists of COCO's format.
 
     Args:
         content: the JSON of an annotation file.
@@ -82,7 +81,7 @@ def check_lists(content: Any, name: str | Path) -> None:
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
             what = f"a {type(content[key]).__name__}" if key in content else "none"
-            # Test sets come without annotations: they are to predict on, not to learn from.
+            # Test sets have no annotations: they are for prediction, not for training.
             raise DatasetError(f"{name}: expected COCO annotations with a list {key!r}, got {what}")
     for key in ("images", "categories"):
         if not content[key]:
@@ -97,12 +96,12 @@ def check_dataset(
     on_degenerate: OnDegenerate = "error",
     percentiles: Percentiles = None,
 ) -> DatasetSummary:
-    """Look for everything that would stop a training later, or falsify it in silence.
+    """Look for everything that would stop a training later, or silently falsify it.
 
     Args:
         images: folder that the annotations' file names are relative to.
         annotations: COCO-format JSON.
-        decode: also decode every image, which finds truncated ones and takes its time.
+        decode: also decode every image, which finds truncated ones and takes a while.
         on_degenerate: whether a box with no width or height is a fault ("error"), or is counted and left
             out ("skip").
         percentiles: with these, images of more than 8 bits a channel are no fault; see `read_image`.
@@ -159,7 +158,7 @@ def check_ground_truth(content: Any, name: str | Path, shape: Literal["segmentat
     """The checks of `check_dataset` that an evaluation depends on: it reads no images.
 
     Annotations need neither an id nor the other shape, and the id may be a duplicate: other tools write such
-    files, and their evaluation is as well defined.
+        files, and their evaluation is well defined.
 
     Args:
         content: the JSON of an annotation file.
@@ -187,14 +186,14 @@ def raise_faults(annotations: str | Path, faults: Sequence[str]) -> None:
 
 
 def is_object(annotation: Mapping[str, Any]) -> bool:
-    """Whether there is something to learn: no crowd region and no degenerate box."""
+    """Whether it is an object to learn: no crowd region and no degenerate box."""
     return not annotation.get("iscrowd") and not _is_degenerate(annotation["bbox"])
 
 
 def drop_unusable(content: dict[str, Any]) -> None:
-    """Take out, of what was checked to skip them, annotations without width or height and without a shape.
+    """After a check that skips them, remove annotations without width or height and without a shape.
 
-    Those with a shape stay: the evaluation counts them as COCO counts them.
+    Those with a shape are kept: the evaluation counts them as COCO does.
     """
     sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in content["images"]}
     content["annotations"] = [
@@ -263,14 +262,14 @@ def _image_faults(
             yield f"{printable(str(folder / name))} (image id {image_id}): {fault}"
 
 
-# Of an annotation. The evaluation needs the area: without it, training would stop at its first epoch's end.
+# Of an annotation. The evaluation needs the area: without it, training would stop after its first epoch.
 _NEEDED = ("id", "image_id", "category_id", "bbox", "segmentation", "area")
 
 
 def _annotation_faults(
     content: dict[str, Any], needed: Sequence[str], *, skip_degenerate: bool
 ) -> Iterator[str]:
-    """Faults of the annotations, in what is needed of them."""
+    """Faults of the annotations, in the keys that are needed."""
     sizes = {
         entry["id"]: (entry["height"], entry["width"])
         for entry in content["images"]
@@ -319,8 +318,8 @@ def _annotation_faults(
             yield f"image id {image_id}: expected at most {most}, got {count}"
 
 
-# A test of the value, and in words what it must be. pycocotools does not check: to it whatever is not 0 is a
-# crowd, and no range of sizes has a negative area.
+# A test of the value, and its description. pycocotools does not check: every value but 0 is a crowd to it,
+# and a negative area belongs to no range of sizes.
 _MEASURES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "area": (lambda value: is_finite(value) and value >= 0, "a finite number of at least 0"),
     "iscrowd": (

@@ -1,6 +1,6 @@
-"""Pictures that are read by windows: of a file no more is in memory than somebody looks at.
+"""Images that are read in windows: only the requested part of a file is in memory.
 
-Values of more than 8 bits become 8 by percentiles of the picture itself, each channel by its own.
+Values of more than 8 bits are scaled to 8 by percentiles of the image itself, separately for each channel.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from torch import Tensor
 from .._utils.errors import MissingExtraError
 from .._utils.limits import PREFIX, limits
 
-LOOKED_AT = 2**22  # pixels that percentiles are taken of, at most: every so many rows and columns
+LOOKED_AT = 2**22  # the largest number of pixels for percentiles, on a regular grid of rows and columns
 _TIFF_BEGINS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _LAYOUTS = ("YX", "YXS", "SYX", "CYX")
 
 
 class NotByWindowsError(ValueError):
-    """A layout that is not read here: says which, as the reason of an error."""
+    """A layout that is not read here; the message names it."""
 
 
 @dataclass(frozen=True)
 class Windows:
-    """A picture, whole in memory or not.
+    """An image, in memory or in a file.
 
     Attributes:
         array: what slices of give arrays: NumPy's, a memory map, zarr's.
@@ -63,10 +63,10 @@ class Windows:
         return self.window(0, 0, *self.size)
 
     def scaled(self, percentiles: tuple[float, float]) -> Windows:
-        """The same picture, its channels from their lower percentile (0) to their upper one (255).
+        """The same image, its channels scaled from their lower percentile (0) to their upper one (255).
 
-        Of pictures of more than `LOOKED_AT` pixels a grid of so many is looked at, which depends on the size
-        alone: whoever reads the picture finds the same. What is no number (NaN, infinity) does not count.
+        In images of more than `LOOKED_AT` pixels only a grid of that many is used. It depends only on the
+        size, so that every process finds the same percentiles. NaN and infinity are ignored.
         """
         height, width = self.size
         step = math.ceil(math.sqrt(height * width / LOOKED_AT))
@@ -99,7 +99,7 @@ def _scaled(values: NDArray[Any], limits: NDArray[np.float64]) -> NDArray[np.uin
 
 
 def is_tiff(path: str | Path) -> bool:
-    """Whether a file begins as TIFF and BigTIFF do, whatever its name: GeoTIFF and whole slides among them.
+    """Whether a file starts like TIFF or BigTIFF, whatever its name: GeoTIFF and whole slides do too.
 
     Raises:
         OSError: it cannot be read.
@@ -109,9 +109,9 @@ def is_tiff(path: str | Path) -> bool:
 
 
 def open_tiff(path: str | Path) -> Windows:
-    """A TIFF's first picture, at full size where it is a pyramid; nothing of its pixels is read yet.
+    """A TIFF's first image, at full size if it is a pyramid; its pixels are not read yet.
 
-    Uncompressed ones are mapped into memory, of others the strips or tiles that a window touches are decoded.
+    Uncompressed ones are mapped into memory; of others the strips or tiles that a window touches are decoded.
 
     Raises:
         MissingExtraError: the extra "tiff" is not installed.

@@ -86,10 +86,10 @@ def evaluate(
 ) -> CocoMetrics:
     """COCO's evaluation of ``results``, neither argument changed, nothing printed.
 
-    It handles cases where pycocotools alone is wrong or stops: no results at all; annotations whose id is 0
-    (taken for "no match") or used twice; results with ``bbox`` beside ``segmentation`` (sized by the box,
-    which moves them between small, medium and large); masks of another size than the image (never
-    matched, without a message).
+    It handles cases where pycocotools alone is wrong or stops: no results at all; annotations with the id 0
+    (which means "no match" to it) or a duplicate id; results with both ``bbox`` and ``segmentation`` (it uses
+    the box's size, which moves them between small, medium and large); masks of another size than the image
+    (never matched, without a message).
 
     Args:
         coco_gt: ground truth, a COCO object or its JSON file; ``info`` and ``licenses`` are not needed.
@@ -114,7 +114,7 @@ def evaluate(
         evaluation.accumulate()
         evaluation.summarize()
     stats: dict[str, Any] = {n: float(v) for n, v in zip(METRICS, evaluation.stats, strict=True)}
-    # summarize() looks AP, alone of the twelve, up at a limit of 100 whatever the limits are.
+    # summarize() reads AP, and only AP, at a limit of 100, whatever the limits are.
     # precision is [IoU, recall, class, area, limit]; area 0 is "all".
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     defined = precision[precision > -1]
@@ -130,7 +130,7 @@ def matched(
     image_ids: Sequence[int] | None = None,
     max_detections: int = 100,
 ) -> COCOeval:
-    """COCO's evaluation up to the matches of results and ground truth; see `evaluate`.
+    """COCO's evaluation up to the matching of results and ground truth; see `evaluate`.
 
     The k-th annotation of ``coco_gt`` has the id k + 1 in it, and so has the k-th result.
     """
@@ -212,7 +212,7 @@ def _ground_truth(coco_gt: COCO | str | Path, iou_type: str) -> COCO:
 
 
 def _checked(truth: COCO, results: Any, iou_type: str) -> list[dict[str, Any]]:
-    """Copies of the results with what ``iou_type`` needs and no more, since loadRes writes into them."""
+    """Copies of the results with only what ``iou_type`` needs, since loadRes writes into them."""
     if not isinstance(results, Sequence):
         fail("evaluate", "results", "to be a list of COCO results", type(results).__name__)
     shape = "segmentation" if iou_type == "segm" else "bbox"

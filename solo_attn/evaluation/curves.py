@@ -20,10 +20,10 @@ def learning_curve(
     losses: Sequence[str] = ("loss_category", "loss_mask"),
     metrics: Sequence[str] = ("ap", "ap50", "ap75"),
 ) -> None:
-    """Plot each loss in a panel of its own (focal and dice live on different scales) and AP in another.
+    """Plot each loss in its own panel (focal and dice have different scales) and AP in another.
 
     Args:
-        rows: dicts with ``step`` and whatever was measured then, or a CSV file of them (Lightning's CSVLogger
+        rows: dicts with ``step`` and the values measured at it, or a CSV file of them (Lightning's CSVLogger
             writes one). A value may be missing or empty. "train/loss_mask" is found as "loss_mask".
         path: an image file; its suffix (.png, .svg, .pdf) says the format.
         losses: names of losses.

@@ -1,8 +1,9 @@
 """Why a model misses objects, what its false positives are, and the AP with perfect masks or scores.
 
 The kinds of false positives are TIDE's (Bolya et al., "TIDE: A General Toolbox for Identifying Object
-Detection Errors", arXiv:2008.08115). Its package `tidecv` is not used: it reads results only, so it cannot
-say at which step an object was lost, and it needs OpenCV, pandas and seaborn for forty lines of code.
+Detection Errors", arXiv:2008.08115). Its package `tidecv` is not used: it reads only results, so it cannot
+say at which step an object was lost, and it needs OpenCV, pandas and seaborn for what takes forty lines of
+code.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from pycocotools.cocoeval import COCOeval
 from .._utils.checks import fail
 from .._utils.files import replacing
 from ..data import CocoInstances
-from ..data.validate import is_object
 from ..formats import coco_results
 from ..models import SOLO
 from .coco_metrics import CocoMetrics, evaluate, matched
@@ -101,7 +101,7 @@ class ErrorReport:
     """What `find_errors` found.
 
     Attributes:
-        metrics: of the model as it is.
+        metrics: of the unchanged model.
         perfect_masks: if the cells of objects predicted the objects' masks, at the resolution of their level.
         perfect_scores: if the scores of the objects' cells were the IoU of their masks, and others were 0.
         objects: the number of objects, without crowds.
@@ -234,7 +234,7 @@ def find_errors(
             every, (traced.prediction, traced.perfect_masks, traced.perfect_scores), strict=True
         ):
             results += coco_results(image_id, found, dataset.category_ids)
-        objects = [one for one in dataset.coco.imgToAnns.get(image_id, []) if is_object(one)]
+        objects = dataset.objects_of(image_id)
         reasons |= zip(map(id, objects), zip(traced.lost, traced.iou, traced.score, strict=True), strict=True)
         if advance is not None:
             advance(1)
@@ -280,7 +280,7 @@ def _unmatched(matches: COCOeval, threshold: int) -> tuple[list[int], list[int],
 
 def _kind(matches: COCOeval, number: int, iou: float) -> tuple[str, float]:
     """What an unmatched result is, by TIDE's rules in TIDE's order, and its highest IoU with an object."""
-    truth: Any = matches  # pycocotools' annotations leave out what it keeps
+    truth: Any = matches  # pycocotools' type hints lack what it keeps
     result = truth.cocoDt.anns[number + 1]
     objects = [
         one

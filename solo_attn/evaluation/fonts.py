@@ -1,4 +1,4 @@
-"""A font for names in any alphabet: matplotlib's own, else one of the system's."""
+"""A font for names in any alphabet: matplotlib's own, else one of the system."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OWN = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
 def font_for(text: str) -> str | None:
     """The file of a font that has every character of ``text``; None where this system has none.
 
-    matplotlib brings its own along, so names in Latin, Greek and Cyrillic come out alike on every machine.
+    matplotlib has its own, so names in Latin, Greek and Cyrillic look the same on every machine.
     """
     wanted = frozenset(ord(c) for c in text if not c.isspace())
     if wanted <= _characters(OWN):
@@ -25,7 +25,7 @@ def font_for(text: str) -> str | None:
 
 
 def legible(name: str, label: int) -> str:
-    """``name``, or its number where no font can write it, which is said once."""
+    """``name``, or its number if no font has its letters, with one warning."""
     if font_for(name) is not None:
         return name
     _say(name, label)
@@ -51,5 +51,5 @@ def _on_the_system(wanted: frozenset[int]) -> str | None:
 def _characters(file: str) -> frozenset[int]:
     try:
         return frozenset(FT2Font(file).get_charmap())
-    except (OSError, RuntimeError, ValueError):  # a font that is damaged, or of a kind that has no such table
+    except (OSError, RuntimeError, ValueError):  # a damaged font, or a kind of font without this table
         return frozenset()

@@ -27,9 +27,9 @@ TEXT_FROM = 200  # pixels of the shorter side from which names are written
 
 
 def instance_colours(count: int, seed: int = 0) -> list[tuple[int, int, int]]:
-    """``count`` distinct RGB colours, each hue a golden section of the circle away from the one before.
+    """``count`` distinct RGB colours, each hue a golden section of the circle away from the previous one.
 
-    Hues k and k + 8 (or 13, 21, ...) come close to each other; the brightness takes turns to part them.
+    Hues k and k + 8 (or 13, 21, ...) are close to each other; alternating brightness separates them.
     """
     colours = []
     for index in range(count):
@@ -48,12 +48,12 @@ def draw_instances(
     alpha: float = 0.45,
     seed: int = 0,
 ) -> Tensor:
-    """``image`` with its instances, each in a colour of its own, outlined, name and score where they fit.
+    """``image`` with its instances, each in its own colour and outlined, with name and score where they fit.
 
-    Colours go by instance, best first, not by class, so that neighbours of one class can be told apart. Where
-    masks overlap the higher score lies on top. In images whose shorter side is at least 200 pixels the name
-    (where there is more than one class) and the score are written where they cover at most a third of the box
-    and no better instance's text.
+    Colours belong to instances, best first, not to classes, so that neighbours of one class can be told
+    apart. Where masks overlap the higher score is on top. In images whose shorter side is at least 200 pixels
+    the name (where there is more than one class) and the score are written where they cover at most a third
+    of the box and no better instance's text.
 
     Args:
         image: uint8 [3, H, W], or float [3, H, W] in 0..1.
@@ -89,7 +89,7 @@ def draw_instances(
     picture = _paint(picture, [masks[k] for k in order.tolist()], colours, alpha)
     if min(picture.shape[1:]) < TEXT_FROM:
         return picture
-    # With one class the name says nothing.
+    # With one class the name is not needed.
     labels = prediction["labels"][order].tolist()
     names = [legible(class_names[label], label) if len(class_names) > 1 else "" for label in labels]
     numbers = [f"{score:.2f}" for score in scores[order].tolist()] if scored else [""] * len(order)
@@ -150,7 +150,7 @@ def found_beside_truth(
     rows: int = 4,
     score_threshold: float = 0.3,
 ) -> None:
-    """Images of a dataset with their objects, and beside them with the instances that were found.
+    """Images of a dataset with the ground truth, and beside them with the predictions.
 
     Args:
         dataset: the images, with `eval_transforms`.

@@ -1,4 +1,4 @@
-"""The paper's tables, for several seeds a system: Markdown, terminal, JSON and a plot."""
+"""The paper's tables, for several seeds of each system: Markdown, terminal, JSON and a plot."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def rich_table(rows: Rows, columns: Sequence[str] = TABLE3 + TABLE4, title: str 
 
 
 def summary_json(rows: Rows) -> dict[str, Any]:
-    """Everything behind the tables, ready for `json`.
+    """All numbers behind the tables, ready for `json`.
 
     Returns:
         ``max_detections``, and under ``systems`` for each system ``seeds`` (a dict of the twelve numbers for
@@ -86,7 +86,7 @@ def summary_json(rows: Rows) -> dict[str, Any]:
 
 
 def comparison_plot(rows: Rows, path: str | Path, columns: Sequence[str] = TABLE3 + TABLE4) -> None:
-    """Grouped bars, one group a column, one bar a system: mean, sample standard deviation, a dot each seed.
+    """Grouped bars, a group per column and a bar per system: mean, sample standard deviation, seeds as dots.
 
     Args:
         rows: a system's name -> the metrics of its seeds.

@@ -1,4 +1,4 @@
-"""Where inference loses an object: its steps once more, one at a time, for the cells that are responsible."""
+"""Where inference loses an object: its steps, repeated one at a time for the responsible cells."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Traced:
 
 @dataclass(frozen=True)
 class _Own:
-    """The responsible cells of a level: [K] each, and what they should draw, [K, h, w]."""
+    """The responsible cells of a level: [K] each, and their target masks, [K, h, w]."""
 
     cell: Tensor
     owner: Tensor
@@ -63,8 +63,8 @@ class _Own:
 def trace(model: SOLO, image: Tensor, target: Mapping[str, Tensor], least_iou: float) -> Traced:
     """Follow the objects of one image through inference.
 
-    The cells of an object are those that training would make responsible for it. Of those whose mask is right
-    the one that comes furthest says where the object is lost; where no mask is right, the mask is why.
+    The cells of an object are those that training would make responsible for it. Of those with a right mask,
+    the one that gets furthest decides where the object is lost; if no mask is right, the mask is the reason.
 
     Args:
         model: in evaluation mode, on the device of the other arguments.
@@ -104,7 +104,7 @@ def trace(model: SOLO, image: Tensor, target: Mapping[str, Tensor], least_iou: f
             lost.append(_STAGES[int(right.max())] if len(right) else "mask")
         ious.append(float(iou.max()) if len(iou) else 0.0)
         scores.append(float(score.max()) if len(iou) else 0.0)
-    perfect: Any = _PerfectMasks(head, own)  # of a head it has what `predict` uses
+    perfect: Any = _PerfectMasks(head, own)  # it has the parts of a head that `predict` uses
     prediction, perfect_masks, perfect_scores = (
         predict(one, given, *sizes, options, rle=True)[0]
         for one, given in ((head, result), (perfect, result), (head, _perfect_scores(result, own)))
@@ -191,7 +191,7 @@ def _perfect_scores(result: HeadResult, own: Sequence[_Own]) -> HeadResult:
 
 
 class _PerfectMasks:
-    """A head whose responsible cells draw their objects."""
+    """A head whose responsible cells predict the masks of their objects."""
 
     def __init__(self, head: Head, own: Sequence[_Own]) -> None:
         self.head, self.own = head, own
@@ -200,14 +200,14 @@ class _PerfectMasks:
     def cell_masks(
         self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int] | None = None
     ) -> CellMasks:
-        """Of the other cells what the head draws."""
+        """The other cells have the masks of the head."""
         masks = self.head.cell_masks(result, level, cells, compared_at)
         coarse = masks.coarse_logits
         coarse = coarse.logits() if isinstance(coarse, MaskFactors) else coarse
         logits = upsample_add(coarse, masks.attention, masks.size).float()
         own = self.own[level]
         at, which = (cells[:, 1, None] == own.cell).nonzero().unbind(1)
-        # A head may draw at a size of its own: a mask of probabilities 0 and 1, enlarged as those are.
+        # A head may have masks of another size: a mask of probabilities 0 and 1, enlarged in the same way.
         likely = bilinear(own.truth[which, None].float(), masks.size)[:, 0]
         logits[at] = likely.logit().clamp(-_SURE, _SURE)
         return CellMasks(logits, None, masks.size)  # enlarged to their own size they stay as they are

@@ -1,4 +1,4 @@
-"""Other people's files: one format a file, what reads it and what writes it side by side.
+"""Formats of other tools: one per file, its reader and writer side by side.
 
 ``convert_<format>`` makes a dataset into COCO's format, ``to_<format>`` an image's instances into plain
 objects, and ``write_<format>`` writes these. Needs the extra "train".

@@ -1,7 +1,7 @@
 """Cityscapes' own layout (cityscapes-dataset.com) as COCO's format.
 
-Masks are what Cityscapes' evaluation reads, the visible pixels: ``*_instanceIds.png`` where it is there, else
-the polygons drawn as its scripts draw them, each over those before it.
+Masks are the visible pixels, as in Cityscapes' evaluation: ``*_instanceIds.png`` if it exists, else the
+polygons, drawn as its scripts draw them, each over the previous ones.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _OTHERS = (
     "traffic sign, vegetation, terrain, sky"
 )
 _IDS = {name: number for number, name in enumerate(_OTHERS.split(", "))} | INSTANCE_CLASSES
-_NOT_DRAWN = "license plate"  # lies on its car and has no id
+_NOT_DRAWN = "license plate"  # belongs to its car and has no id
 _GROUP, _STEP = "group", 1000  # id x 1000 + number is an instance; the bare id is a group of them
 
 _IMAGE_END = "_leftImg8bit.png"
@@ -63,7 +63,7 @@ def convert_cityscapes(
 
     File names are relative to ``root``/leftImg8bit/train and /val, category ids are Cityscapes' own. A group
     region ("persongroup") becomes a crowd region, one for each class and image, since the id images do not
-    tell a class's groups apart. Goes on where a killed call with the same arguments stopped.
+    tell a class's groups apart. Continues where a killed call with the same arguments stopped.
 
     Args:
         root: holds leftImg8bit and gtFine.
@@ -114,7 +114,7 @@ def convert_cityscapes(
 
 
 def count_images(root: str | Path, subset: tuple[int, int] | None) -> int:
-    """How many images `convert_cityscapes` has to do.
+    """How many images `convert_cityscapes` will convert.
 
     Raises:
         DatasetError: as there.
@@ -150,7 +150,7 @@ def instance_ids(path: Path, size: tuple[int, int]) -> NDArray[np.int32]:
         size: (height, width) of the image.
 
     Raises:
-        DatasetError: a file that is not what it should be.
+        DatasetError: a file that does not have this form.
     """
     return read_ids(path, size) if path.suffix == ".png" else _drawn(path, size)
 
@@ -180,7 +180,7 @@ def _drawn(path: Path, size: tuple[int, int]) -> NDArray[np.int32]:
             if numbers[name] == _STEP:
                 raise DatasetError(f"{where}: expected at most {_STEP} instances of {name} in an image")
             value, numbers[name] = value * _STEP + numbers[name], numbers[name] + 1
-        pen.polygon(polygon, fill=value)  # clips what lies outside the image
+        pen.polygon(polygon, fill=value)  # clips parts outside the image
     return np.asarray(canvas, dtype=np.int32)
 
 

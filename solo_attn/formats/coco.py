@@ -1,7 +1,7 @@
 """COCO's format: a model's instances as COCO results, and other layouts assembled into a COCO dataset.
 
-Datasets in COCO's format are read by `solo_attn.data.CocoInstances`. Every conversion into one goes image by
-image, on all cores, and on from where a killed one stopped.
+Datasets in COCO's format are read by `solo_attn.data.CocoInstances`. A conversion goes image by image, on all
+cores, and continues where a killed one stopped.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Item:
 
     @property
     def stamp(self) -> list[list[int]]:
-        """What changes when one of the files does."""
+        """A value that changes if one of the files does."""
         states = (self.image.stat(), self.annotation.stat())
         return [[state.st_size, state.st_mtime_ns] for state in states]
 
@@ -120,10 +120,10 @@ def convert_images(
     """Convert ``items`` and write them, checked, as COCO's JSON.
 
     Each finished image is a line of ``.NAME.partial`` beside ``out``. The next call with the same settings
-    takes those lines whose files have not changed since, and removes the file when ``out`` is complete.
+    uses the lines whose files have not changed since, and removes the file when ``out`` is complete.
 
     Args:
-        out: the JSON; it is there whole or not at all.
+        out: the JSON; it is written completely or not at all.
         images: folder that the file names are relative to.
         items: what to convert, in the order of the image ids.
         read: (item, its (height, width)) -> annotations, as `annotation` makes them.
@@ -237,7 +237,7 @@ def _content(records: Sequence[Record], categories: Mapping[str, int] | None) ->
 
 
 class _Lines:
-    """The file of finished images: written anew with those that are kept, then a line for each."""
+    """The file of finished images: rewritten with the valid ones, then one line for each new image."""
 
     def __init__(self, path: Path, header: Mapping[str, Any], kept: Any) -> None:
         with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -246,7 +246,7 @@ class _Lines:
 
     def add(self, record: Record) -> None:
         self._file.write(f"{json.dumps(record)}\n")
-        self._file.flush()  # a killed process loses what it has not handed to the system
+        self._file.flush()  # a killed process loses what is still in its buffer
 
     def __enter__(self) -> _Lines:
         return self

@@ -19,8 +19,8 @@ from .._utils.run_lengths import decode_window
 Ring = list[tuple[int, int]]
 """Corners (x, y), the last one the first again."""
 
-# Directions of an edge: right, down, left, up. The object lies to the right hand of who walks along it, as
-# seen on the screen.
+# Directions of an edge: right, down, left, up. The object is on the right side of the walk, as seen on the
+# screen.
 _RIGHT, _DOWN, _LEFT, _UP = range(4)
 
 
@@ -30,9 +30,9 @@ def to_geojson(
     """A FeatureCollection (RFC 7946) of one image's instances, ready for `json`.
 
     Coordinates are pixels of the image, not degrees: x to the right, y **down**, and pixel (row, column) is
-    the square from (column, row) to (column + 1, row + 1). Outlines run along the edges of pixels, so that
-    nothing is lost: the polygons' area is the number of pixels. Pixels that touch at a corner only are parts
-    of their own. An instance without a pixel has the geometry null.
+    the square from (column, row) to (column + 1, row + 1). Outlines follow the edges of pixels exactly: the
+    polygons' area is the number of pixels. Pixels that touch only at a corner are separate parts. An empty
+    instance has the geometry null.
 
     Args:
         found: what the model returns for an image: ``boxes``, ``labels``, ``scores``, ``masks``, as bool or
@@ -65,7 +65,7 @@ def to_geojson(
 
 
 def _outlines(mask: Any) -> list[list[Ring]]:
-    """`polygons` of pixels, or of run lengths without the whole picture's pixels."""
+    """`polygons` of pixels, or of run lengths without decoding the whole image."""
     if isinstance(mask, np.ndarray):
         return polygons(mask)
     window, top, left = decode_window(mask)
@@ -89,7 +89,7 @@ def write_geojson(
 def polygons(mask: NDArray[np.bool_]) -> list[list[Ring]]:
     """Each 4-connected part of a bool mask [H, W] as its outline and the outlines of its holes.
 
-    Rings are simple; those of a polygon touch in corners at most. Outlines have a positive area in (x, y),
+    Rings are simple; the rings of a polygon touch only at corners. Outlines have a positive area in (x, y),
     counter-clockwise by the sign that RFC 7946 asks for, holes a negative one.
     """
     if not mask.any():
@@ -109,14 +109,14 @@ def polygons(mask: NDArray[np.bool_]) -> list[list[Ring]]:
             holes.append((k, _moved(corners, left, top)))
     for k, hole in holes:
         part = k
-        while part not in outlines:  # ever further to the left, until the part ends
+        while part not in outlines:  # further to the left, until the part ends
             part = _left_neighbour(rings[part], owner, cut)
         outlines[part].append(hole)
     return list(outlines.values())
 
 
 def _trace(mask: NDArray[np.bool_]) -> tuple[list[list[int]], NDArray[np.int64]]:
-    """The boundary as closed walks over vertices (index = y * (W + 1) + x), none of which meets itself.
+    """The boundary as closed walks over vertices (index = y * (W + 1) + x), none of which touches itself.
 
     Second: for each vertex that an edge leaves upwards, the walk that this edge is part of.
     """
@@ -150,14 +150,14 @@ def _trace(mask: NDArray[np.bool_]) -> tuple[list[list[int]], NDArray[np.int64]]
         while left[vertex] & 1 << direction:
             left[vertex] &= ~(1 << direction)
             if vertex in twice:
-                if vertex in place:  # what was walked since then is a ring of its own
+                if vertex in place:  # the vertices since then are a separate ring
                     close(walk[place[vertex] :])
                     del walk[place[vertex] :]
                     place = {v: k for v, k in place.items() if k < len(walk)}
                 place[vertex] = len(walk)
             walk.append(vertex)
             vertex += step[direction]
-            # Round the corner of one's own pixel, else straight on, else round the corner of the next.
+            # Turn around the corner of the same pixel, else straight on, else around the corner of the next.
             for turn in (1, 0, 3):
                 if edges[vertex] & 1 << (direction + turn) % 4:
                     direction = (direction + turn) % 4

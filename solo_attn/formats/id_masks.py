@@ -1,4 +1,4 @@
-"""Id images, whose pixels say which object they belong to: a dataset of them as COCO's, instances as one."""
+"""Id images, whose pixels are the ids of objects: datasets of them to COCO's format, instances to one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def convert_id_masks(
 ) -> DatasetSummary:
     """Write ``out`` with one object for each id above 0, of one class, as in Penn-Fudan's pedestrians.
 
-    Goes on where a killed call with the same arguments stopped.
+    Continues where a killed call with the same arguments stopped.
 
     Args:
         images: folder of the images.
@@ -41,7 +41,7 @@ def convert_id_masks(
             matter.
         out: the JSON; file names are relative to ``images``.
         class_name: of all objects.
-        mask_suffix: what the masks' names have more than the images': "_mask" for a.jpg and a_mask.png.
+        mask_suffix: suffix of the masks' names: "_mask" for a.jpg and a_mask.png.
         void: an id that is no object, such as the 255 of PASCAL VOC's outlines.
         advance: called with 1 after each image.
 
@@ -106,7 +106,7 @@ def to_id_map(found: Prediction, *, score_threshold: float = 0.0) -> NDArray[np.
     """Which instance each pixel belongs to: uint16 [H, W], 0 for none.
 
     An instance's id is its place in ``found``, from 1. Where masks overlap the higher score wins; of equal
-    scores the earlier. An instance that lies under others wholly leaves no pixel, and its id is not there.
+    scores the earlier. The id of an instance that others cover completely does not occur.
 
     Args:
         found: what the model returns for an image: ``boxes``, ``labels``, ``scores``, ``masks``, as bool or

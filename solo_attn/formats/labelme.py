@@ -41,9 +41,9 @@ def convert_labelme(
 ) -> DatasetSummary:
     """Write ``out`` with the objects of every ``*.json`` in a folder and those below it.
 
-    Shapes of one label and ``group_id`` are parts of one object. Masks are the whole shapes, those that lie
-    behind others too, as they were drawn. Polygons, rectangles (oriented ones too), circles and masks are
-    areas; lines and points are not. Goes on where a killed call with the same arguments stopped.
+    Shapes of one label and ``group_id`` are parts of one object. Masks are the whole shapes as they were
+    drawn, even if others cover them. Polygons, rectangles (oriented ones too), circles and masks are areas;
+    lines and points are not. Continues where a killed call with the same arguments stopped.
 
     Args:
         folder: of the JSON files; file names will be relative to it.
@@ -175,7 +175,7 @@ def shape_mask(where: str, shape: dict[str, Any], size: tuple[int, int]) -> NDAr
 def _stored_mask(
     where: str, encoded: Any, points: Sequence[tuple[float, float]], size: tuple[int, int]
 ) -> NDArray[np.bool_]:
-    """A PNG as text, to be laid where the first point is."""
+    """A PNG as text, which is placed at the first point."""
     try:
         with open_picture(io.BytesIO(base64.b64decode(encoded))) as image:
             part = np.asarray(image).astype(bool)

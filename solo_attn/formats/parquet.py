@@ -1,4 +1,4 @@
-"""Instances as Parquet, one row an instance, as DuckDB, pandas, Spark and Ray read them.
+"""Instances as Parquet, one row per instance, for DuckDB, pandas, Spark and Ray.
 
 Needs the extra "parquet".
 """

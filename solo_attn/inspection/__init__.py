@@ -1,4 +1,4 @@
-"""Statistics of a dataset, what a grid setting loses of it, and a proposal; needs the extra "train"."""
+"""Statistics of a dataset, the objects that a grid setting loses, and a proposal; needs the extra "train"."""
 
 from .._utils.errors import extra_train
 

@@ -10,11 +10,11 @@ from .dataset import Inspection
 from .grids import GridSetting
 
 Settings = Mapping[str, Mapping[str, Any]]
-"""A training configuration's sections ``data``, ``model`` and ``train``, as its ``as_dict()`` gives them."""
+"""A training configuration's sections ``data``, ``model`` and ``train``, as from its ``as_dict()``."""
 
 
 def grid_setting(settings: Settings) -> GridSetting:
-    """The model's setting, at the size that evaluation resizes images to."""
+    """The model's grid setting, at the size to which evaluation resizes images."""
     model = settings["model"]
     return GridSetting(
         tuple(model["num_grids"]),

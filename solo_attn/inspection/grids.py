@@ -1,8 +1,8 @@
 """Which objects of a dataset get a cell with a grid setting, and which collide.
 
 This uses the assignment of training (`solo_attn.models.targets.owners`), for each image alone, at the size
-that the model resizes it to. Boxes and centres are scaled instead of masks, which moves an object that lies
-on the boundary of a cell to its neighbour now and then.
+that the model resizes it to. Boxes and centres are scaled instead of masks, which sometimes moves an object
+on the boundary of a cell to the neighbouring cell.
 """
 
 from __future__ import annotations

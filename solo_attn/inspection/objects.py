@@ -11,12 +11,11 @@ from pycocotools import mask as coco_mask
 
 from .._utils.run_lengths import run_lengths
 from ..data.coco import CocoInstances
-from ..data.validate import is_object
 
 
 @dataclass(frozen=True)
 class ObjectTable:
-    """N objects of M images, in the order that training sees them; masks without a pixel are left out.
+    """N objects of M images, in the order of training; empty masks are left out.
 
     Attributes:
         sizes: int64 [M, 2], (height, width) of each image.
@@ -41,13 +40,13 @@ class ObjectTable:
 
 
 def measure_objects(dataset: CocoInstances) -> ObjectTable:
-    """The objects of a dataset; crowd regions are none. Reads no image."""
+    """The objects of a dataset without crowd regions. Reads no image."""
     coco = dataset.coco
     sizes = [(coco.imgs[k]["height"], coco.imgs[k]["width"]) for k in dataset.image_ids]
     labels = {category: label for label, category in enumerate(dataset.category_ids)}
     whole, real = [], []
     for number, image_id in enumerate(dataset.image_ids):
-        objects = [a for a in coco.imgToAnns.get(image_id, []) if is_object(a)]
+        objects = dataset.objects_of(image_id)
         encoded: list[Any] = [coco.annToRLE(cast(Any, a)) for a in objects]
         boxes = coco_mask.toBbox(encoded) if encoded else ()
         for entry, rle, box in zip(objects, encoded, boxes, strict=True):

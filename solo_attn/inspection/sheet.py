@@ -11,7 +11,6 @@ from torchvision.utils import make_grid
 
 from .._utils.files import replacing
 from ..data import CocoInstances
-from ..data.validate import is_object
 from ..evaluation import draw_instances
 
 TILE = 320  # pixels of a picture
@@ -31,7 +30,7 @@ def contact_sheet(dataset: CocoInstances, path: str | Path, *, count: int = 12, 
         OSError: ``path`` cannot be written.
     """
     # Without crowd regions and boxes without width or height, which are not drawn.
-    numbers = [sum(map(is_object, dataset.coco.imgToAnns.get(k, []))) for k in dataset.image_ids]
+    numbers = [len(dataset.objects_of(image_id)) for image_id in dataset.image_ids]
     order = sorted(range(len(numbers)), key=lambda index: -numbers[index])
     chosen = [order[round(k)] for k in np.linspace(0, len(order) - 1, min(count, len(order)))]
     tiles = []

@@ -1,4 +1,4 @@
-"""Checks of what a model is made of and given: the parts it is made of would fail later and less clearly."""
+"""Checks of a model's inputs, with clearer and earlier errors than those of its parts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check_images(images: Sequence[Tensor], like: Tensor | None = None) -> None:
 def check_targets(
     images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]], num_classes: int
 ) -> None:
-    """Boxes, labels and masks for each image, of the shapes and ranges that `SOLO` says."""
+    """Boxes, labels and masks for each image, of the shapes and ranges that `SOLO` documents."""
     if len(targets) != len(images):
         raise ValueError(f"SOLO: expected {len(images)} targets, one for each image, got {len(targets)}")
     for i, (image, target) in enumerate(zip(images, targets, strict=True)):

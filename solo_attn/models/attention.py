@@ -31,9 +31,9 @@ class GridAttention(nn.Module):
     """What the attention branch adds to the mask logits of a level's cells.
 
     With ``attention`` "gated" that is g (cos(V_k, V_n) - b) for cell k at cell n, enlarged to the masks. The
-    gain g > 0 and b, the cosine at which the sum is 0, are learned for each level. In the ops the gain is
-    sqrt(g) on all vectors and -g b a bias of the logits, so each fused kernel serves as it is. Of the gain
-    its logarithm is learned: training multiplies it several times over, by steps that fit any size of it.
+    gain g > 0 and b, the cosine at which the sum is 0, are learned for each level. In the ops the gain is a
+    factor sqrt(g) on all vectors and -g b a bias of the logits, so the fused kernels need no change. The
+    logarithm of the gain is learned, since training changes the gain by a large factor.
 
     Args:
         settings: ``attention``, ``attention_vectors``, ``attention_gain`` and ``attention_offset``.
@@ -85,20 +85,20 @@ class GridAttention(nn.Module):
         return self.log_gain[level].exp()
 
     def scale(self, grid: Tensor) -> float:
-        """What multiplies the dot products."""
+        """The factor on the dot products."""
         if self.form != "rsqrt":
             return 1.0
         channels = {"features": grid.shape[1], "projection": PROJECTED, "position": PROJECTED + CODE_CHANNELS}
         return float(channels[self.of]) ** -0.5
 
     def bias(self, level: int) -> Tensor | None:
-        """-g b, what the level's mask logits have beside the rows of `forward`; None without an offset."""
+        """-g b, added to the level's mask logits beside the rows of `forward`; None without an offset."""
         if self.form != "gated":
             return None
         return -self.gain(level) * self.offset[level]
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    """Vectors [B, C, S, S] of length 1; those of length 0 stay."""
+    """Vectors [B, C, S, S] of length 1; those of length 0 are unchanged."""
     # In float32: half precision's smallest number is larger than normalize's guard against 0 / 0.
     return F.normalize(vectors.float() if vectors.dtype == torch.float16 else vectors, dim=1)

@@ -36,7 +36,7 @@ PRETRAINED_FREEZE = 2  # the stem and the first stage: torchvision's own choice 
 
 
 def default_norm(name: str, pretrained: bool | str) -> str:
-    """Frozen statistics belong to weights: without these they would normalise nothing."""
+    """Frozen statistics come with pretrained weights; without these they would normalise nothing."""
     if pretrained:
         return "frozen_bn"
     return "bn" if name.startswith(TIMM) else "gn"
@@ -90,7 +90,7 @@ class Backbone(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Backbone:
-        """`nn.Module.train` without the frozen stages: their statistics and dropout stay as in evaluation."""
+        """`nn.Module.train`, but frozen stages keep their statistics and dropout as in evaluation."""
         super().train(mode)
         for module in self._frozen:
             module.eval()
@@ -128,10 +128,9 @@ def build_backbone(
         name: resnet18, resnet34, resnet50 or resnet101 (torchvision's), or "timm/<name>" for one of timm's.
         norm: "frozen_bn" for fine-tuning, "bn" for large batches, "gn" (a ResNet's only) for training from
             scratch with small ones; None for `default_norm`. Of timm's, "bn" is what the architecture has.
-        pretrained: False for none; True for the ImageNet weights of torchvision or timm, downloaded where
-            they are not kept; "package" for those that an installed package carries (see
-            `package_weights`); else the file of a state dict, of torch.save or safetensors, with
-            torchvision's or timm's names.
+        pretrained: False for none; True for the ImageNet weights of torchvision or timm, downloaded if they
+            are not cached; "package" for those of an installed package (see `package_weights`); else the file
+            of a state dict, of torch.save or safetensors, with torchvision's or timm's names.
         freeze: stages that are not trained, 0..5, or "all" (see `Backbone`); None for the stem and the first
             stage with weights and for none without.
         deformable: DCNv2 in place of the 3x3 convolutions of the last three stages of resnet50 or resnet101.
@@ -182,7 +181,7 @@ def _resnet_body(name: str, norm: str, pretrained: bool | str) -> tuple[nn.Modul
 def _change_bottlenecks(
     body: nn.Module, stages: Sequence[str], name: str, deformable: bool, stride_in_1x1: bool
 ) -> None:
-    """Deformable convolutions begin with the weights of those that they replace."""
+    """Deformable convolutions start with the weights of the ones that they replace."""
     if name not in BOTTLENECKS:
         argument = "deformable" if deformable else "stride_in_1x1"
         _fail(argument, f"False with a backbone other than {' and '.join(BOTTLENECKS)}", f"True and {name}")

@@ -1,4 +1,4 @@
-"""Checkpoints that a kill cannot break, that hold plain data only, and that know how to rebuild the model."""
+"""Checkpoints that are written completely or not at all, hold plain data only, and can rebuild the model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PREFIX = "model."
 
 
 class CheckpointError(SoloAttnError, ValueError):
-    """A file that is not a usable checkpoint: says which, what was expected and what came."""
+    """A file that is not a usable checkpoint: names the file, what was expected and what was given."""
 
 
 @dataclass
@@ -58,7 +58,7 @@ def write_info(checkpoint: dict[str, Any], info: ModelInfo) -> None:
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[SOLO, ModelInfo]:
     """The model of a ``.ckpt`` or ``.safetensors`` file, in evaluation mode.
 
-    Unpickles nothing but tensors and plain types, so a file from a stranger cannot run code.
+    Unpickles only tensors and plain types, so an untrusted file cannot run code.
 
     Raises:
         CheckpointError: no such file, another kind of file, or weights that do not fit their own settings.
@@ -69,7 +69,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[SO
     # The weights are in the file: do not download others first.
     settings = {**info.model, "pretrained": False}
     try:
-        # Without memory first: the file may ask for any size.
+        # On "meta" first, without memory: the file may ask for any size.
         with torch.device("meta"):
             planned = build_solo(**settings).state_dict()
     except SoloAttnError:
@@ -92,7 +92,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[SO
 
 
 def _refuse_huge(settings: dict[str, Any], path: Path) -> None:
-    """Refuse settings, whatever is in them, that would take the machine's time or memory."""
+    """Refuse settings of any kind that would take too much time or memory."""
     classes, grids = settings.get("num_classes"), settings.get("num_grids", ())
     cells = sum(side**2 for side in grids if is_integer(side, 1)) if isinstance(grids, (list, tuple)) else 0
     asked = {
@@ -110,7 +110,7 @@ def _refuse_huge(settings: dict[str, Any], path: Path) -> None:
 
 
 def _unfit(planned: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> str | None:
-    """What keeps ``weights`` from being those of a model whose state, on "meta", is ``planned``, or None."""
+    """Why ``weights`` do not fit a model whose state, on "meta", is ``planned``, or None."""
     count = sum(tensor.numel() for tensor in planned.values())
     if count > limits.model_parameters:
         most = f"{limits.model_parameters} numbers ({PREFIX_OF_LIMITS}MODEL_PARAMETERS)"
@@ -130,7 +130,7 @@ def _unfit(planned: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
-    """Weights of a ``.ckpt`` or ``.safetensors`` file by the model's names, and what it says of the model.
+    """Weights of a ``.ckpt`` or ``.safetensors`` file by the model's names, and its description of the model.
 
     Raises:
         CheckpointError: no such file, or another kind of file.
@@ -191,7 +191,7 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
 
 
 def read_plain(path: str | Path) -> dict[str, Any]:
-    """What is in a ``.ckpt``: tensors and plain data alone; ``state_dict`` and `ModelInfo` are there.
+    """The content of a ``.ckpt``: tensors and plain data only, with ``state_dict`` and `ModelInfo`.
 
     Raises:
         CheckpointError: no such file, or another kind of file.
@@ -199,7 +199,7 @@ def read_plain(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # What is no checkpoint can make the unpickler stumble anywhere: KeyError and IndexError too.
+        # A file that is no checkpoint can raise anything in the unpickler, KeyError and IndexError too.
         reason = one_line(error)
         if isinstance(error, UnpicklingError):  # whose advice is to let the file run code
             reason = "no file of tensors and plain data"
@@ -224,7 +224,7 @@ def info_of(checkpoint: dict[str, Any], path: str | Path) -> ModelInfo:
     """`ModelInfo` of what `read_plain` has read from ``path``.
 
     Raises:
-        CheckpointError: it is not as `ModelInfo` says.
+        CheckpointError: it does not have the form of `ModelInfo`.
     """
     return _info(checkpoint[KEY], path)
 

@@ -35,11 +35,16 @@ def coordinates(like: Tensor, formula: str) -> Tensor:
     return channels.to(like.dtype).expand(batch, -1, -1, -1)
 
 
-class _GroupNorm(nn.GroupNorm):
-    """PyTorch's, which of a batch of one refuses groups of a single value: 32 channels, a map of one pixel.
+def with_coordinates(features: Tensor, formula: str | None) -> Tensor:
+    """``features`` [B, C, h, w] with their `coordinates` behind them, [B, C + 2, h, w]; None adds none."""
+    return features if formula is None else torch.cat([features, coordinates(features, formula)], dim=1)
 
-    Such a value less its mean is 0 and becomes the bias, as it does in a batch of two. Fewer groups would
-    spare the case, but make other models of trained weights, mmdetection's too.
+
+class _GroupNorm(nn.GroupNorm):
+    """PyTorch's, which refuses groups of a single value in a batch of one: 32 channels, a map of one pixel.
+
+    Such a value minus its mean is 0 and becomes the bias, as in a batch of two. Fewer groups would avoid the
+    case, but change what trained weights compute, mmdetection's too.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -48,10 +53,9 @@ class _GroupNorm(nn.GroupNorm):
 
 
 class DeformConv(nn.Module):
-    """Deformable convolution of a square kernel without bias, each tap of it weighted (DCNv2).
+    """Deformable convolution with a square kernel, a weight for each tap and no bias (DCNv2).
 
-    Parameters have the names that they have in mmdetection. It begins with taps at their usual places, all of
-    the weight 1/2.
+    Parameters have the same names as in mmdetection. Taps start at their usual places, with weight 1/2.
 
     Args:
         in_channels: of [B, in_channels, h, w].
@@ -82,7 +86,7 @@ class DeformConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, h, w] to [B, out_channels, h / stride, w / stride]."""
         first, second, weight = self.conv_offset(x).chunk(3, dim=1)
-        # torchvision's kernel wants one dtype, and knows no bfloat16 on a CPU.
+        # torchvision's kernel needs one dtype, and does not support bfloat16 on a CPU.
         dtype = torch.promote_types(x.dtype, self.weight.dtype)
         offsets, taps = torch.cat([first, second], dim=1).to(dtype), weight.sigmoid().to(dtype)
         with torch.autocast(x.device.type, enabled=False):

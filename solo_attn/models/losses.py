@@ -40,12 +40,12 @@ def mask_loss(
     targets: Sequence[LevelTargets],
     weight: float,
 ) -> Tensor:
-    """Dice of all masks / number of positive cells x ``weight``; 0 with the graph kept where there are none.
+    """Mean dice loss of the positive cells x ``weight``; 0, still part of the graph, if there are none.
 
-    Only the positive cells' masks are made, and only the levels that have some run their mask tower.
+    Only the masks of positive cells are computed, and only levels that have some run their mask tower.
     """
     # Levels and images without a positive cell leave parameters unused: a gradient of 0 rather than none,
-    # so that processes that train together agree on what they exchange.
+    # so that processes that train together exchange the same gradients.
     parameters = head.mask_parameters()
     start = result.features[0].new_zeros((), dtype=parameters[0].dtype)
     total = sum((p.sum() * 0 for p in parameters), start=start)

@@ -54,14 +54,14 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def package_weights(name: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """ImageNet weights that an installed package carries, under timm's names.
+    """ImageNet weights of an installed package, under timm's names.
 
-    The packages' networks are timm's with other names: tensors follow each other in the same order and, as is
-    checked, in the same shapes.
+    The packages' networks are timm's with other names: the tensors have the same order and, as is checked,
+    the same shapes.
 
     Args:
         name: timm's, of `PACKAGES`.
-        like: the state dict of timm's classifier, in its order; only shapes are looked at.
+        like: the state dict of timm's classifier, in its order; only shapes are used.
 
     Raises:
         ValueError: there is no package for ``name``, or its weights are of another network.
@@ -114,7 +114,7 @@ def load_weights(body: nn.Module, weights: Mapping[str, Tensor], source: str) ->
 
 
 def _is_weight(key: str) -> bool:
-    """Batch norms' count of batches is no weight, and older files have none."""
+    """The count of batches in a batch norm is no weight, and older files do not have it."""
     return not key.endswith("num_batches_tracked")
 
 

@@ -41,23 +41,23 @@ OF_HEADS: dict[str, dict[str, Any]] = {
         "max_size": 768,
     },
 }
-"""Defaults that a head has of its own, as it was published; the others are those of `ModelSettings`."""
+"""Defaults of each head, as it was published; the others are those of `ModelSettings`."""
 
 
 class HeadSettings(Settings):
     """The prediction head: its towers, its grids, its attention branch."""
 
     head: Literal["solo", "decoupled", "decoupled_light", "solov2", "solov2_light"] = "solo"
-    """Which head (docs/heads.md). What is not set beside it is as that head was published: other channels,
-    convolutions, scale ranges and image sizes than SOLO's, other coordinates, and no attention."""
+    """Which head (docs/heads.md). Channels, convolutions, scale ranges, image sizes and coordinates that are
+    not set have the values with which that head was published; only SOLO then has attention."""
     head_channels: Positive = 256
     """Channels of the towers, a multiple of 32 (GroupNorm)."""
     num_convs: Positive = 7
     """Groups of [3x3 convolution, GroupNorm, ReLU] in each tower."""
     kernel_channels: Positive = 256
-    """E: channels of SOLOv2's mask features, and so of each cell's kernel; a multiple of 32."""
+    """E: channels of SOLOv2's mask features and of each cell's kernel; a multiple of 32."""
     feature_channels: Positive = 128
-    """Channels of the convolutions that SOLOv2's mask features are made by, a multiple of 32."""
+    """Channels of the convolutions that make SOLOv2's mask features, a multiple of 32."""
     deformable: Literal["last", "towers", "all"] | None = None
     """Deformable convolutions (DCNv2) in the head: the last one of each tower, all of the towers, all of the
     towers and of SOLOv2's mask features, or none."""
@@ -70,14 +70,14 @@ class HeadSettings(Settings):
     dot products times C^-1/2, the dot products as the paper has them, or nothing."""
     attention_vectors: Literal["features", "projection", "position"] = "position"
     """V of eq. 2: the features of the cells (the paper's), a learned projection of them to 32 channels, or a
-    projection of features and position beside a code of the position."""
+    projection of features and position, concatenated with a code of the position."""
     attention_gain: Annotated[Number, Gt(0)] = 5.0
-    """g that training begins with, where attention is "gated"."""
+    """Initial value of g, where attention is "gated"."""
     attention_offset: Number = 0.5
-    """b, the cosine at which the sum is 0, that training begins with, where attention is "gated"."""
+    """Initial value of b, the cosine at which the attention is 0, where attention is "gated"."""
     masks: Literal["chosen", "dense"] = "chosen"
-    """Make the masks of those cells only that targets or scores choose, or the S^2 x 2h x 2w logits of all of
-    them, as the paper's figure 2 draws it: the same results, more time and memory."""
+    """Compute only the masks of the cells that targets or scores choose, or the S^2 x 2h x 2w logits of all
+    cells, as in the paper's figure 2: the same results with more time and memory."""
 
     @model_validator(mode="after")
     def _as_the_head_was_published(self) -> Self:
@@ -111,7 +111,7 @@ class HeadSettings(Settings):
                 raise ValueError(
                     f"expected {name} to be a multiple of {GROUPS} (GroupNorm), got {getattr(self, name)}"
                 )
-        # The category branch of such a level would say the same of every image, and never learn.
+        # The category branch of such a level would have the same output for every image, and never learn.
         if self.head_channels == GROUPS and min(self.num_grids) == 1:
             raise ValueError(
                 f"expected num_grids to be at least 2 with head_channels {GROUPS} (GroupNorm makes the same "
@@ -124,24 +124,24 @@ class InferenceSettings(Settings):
     """Thresholds and limits of a prediction; the steps are those of docs/method.md, "Inference"."""
 
     score_threshold: Share = 0.1
-    """Category score that makes a candidate, exclusive (step 2)."""
+    """Candidates have a category score above this (step 2)."""
     mask_threshold: Annotated[Number, Gt(0), Lt(1)] = 0.5
-    """Probability that makes a pixel, exclusive (steps 3 and 9)."""
+    """Pixels of a mask have a probability above this (steps 3 and 9)."""
     nms_pre: Positive = 500
-    """Candidates of an image that reach Matrix NMS (step 5)."""
+    """The number of best candidates of an image that reach Matrix NMS (step 5)."""
     nms_kernel: Literal["gaussian", "linear"] = "gaussian"
     """How a score decays with the overlap (step 6)."""
     nms_sigma: Annotated[Number, Gt(0)] = 2.0
-    """Of the gaussian (step 6)."""
+    """Sigma of the gaussian (step 6)."""
     final_score_threshold: Share = 0.05
-    """Decayed score that stays, inclusive (step 7)."""
+    """Instances whose decayed score is at least this are kept (step 7)."""
     max_detections: Positive = 100
-    """Instances of an image, or of a tile (step 8)."""
+    """The largest number of instances of an image, or of a tile (step 8)."""
     tile: Positive | None = None
-    """Predict a picture by square tiles of so many of its own pixels, each resized as an image is, or null
-    for the whole picture at once."""
+    """Predict an image in square tiles with this side, in pixels of the original image, each resized as an
+    image is; null predicts the whole image at once."""
     tile_overlap: NotNegative = 64
-    """Pixels that a tile shares with the next at least; objects smaller than that are seen whole by one."""
+    """Pixels that neighbouring tiles share at least; smaller objects lie whole in at least one tile."""
 
     @model_validator(mode="after")
     def _tiles_advance(self) -> Self:
@@ -156,20 +156,20 @@ Range = tuple[Number, Number]
 
 
 class ModelSettings(InferenceSettings, HeadSettings):
-    """A whole model but for its number of classes, which the data decides."""
+    """A whole model, except for its number of classes, which the data decides."""
 
     backbone: StrictStr = "resnet50"
     """resnet18, resnet34, resnet50, resnet101 (torchvision's), or "timm/<name>" for one of timm's."""
     norm: Literal["frozen_bn", "bn", "gn"] | None = None
-    """Of the backbone: frozen statistics for fine-tuning, batch norm for large batches, group norm for
-    training from scratch with small ones; null takes "frozen_bn" with pretrained weights, and without them
-    "gn" in a ResNet and what the architecture has in timm's."""
+    """Normalisation of the backbone: frozen statistics for fine-tuning, batch norm for large batches, group
+    norm for training from scratch with small ones; null is "frozen_bn" with pretrained weights, and without
+    them "gn" in a ResNet and the architecture's own in timm's."""
     pretrained: Flag | StrictStr = False
-    """Weights of the backbone to start from: true for published ImageNet weights, which are downloaded,
-    "package" for those that an installed package carries, or the file of a state dict."""
+    """Initial weights of the backbone: true for published ImageNet weights, which are downloaded, "package"
+    for those in an installed package, or the file of a state dict."""
     freeze: Annotated[Integer, Ge(0), Le(5)] | Literal["all"] | None = None
-    """Stages of the backbone that are not trained, the stem being the first, or "all"; null takes 2 with
-    pretrained weights and 0 without."""
+    """The number of first stages of the backbone that are not trained (the stem is the first), or "all"; null
+    is 2 with pretrained weights and 0 without."""
     deformable_backbone: Flag = False
     """Deformable convolutions (DCNv2) in the last three stages of a resnet50 or resnet101."""
     stride_in_1x1: Flag = False
@@ -184,21 +184,23 @@ class ModelSettings(InferenceSettings, HeadSettings):
         (192, 768),
         (384, 2048),
     )
-    """Of each level, the objects it takes: sqrt of box area in pixels of the resized image, inclusive."""
+    """Sizes of the objects of each level: square root of the box's area in pixels of the resized image,
+    inclusive."""
     min_size: Positive | list[Positive] = 800
-    """Shorter side in pixels that images are resized to; of several, training takes one at random and
+    """Shorter side in pixels that images are resized to; of several, training uses a random one and
     evaluation the last."""
     max_size: Positive = 1333
     """Limit of the longer side in pixels."""
     resize_in_training: Flag = True
-    """False takes training images as they come, for data that is resized or cropped when it is read."""
+    """False does not resize training images, for data that is resized or cropped when it is read."""
     percentiles: tuple[Percent, Percent] | None = None
-    """Of each channel of an image, the percentiles that become 0 and 1, low < high, such as [0.5, 99.5]: for
-    images of more than 8 bits, in training and prediction alike; null takes 8 bits as they are."""
+    """[low, high], such as [0.5, 99.5]: the percentiles of each channel of an image that become 0 and 1, in
+    training and in prediction, for images of more than 8 bits; null uses 8-bit values as they are."""
     image_mean: tuple[Number, Number, Number] | None = None
-    """Of each channel of images in 0..1, taken off; null takes that of the backbone's published weights."""
+    """Mean of each channel of images in 0..1, which is subtracted; null is that of the backbone's published
+    weights."""
     image_std: tuple[Number, Number, Number] | None = None
-    """Of each channel, divided by, > 0; null likewise."""
+    """Standard deviation of each channel, > 0, which images are divided by; null likewise."""
     mask_loss_weight: Annotated[Number, Gt(0)] = 3.0
     """Lambda of eq. 4."""
 

@@ -65,7 +65,7 @@ class SOLO(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The arguments of `build_solo` that remake this model, as plain types."""
+        """The arguments with which `build_solo` makes this model again, as plain types."""
         return {"num_classes": self.head.num_classes, **self.settings.as_dict()}
 
     def forward(
@@ -110,10 +110,10 @@ class SOLO(nn.Module):
 
     @torch.no_grad()
     def predict_windows(self, size: tuple[int, int], crop: Crop, *, rle: bool = False) -> dict[str, Any]:
-        """Instances of a picture that is read tile by tile, ``settings.tile`` of its pixels at a time.
+        """Instances of an image that is read tile by tile, with tiles of ``settings.tile`` pixels a side.
 
-        No more of it is in memory than a few tiles, and of each instance its box's bits. As many instances
-        are found as ``max_detections`` allows in each tile.
+        Only a few tiles and, for each instance, the bits inside its box are in memory. ``max_detections``
+        limits the instances of each tile.
 
         Args:
             size: (height, width) of the picture.
@@ -134,16 +134,16 @@ class SOLO(nn.Module):
         return self._predict(tiles, False)
 
     def check_image_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
-        """Whether images of these (height, width) can be resized, which none needs to be read for.
+        """Check that images of these (height, width) can be resized, without reading them.
 
         Raises:
-            ValueError: one is so thin that no pixel would be left of a side.
+            ValueError: one is so thin that a side would have no pixel left.
         """
         if self.training and not self.settings.resize_in_training:
             return
         if not self.training and self.settings.tile is not None:
             sizes = [(self.settings.tile, self.settings.tile)]
-        # Training takes one of several at random: what fails at times fails.
+        # Training picks one of several at random: one that fails is an error.
         shorter = self.settings.sizes if self.training else self.settings.sizes[-1:]
         for i, size in enumerate(sizes):
             for length in shorter:
@@ -181,7 +181,7 @@ class SOLO(nn.Module):
         return predict(self.head, result, batch.image_sizes, originals, self.settings, rle=rle)
 
     def features(self, batch: Tensor) -> HeadResult:
-        """Backbone and head up to the choice of cells, for a normalised batch [B, 3, H, W]."""
+        """Backbone and head before cells are chosen, for a normalised batch [B, 3, H, W]."""
         result: HeadResult = self.head(list(self.backbone(batch).values()))
         return result
 
@@ -203,7 +203,7 @@ class _Transform(GeneralizedRCNNTransform):
     def resize(
         self, image: Tensor, target: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """Leave training images that are already of the wanted size as they are."""
+        """Do not change training images that already have the right size."""
         if self.training and not self.resize_in_training:
             return image, target
         return super().resize(image, target)
@@ -215,7 +215,7 @@ def _normalisation(settings: ModelSettings) -> tuple[list[float], list[float]]:
 
 
 def build_solo(num_classes: int, settings: ModelSettings | None = None, **changes: Any) -> SOLO:
-    """A SOLO of plain settings; its ``config`` holds them all, so that ``build_solo(**config)`` remakes it.
+    """A SOLO of plain settings; its ``config`` holds all of them: ``build_solo(**config)`` makes it again.
 
     Args:
         num_classes: C, without a background class.
@@ -244,7 +244,7 @@ def build_solo(num_classes: int, settings: ModelSettings | None = None, **change
 
 
 def _settled(settings: ModelSettings) -> ModelSettings:
-    """What is null in place of what fits the other settings, so that ``config`` remakes the same model."""
+    """Replace null by what follows from the other settings, so that ``config`` makes the same model."""
     mean, std = image_statistics(settings.backbone)
     freeze = settings.freeze
     if freeze is None:

@@ -1,4 +1,4 @@
-"""Which cells are responsible for which object, and what they should draw (docs/method.md, "Targets")."""
+"""Which cells are responsible for which object, and their target masks (docs/method.md, "Targets")."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LevelTargets(NamedTuple):
         labels: int64 [B, S, S]; `BACKGROUND` where no object is responsible.
         cells: int64 [K, 2], (image, cell) of the positive cells.
         masks: bool [K, H, W], what each positive cell should draw, at the level's mask-logit size.
-        collisions: so many of the K are a cell once more, for an object that does not give its label.
+        collisions: how many of the K repeat a cell, for an object that does not give its label.
     """
 
     labels: Tensor
@@ -37,7 +37,7 @@ class LevelTargets(NamedTuple):
 
 
 class Objects(NamedTuple):
-    """What the assignment needs to know of an image's N objects; masks without a pixel are left out."""
+    """What the assignment needs of an image's N objects; empty masks are left out."""
 
     labels: Tensor  # int64 [N]
     mask: Tensor  # int64 [N], which of the image's masks
@@ -62,7 +62,7 @@ def find_objects(target: Mapping[str, Tensor]) -> Objects:
 
 
 def count_rows(masks: Tensor) -> Tensor:
-    """Pixels in each row of masks [N, H, W], of which what is not zero is set: int64 [N, H]."""
+    """The number of non-zero pixels in each row of masks [N, H, W]: int64 [N, H]."""
     parts = _words(masks).split(255, dim=2)
     return torch.stack([_bytes_of(part.sum(2)).sum(2) for part in parts]).sum(0)
 
@@ -81,7 +81,7 @@ def _words(masks: Tensor) -> Tensor:
     eight bytes of each pixel.
     """
     count, height, width = masks.shape
-    if count == 0:  # contiguous() would leave them with any strides, those of a turned image, say
+    if count == 0:  # contiguous() may keep other strides, such as those of a rotated image
         return masks.new_zeros(0, height, -(-width // 8), dtype=torch.int64)
     pixels = as_bytes(masks).contiguous()
     if width % 8 or pixels.storage_offset() % 8:
@@ -95,7 +95,7 @@ def _bytes_of(words: Tensor) -> Tensor:
 
 
 def as_bytes(masks: Tensor) -> Tensor:
-    """What is not zero as 1: uint8, without a copy where they are bool."""
+    """1 where a value is not zero: uint8, without a copy where they are bool."""
     return (masks if masks.dtype == torch.bool else masks.ne(0)).view(torch.uint8)
 
 
@@ -107,11 +107,11 @@ def cell_index(position: Tensor, length: Tensor, side: int) -> Tensor:
 def reduce_masks(masks: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
     """Full-size masks [N, H, W] to bool [N, *size], 1 / stride of the padded input's size.
 
-    Set iff at least 2 of the 4 centre pixels of the stride x stride block are: what cv2's bilinear
-    resize makes of 0/1 bytes. Pixels of the padding are 0.
+    A pixel is set if at least 2 of the 4 centre pixels of its stride x stride block are, which equals cv2's
+    bilinear resize of 0/1 bytes. Pixels of the padding are 0.
     """
     pixels, first = as_bytes(masks), stride // 2 - 1
-    # Rows first: they lie side by side in memory.
+    # Rows first: they are contiguous in memory.
     rows = pixels.new_zeros(len(masks), size[0], masks.shape[2])
     total = pixels.new_zeros(len(masks), *size)
     for k in (first, first + 1):
@@ -144,7 +144,7 @@ def assign(
         shared_cells: a cell in the centre regions of several objects learns the masks of all of them, not
             only of the last one, which it has the label of.
     """
-    # What is not zero is asked once: the masks are read many times.
+    # The comparison with zero is made once: the masks are read many times.
     targets = [{**target, "masks": as_bytes(target["masks"]).view(torch.bool)} for target in targets]
     objects = [find_objects(target) for target in targets]
     sizes = {stride: (input_size[0] // stride, input_size[1] // stride) for stride in set(mask_strides)}
@@ -170,7 +170,7 @@ def assign(
 def owned_cells(
     found: Objects, input_size: tuple[int, int], side: int, low: float, high: float
 ) -> tuple[Tensor, Tensor]:
-    """The cells of a level that an object is responsible for, int64 [K], and which one of ``found``, [K].
+    """The cells of a level with a responsible object, int64 [K], and which one of ``found`` it is, [K].
 
     Args:
         found: an image's objects.
@@ -188,14 +188,14 @@ def owned_cells(
 def wanted_cells(
     found: Objects, input_size: tuple[int, int], side: int, low: float, high: float
 ) -> tuple[Tensor, Tensor]:
-    """`owned_cells` where no object overwrites another: a cell comes as often as it is in a centre region."""
+    """`owned_cells` where no object overwrites another: a cell comes once for each centre region it is in."""
     inside, length = _of_size(found, input_size, low, high)
     taken, cells = _regions(found.centre[inside], found.half[inside], length, side)
     return cells[taken], inside[taken.nonzero()[:, 0]]
 
 
 def _of_size(found: Objects, input_size: tuple[int, int], low: float, high: float) -> tuple[Tensor, Tensor]:
-    """The objects that a level takes, int64 [N], and (height, width) of the input as float32 [2]."""
+    """The objects in a level's range, int64 [N], and (height, width) of the input as float32 [2]."""
     inside = ((found.side >= low) & (found.side <= high)).nonzero().squeeze(1)
     return inside, torch.tensor(input_size, dtype=torch.float32, device=found.centre.device)
 
@@ -232,7 +232,7 @@ def owners(
 
 
 def _regions(centre: Tensor, half: Tensor, length: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """The centre regions of N objects: which of [N, 3, 3] places are in, and their cells, int64 alike."""
+    """The centre regions of N objects: which of [N, 3, 3] places belong to them, and their cells, int64."""
     middle = cell_index(centre, length, side)
     first = cell_index(centre - half, length, side).clamp(min=0)
     last = cell_index(centre + half, length, side).clamp(max=side - 1)

@@ -1,4 +1,4 @@
-"""Pictures predicted by overlapping tiles, so that objects are as large as in training in any picture."""
+"""Images predicted in overlapping tiles, so that objects in large images are as large as in training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from .._utils.run_lengths import encode_window
 from ..ops import mask_iou
 
-SAME_IOU = 0.5  # from which on the masks of two tiles are one object
+SAME_IOU = 0.5  # from this IoU on the masks of two tiles are one object
 TILES_AT_ONCE = 4
 
 Instances = dict[str, Any]
@@ -25,13 +25,13 @@ Crop = Callable[[int, int, int, int], Tensor]
 
 
 def cropping(image: Tensor) -> Crop:
-    """`Crop` of what is in memory."""
+    """`Crop` of an image in memory."""
     return lambda top, left, bottom, right: image[:, top:bottom, left:right]
 
 
 @dataclass
 class Piece:
-    """An object as a tile shows it.
+    """An object as seen in a tile.
 
     Attributes:
         top, left: of the mask in the picture.
@@ -92,11 +92,11 @@ def find_pieces(
     overlap: int,
     fill: Sequence[float],
 ) -> list[Piece]:
-    """The objects of a picture that is read tile by tile, those that several tiles see joined to one.
+    """The objects of an image that is read tile by tile; those seen in several tiles are merged.
 
-    An object that a tile cuts is left to the next tile where it is smaller than the overlap, since that one
-    sees the whole of it. Of one object's masks the best that no border cuts is taken, and where all are cut,
-    their union.
+    An object that a tile cuts is left to the next tile if it is smaller than the overlap, since that one
+    contains the whole object. Of the masks of one object the best one that no border cuts is kept; if all are
+    cut, their union is.
 
     Args:
         predict: from images [3, tile, tile] to boxes, labels, scores and bool masks of their size.
@@ -122,7 +122,7 @@ def find_pieces(
             numbers = list(range(len(pieces), len(pieces) + len(new)))
             pieces += new
             same += [[] for _ in new]
-            # Tiles come row by row: what ends above this one meets none that follow.
+            # Tiles come row by row: pieces that end above this one cannot touch later ones.
             seen = [(other, members) for other, members in seen if other[2] > top]
             for other, members in seen:
                 for i, j in _matches(pieces, (extent, numbers), (other, members)):
@@ -173,8 +173,9 @@ def _matches(
 ) -> list[tuple[int, int]]:
     """Pairs of two tiles' pieces that show one object.
 
-    Of a cut piece only what both tiles see is compared. Two whole pieces are compared as wholes, or a rim of
-    one object that reaches into the other tile would be taken for what it touches there.
+    A cut piece is compared only in the area that both tiles contain. Two whole pieces are compared
+    completely; otherwise the rim of an object that reaches into the other tile could match the object that it
+    touches there.
     """
     top, left = max(mine[0][0], other[0][0]), max(mine[0][1], other[0][1])
     bottom, right = min(mine[0][2], other[0][2]), min(mine[0][3], other[0][3])
@@ -200,7 +201,7 @@ def _matches(
 
 
 def _groups(pieces: list[Piece], same: list[list[int]]) -> list[list[Piece]]:
-    """Pieces by object: the best one with all that match it, and what a cut one goes on in, tile by tile."""
+    """Pieces by object: the best one with all that match it, and where a cut one continues, tile by tile."""
     groups, taken = [], [False] * len(pieces)
     for first in sorted(range(len(pieces)), key=lambda k: -pieces[k].score):
         if taken[first]:

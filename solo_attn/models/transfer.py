@@ -1,4 +1,4 @@
-"""Begin a training with another model's weights: of other classes, another head, other grids."""
+"""Start training from another model's weights, with other classes, another head or other grids."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from .solo import SOLO
 
 _BODY = "backbone.body."
 _OF_CLASSES = ("head.category_output.weight", "head.category_output.bias")
-# With another value of these the same weights make other features.
+# With other values of these the same weights give other features.
 _MEANING = ("image_mean", "image_std", "stride_in_1x1", "coords")
 
 
 @dataclass
 class Transfer:
-    """What became of a file's weights.
+    """How a file's weights were used.
 
     Attributes:
         taken: names of the model's tensors that were filled from the file.
         skipped: names in the file that were not used, and why.
         anew: names of the model's tensors that stay as they were made.
         classes: names of the classes whose outputs were taken.
-        notes: settings in which the file's model differs, so that its weights mean something else.
+        notes: settings in which the file's model differs, so that its weights have another meaning.
     """
 
     taken: list[str] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Transfer:
     notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """All of it in words, parts of one name together."""
+        """All of it as text, grouped by part of the model."""
         told = [f"taken: {len(self.taken)} tensors ({_parts(self.taken)})"]
         if self.classes:
             told.append(f"outputs of classes taken by name: {', '.join(self.classes)}")
@@ -123,7 +123,7 @@ def _take_backbone(model: SOLO, path: Path, error: CheckpointError) -> Transfer:
 
 
 def _other_body(theirs: Mapping[str, object], ours: Mapping[str, object]) -> str:
-    """Why weights of a backbone mean nothing in another one; "" where they do."""
+    """Why a backbone's weights cannot be used in another one; "" if they can."""
     if theirs.get("backbone") != ours["backbone"]:
         return f"of {theirs.get('backbone')} and not {ours['backbone']}"
     norms = [{"frozen_bn": "bn"}.get(str(x), str(x)) for x in (theirs.get("norm"), ours["norm"])]

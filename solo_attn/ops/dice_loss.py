@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -60,9 +61,8 @@ def dice_loss(
         fail(op, "targets", wanted, f"{list(targets.shape)}")
     check_like(op, "targets", targets, name, first, dtype=False)
     check_number(op, "eps", eps, finite=False)
-    if not eps > 0:
-        fail(op, "eps", "> 0", str(eps))
-    check_number(op, "eps", eps)
+    if not 0 < eps < math.inf:
+        fail(op, "eps", "> 0 and finite", str(eps))
     if isinstance(coarse_logits, MaskFactors):
         kernels, features, images = coarse_logits.kernels, coarse_logits.features, coarse_logits.images
         same_size = coarse_logits.size == (targets.shape[1], targets.shape[2])

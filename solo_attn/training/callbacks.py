@@ -1,8 +1,7 @@
-"""What Lightning is given beside the steps of a training: its checkpoints, its end, its lines and its bar."""
+"""Lightning callbacks: checkpoints, the end of a training, log lines and the progress bar."""
 
 from __future__ import annotations
 
-import io
 import logging
 import time
 import warnings
@@ -22,14 +21,11 @@ from lightning.pytorch.callbacks import (
     Timer,
     WeightAveraging,
 )
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from rich.console import Console
 
 from .._utils.errors import SoloAttnError
-from .._utils.files import write_durably
-from ..models.checkpoint import read_plain
 
-# Each is a deliberate choice of this package, which a user cannot change.
+# Each warns of a deliberate choice of this package, which a user cannot change.
 _CHOSEN = (
     r".*does not have many workers.*",
     r".*smaller than the logging interval.*",
@@ -53,17 +49,17 @@ class UnfinishedError(SoloAttnError, RuntimeError):
 
 
 def between_steps(trainer: pl.Trainer, batch_idx: int) -> bool:
-    """Whether a batch ended with an optimizer step and its epoch goes on."""
+    """Whether a batch ended with an optimizer step and its epoch continues."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch
 
 
 class LastCheckpoint(Checkpoint):
     """Writes a checkpoint after each epoch, every so many optimizer steps, and where the training is stopped.
 
-    Only at moments that Lightning resumes as they were: after an optimizer step inside an epoch, or after an
-    epoch and its validation. In the midst of accumulated batches it would lose their gradients. It resumes a
-    checkpoint of an epoch's last batch as if the epoch were both over and not over, and without its
-    validation; one of the end of an epoch that was cut short, as if all of it were done.
+    Only at moments from which Lightning resumes correctly: after an optimizer step inside an epoch, or after
+    an epoch and its validation. Between accumulated batches it would lose their gradients. From a checkpoint
+    of an epoch's last batch it resumes as if the epoch were both over and not over, and without its
+    validation; from one of the end of an epoch that was cut short, as if the epoch were complete.
 
     Args:
         file: to be replaced each time.
@@ -90,24 +86,8 @@ class LastCheckpoint(Checkpoint):
             trainer.save_checkpoint(self.file)
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's own goes through the system's temporary folder: on another disk its move is a copy."""
-
-    def load_checkpoint(
-        self, path: Any, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """Load by `read_plain`: plain data alone, and one message where it is something else."""
-        return read_plain(path)
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Save by `write_durably`."""
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        write_durably(path, buffer.getbuffer())
-
-
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's, but of whole epochs only: where a run is stopped in between, it is validated once more."""
+    """Lightning's, for whole epochs only: a run that is stopped inside an epoch is validated once more."""
 
     @property
     def state_key(self) -> str:
@@ -115,7 +95,7 @@ class BestCheckpoint(ModelCheckpoint):
         return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save where it is better than those before."""
+        """Save it if it is better than those before."""
         if trainer.is_last_batch:
             super().on_train_epoch_end(trainer, pl_module)
 
@@ -128,10 +108,10 @@ class BestCheckpoint(ModelCheckpoint):
 class Average(WeightAveraging):
     """An exponential moving average of the weights, for validations and for `load_model` of a checkpoint.
 
-    The weights of the training itself stand beside it in checkpoints, to be resumed. After n steps the decay
-    is at most (1 + n) / (10 + n), or short runs would end near the weights they began with; source:
-    tf.train.ExponentialMovingAverage (num_updates). Buffers are averaged alike, whole numbers are copied.
-    Stands first among the callbacks: those after it may save.
+    Checkpoints also hold the weights of the training itself, to resume from. After n steps the decay is at
+    most (1 + n) / (10 + n), since short runs would otherwise end near their initial weights; source:
+    tf.train.ExponentialMovingAverage (num_updates). Buffers are averaged too, integers are copied. It has to
+    be the first callback: those after it may save.
 
     Args:
         decay: in (0, 1).
@@ -147,13 +127,13 @@ class Average(WeightAveraging):
         super().__init__(avg_fn=average)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Average where the weights will lie: they are moved there later."""
+        """Put the average on the weights' device: they are moved there later."""
         self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
 
 
 class Patience(EarlyStopping):
-    """Lightning's on validation AP, but of whole epochs; a run that it ended stays ended when resumed.
+    """Lightning's on validation AP, for whole epochs only; a run that it ended stays ended when resumed.
 
     Args:
         patience: validations in a row that are no better than the best before.
@@ -172,21 +152,22 @@ class Patience(EarlyStopping):
         trainer.should_stop |= self.over
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count it, but not where a run was stopped inside an epoch: it is validated once more."""
+        """Count it, except for the extra validation of a run that was stopped inside an epoch."""
         if trainer.is_last_batch:
             super().on_validation_end(trainer, pl_module)
 
 
 class Limits(Callback):
-    """Ends a training after its steps or its minutes, and lets it be validated.
+    """Ends a training after its steps or its minutes, followed by a validation.
 
     Not Lightning's ``max_epochs``, which counts an epoch that was cut short as a whole one, nor its
-    ``max_steps``, with which it resumes an epoch that was not validated in the midst of itself.
+    ``max_steps``, with which an epoch that was not validated is resumed in its middle.
 
     Args:
         steps: optimizer steps of the whole run.
         minutes: of ``timer``, or None.
-        timer: measures the training, those before a resume included; stands before this among the callbacks.
+        timer: measures the training, including the time before a resume; comes before this one in the
+            callbacks.
     """
 
     steps: int
@@ -203,14 +184,14 @@ class Limits(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop between two optimizer steps or at the end of an epoch, which is one."""
+        """Stop between two optimizer steps or at the end of an epoch."""
         if trainer.is_last_batch or between_steps(trainer, batch_idx):
             self._look(trainer)
 
     def _look(self, trainer: pl.Trainer) -> None:
         over = trainer.global_step >= self.steps
         if self.minutes is not None:
-            # Clocks differ, and a process that went on alone would wait for the others.
+            # Clocks differ, and a process that continued alone would wait for the others.
             over |= trainer.strategy.broadcast(self.timer.time_elapsed("train") >= 60 * self.minutes)
         trainer.should_stop |= over
 
@@ -259,7 +240,7 @@ class StopAt(SaveAndLeave):
     """Leaves a training at a moment by `UnfinishedError`.
 
     Args:
-        deadline: of `time.monotonic`; at least one step is made, so that pieces however short come to an end.
+        deadline: of `time.monotonic`; at least one step is made, so that repeated calls always make progress.
         checkpoint: file to save.
     """
 
@@ -275,7 +256,7 @@ class StopAt(SaveAndLeave):
         self.first = trainer.global_step
 
     def due(self, trainer: pl.Trainer) -> bool:
-        """Whether the deadline is over, and a step made."""
+        """Whether the deadline has passed and a step was made."""
         return trainer.global_step > self.first and time.monotonic() >= self.deadline
 
     def leave(self, trainer: pl.Trainer) -> NoReturn:
@@ -284,7 +265,7 @@ class StopAt(SaveAndLeave):
 
 
 class EpochBar(RichProgressBar):
-    """Lightning's bar, which does not know how many epochs there are: `Limits` ends them.
+    """Lightning's progress bar with the number of epochs, which it does not know: `Limits` ends them.
 
     Args:
         epochs: to show; None where steps are counted instead.
@@ -301,7 +282,7 @@ class EpochBar(RichProgressBar):
 
 
 class EpochLines(Callback):
-    """One line for each validation, which stays readable in a log file too."""
+    """One line for each validation, which is also readable in a log file."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -329,12 +310,12 @@ class EpochLines(Callback):
     ) -> None:
         """Print a message, since Lightning ends an interrupted process silently."""
         if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
-            self.console.print("interrupted; the same command with --resume goes on", highlight=False)
+            self.console.print("interrupted; the same command with --resume continues", highlight=False)
 
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Silence Lightning's warnings about deliberate choices of this package."""
+    """Suppress Lightning's warnings about deliberate choices of this package."""
     names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]

@@ -15,7 +15,6 @@ from rich.console import Console
 
 from .._utils.environment import environment
 from .._utils.files import write_durably
-from ..data import CocoInstances, eval_transforms
 from ..evaluation import (
     SYSTEMS,
     CocoMetrics,
@@ -28,6 +27,7 @@ from ..evaluation import (
 from ..models import ModelSettings, load_model
 from .callbacks import UnfinishedError
 from .config import Config, ConfigError, DataConfig, changes, differences, read_yaml, settled
+from .datamodule import evaluated
 from .resume import FREE
 from .train import RESULT, train
 
@@ -136,7 +136,7 @@ def compare(
 
     The numbers are those of the test images where the configuration names some, else of the validation
     images. Every run lies in a folder of its own below ``out_dir/runs``. One that is finished is read from
-    its ``result.json``, which is all of it that has to be kept; one that was interrupted goes on from its
+    its ``result.json``, which is all of it that has to be kept; one that was interrupted continues from its
     checkpoint. The weights are those of the last epoch, not of the best one: the validation images must not
     choose the model. Processes with seeds of their own may share ``out_dir``: the same command with all the
     seeds then only makes the tables.
@@ -154,7 +154,7 @@ def compare(
         ConfigError: an unknown system, no seed, more than one device, or finished runs in ``out_dir`` that
             had other settings.
         DatasetError, TrainingError: see `train`.
-        UnfinishedError: ``minutes`` are over; the same call goes on.
+        UnfinishedError: ``minutes`` are over; the same call continues.
     """
     out_dir, console, config = Path(out_dir), console or Console(), settled(config)
     if not seeds or not systems:
@@ -186,7 +186,7 @@ def compare(
                 done = sum(map(len, results.values()))
                 raise UnfinishedError(
                     f"compare: {minutes:g} minutes are over with {done} of {len(seeds) * len(systems)} runs "
-                    f"finished; the same command goes on"
+                    f"finished; the same command continues"
                 ) from error
     part = _tables_of(config.data)
     rows = {system: [CocoMetrics(**r[part.metrics]) for r in found] for system, found in results.items()}
@@ -309,13 +309,7 @@ def _figure5(config: Config, seed: int, out_dir: Path, systems: Sequence[str], p
     if not checkpoints:
         return False
     part = _tables_of(config.data)
-    dataset = CocoInstances(
-        part.images,
-        part.annotations,
-        eval_transforms(),
-        on_degenerate=config.data.on_degenerate,
-        percentiles=config.model.percentiles,
-    )
+    dataset = evaluated(config, part.images, part.annotations)
     samples = [dataset[index] for index in range(min(FIGURE_IMAGES, len(dataset)))]
     images, truth = [image for image, _ in samples], [target for _, target in samples]
     predictions = {}

@@ -1,8 +1,8 @@
 """The settings of a training run: three sections, read from YAML and from ``section.key=value``.
 
-pydantic checks types and ranges (`solo_attn._utils.settings`), PyYAML reads the values. Looked at as well:
-OmegaConf, whose structured configurations know neither Literal nor a list in place of a number, and
-jsonargparse, which words its errors for a command line of its own.
+pydantic checks types and ranges (`solo_attn._utils.settings`), PyYAML reads the values. Alternatives
+considered: OmegaConf, whose structured configurations support neither Literal nor a list in place of a
+number, and jsonargparse, whose error messages are for its own command line.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ MoreThanZero = Annotated[Number, Gt(0)]
 
 
 class ConfigError(SoloAttnError, ValueError):
-    """A configuration that cannot be used: says which key or file, what was expected and what came."""
+    """A configuration that cannot be used: names the key or file, what was expected and what was given."""
 
 
 class DataConfig(Settings):
-    """Where the data lies and how it is varied. Paths are relative to the current working directory."""
+    """Where the data is and how it is augmented. Paths are relative to the current working directory."""
 
     train_images: str = ""
     """Folder of the training images."""
@@ -47,24 +47,24 @@ class DataConfig(Settings):
     val_annotations: str = ""
     """Their COCO JSON."""
     test_images: str = ""
-    """Folder of images that no choice was made by, looked at once after training, or ""."""
+    """Folder of the test images, which are evaluated once after training, or ""."""
     test_annotations: str = ""
-    """Their COCO JSON; with it `compare` makes its tables of these."""
+    """Their COCO JSON; if it is set, `compare` makes its tables from these images."""
     flip: Chance = 0.5
     """Probability of a horizontal flip."""
     vertical_flip: Chance = 0.0
     """Probability of a vertical flip."""
     rotate90: Flag = False
-    """Turn by 0, 90, 180 or 270 degrees at random, before all else; for images without an up and down
-    (microscopy, aerial)."""
+    """Rotate by 0, 90, 180 or 270 degrees at random, before all other transforms; for images without an up
+    and down (microscopy, aerial)."""
     shortest_size: Annotated[list[Positive], Field(min_length=1)] | None = None
-    """Lengths in pixels, one of which the shorter side is resized to at random, or null."""
+    """Lengths in pixels; the shorter side is resized to a random one of them; null for none."""
     canvas: Positive | tuple[Positive, Positive] | None = None
     """Side in pixels (or [height, width]) of a canvas that every image is fitted to, times the factor of
-    ``scale_jitter``; what is larger is cropped and what is smaller comes to lie anywhere on it (large-scale
-    jitter). All inputs have this size then. A mask is learned at its place and size relative to the input, so
-    take the size that images are predicted at (``model.min_size``, ``max_size``), and
-    ``model.resize_in_training: false``. In place of ``shortest_size`` and ``crop_size``; null for none."""
+    ``scale_jitter``; larger images are cropped and smaller ones are placed at random (large-scale jitter).
+    All inputs then have this size. A mask is learned at its place and size relative to the input, so use the
+    size that images are predicted at (``model.min_size``, ``max_size``), and ``model.resize_in_training:
+    false``. Replaces ``shortest_size`` and ``crop_size``; null for none."""
     scale_jitter: tuple[MoreThanZero, MoreThanZero] | None = None
     """[low, high] of a random factor on the image's size, whose logarithm is uniform, or null."""
     crop_size: Positive | tuple[Positive, Positive] | None = None
@@ -72,12 +72,13 @@ class DataConfig(Settings):
     colour: Annotated[Number, Ge(0)] = 0.0
     """Strength of brightness, contrast and saturation jitter; 0 for none."""
     copy_paste: Chance = 0.0
-    """Probability that objects of another training image are pasted into one, at the place they had."""
+    """Probability that objects of another training image are pasted into one, at their original place."""
     min_area: Positive = 1
-    """Pixels that an object must have after all this; a smaller one is left out of training."""
+    """The smallest number of pixels of an object after all transforms; smaller objects are left out of
+    training."""
     sample_power: Annotated[Number, Ge(0), Le(10)] = 0.0
-    """Draw images with probabilities proportional to (objects + 1) ** ``sample_power``, some more than once
-    an epoch, so that crowded ones come more often; 0 takes each once."""
+    """Draw images with probabilities proportional to (objects + 1) ** ``sample_power``, so that crowded ones
+    come more often, some more than once an epoch; 0 draws each once."""
     on_degenerate: Literal["error", "skip"] = "error"
     """What to do about boxes without width or height (COCO 2017 has some)."""
     check_images: Flag = True
@@ -90,16 +91,16 @@ class TrainConfig(Settings):
     """How long and how fast to learn; the defaults are SOLO's recipe (docs/method.md, "Training")."""
 
     init_from: str | None = None
-    """A checkpoint or safetensors file, a converted one too, or the state dict of a backbone, whose weights
-    training begins with where they fit, or null. Outputs of classes are matched by name; what was taken and
-    what not is listed first."""
+    """A checkpoint or safetensors file, such as a converted one, or the state dict of a backbone; training
+    starts from its weights where they fit. Outputs of classes are matched by name; what was copied and what
+    was not is listed first. Null for none."""
     epochs: Positive = 12
     """Passes over the training images."""
     max_steps: Positive | None = None
-    """Stop after so many optimizer steps instead, or null."""
+    """Stop after this many optimizer steps instead; null for no limit."""
     max_minutes: MoreThanZero | None = None
-    """Stop earlier, after so many minutes of training, or null. The learning rate's schedule does not know of
-    it; resumed with more minutes, the run goes on from that step."""
+    """Stop earlier, after this many minutes of training; null for no limit. The learning rate's schedule does
+    not depend on it: resumed with more minutes, the run continues from that step."""
     batch_size: Positive = 2
     """Images on one device at a time."""
     accumulate: Positive = 1
@@ -113,60 +114,63 @@ class TrainConfig(Settings):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """Which optimizer."""
     learning_rate: MoreThanZero = 0.01
-    """For a step over ``base_batch`` images; scaled linearly to the real number."""
+    """For a step over ``base_batch`` images; scaled linearly to the actual number."""
     base_batch: Positive | None = 16
-    """See ``learning_rate``; null uses the learning rate as it stands."""
+    """See ``learning_rate``; null does not scale the learning rate."""
     backbone_rate: MoreThanZero = 1.0
     """Factor on the learning rate of the backbone without its pyramid."""
     ema: Annotated[Number, Gt(0), Lt(1)] | None = None
-    """Decay of a running average of the weights over the optimizer steps, such as 0.999, or null. The average
-    is what is validated, saved in checkpoints and tested; the weights it is made of only serve to resume."""
+    """Decay of a running average of the weights over the optimizer steps, such as 0.999; null for none. The
+    average is validated, tested and saved in checkpoints; the current weights
+    serve only to resume."""
     patience: Positive | None = None
-    """Stop after so many validations in a row whose AP is no better than the best before, or null. The
-    learning rate's schedule does not know of it."""
+    """Stop after this many validations in a row without a new best AP; null for no limit. The learning rate's
+    schedule does not depend on it."""
     cache_features: MoreThanZero | None = None
-    """Keep the maps of a frozen backbone in memory, up to so many GiB, in place of making them at every step
-    (`solo_attn.training.features`), or null. Only the backbone's body: pyramid and head learn."""
+    """Keep the maps of a frozen backbone in memory, up to this many GiB, instead of computing them at every
+    step (`solo_attn.training.features`); null for none. This covers only the backbone's body: pyramid and
+    head are trained."""
     gate_rate: MoreThanZero = 7.0
     """Factor on the learning rate of the attention's gains and offsets, which have no weight decay."""
     momentum: Annotated[Number, Ge(0), Lt(1)] = 0.9
-    """Of SGD."""
+    """Momentum of SGD."""
     weight_decay: Annotated[Number, Ge(0)] = 1e-4
-    """Of either optimizer."""
+    """Weight decay of either optimizer."""
     warmup_steps: NotNegative = 500
     """Steps of the linear warm-up."""
     warmup_ratio: Annotated[Number, Gt(0), Le(1)] = 1 / 3
-    """The fraction of the learning rate that the warm-up begins with."""
+    """The fraction of the learning rate at which the warm-up starts."""
     schedule: Literal["step", "cosine"] = "step"
-    """Times ``gamma`` at each milestone, or down to 0 at the end along a cosine."""
+    """Multiply the learning rate by ``gamma`` at each milestone, or decrease it to 0 along a cosine."""
     milestones: tuple[Annotated[Number, Gt(0), Lt(1)], ...] = (2 / 3, 11 / 12)
     """As fractions of all steps."""
     gamma: Annotated[Number, Gt(0), Le(1)] = 0.1
     """See ``schedule``."""
     clip_norm: MoreThanZero | None = 35.0
-    """The gradient's norm is cut to this; null for no limit."""
+    """The gradient is clipped to this norm; null for no limit."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "auto"] = "32-true"
-    """Of the arithmetic; no CPU has "16-mixed". "auto" takes "bf16-mixed" where the device has bfloat16 in
-    hardware, else "32-true"; what it took is what the run's files name."""
+    """Precision of the arithmetic; no CPU has "16-mixed". "auto" is "bf16-mixed" where the device has
+    bfloat16 in hardware, else "32-true"; the run's files name the one that was used."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train."""
     devices: Positive = 1
     """How many devices; more than one trains with DDP."""
     checkpoint_steps: Positive | None = None
-    """Save ``last.ckpt`` every so many optimizer steps too, not only after each epoch and its validation."""
+    """Save ``last.ckpt`` also every so many optimizer steps, not only after each epoch and its validation."""
     log_every: Positive = 50
     """Steps between two lines of the losses in the logs."""
     seed: Annotated[Integer, Ge(0), Le(2**32 - 1)] = 0
-    """Of the initial weights, the order of the images and their variations; NumPy's seeds have 32 bits."""
+    """Seed of the initial weights, the order of the images and their random transforms; NumPy's seeds have 32
+    bits."""
 
 
 class Config(Settings):
     """One training run."""
 
     data: DataConfig = DataConfig()
-    """Where the data lies and how it is varied."""
+    """Where the data is and how it is augmented."""
     model: ModelSettings = ModelSettings()
-    """What is trained, but for the number of classes, which the data decides."""
+    """The model, except for its number of classes, which the data decides."""
     train: TrainConfig = TrainConfig()
     """How long and how fast to learn."""
 
@@ -234,7 +238,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
 
     Args:
         path: the YAML file, or None for the defaults.
-        overrides: such as "train.epochs=3"; what stands right of "=" is read as YAML.
+        overrides: such as "train.epochs=3"; the text after "=" is read as YAML.
 
     Raises:
         ConfigError: no such file, not YAML, an unknown key or a value of the wrong type.
@@ -247,7 +251,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """What a YAML file of names holds, nothing where it is empty.
+    """The mapping in a YAML file; empty if the file is.
 
     Raises:
         ConfigError: no such file, not YAML, or something else than names.

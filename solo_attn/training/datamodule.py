@@ -1,7 +1,7 @@
-"""The order of the images and the randomness of their variations, as functions of (seed, epoch, index).
+"""The order of the images and their random augmentation, as functions of (seed, epoch, index).
 
-Nothing here depends on how many workers load the images or on where an earlier process was killed: that is
-what makes a resumed run the same as an unbroken one.
+Nothing here depends on how many workers load the images or on where an earlier process was killed, so a
+resumed run equals an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from ..data import CocoInstances, CopyPaste, classes_differ, collate, eval_transforms, train_transforms
-from ..data.validate import is_object, raise_faults
+from ..data.validate import raise_faults
 from ..models.solo import resized_size
 from .config import Config, ConfigError
 
@@ -29,7 +29,7 @@ def mix(*parts: int) -> int:
 
 
 class PositionSampler(Sampler[tuple[int, int]]):
-    """Yields (epoch, index), shuffled anew each epoch, from ``batches_done`` on.
+    """Yields (epoch, index), reshuffled in each epoch, starting after ``batches_done``.
 
     Each epoch is padded with its own first images to whole batches on all ranks, so that without weights
     every image comes at least once in each epoch. Rank r takes every world-th image from the r-th on: what
@@ -70,7 +70,7 @@ class PositionSampler(Sampler[tuple[int, int]]):
         return self.batches_per_epoch * self.batch_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        # The position is read here and not at the first item: workers begin to fetch before that.
+        # The position is read here and not at the first item: workers start to fetch before that.
         epoch, skip = divmod(self.batches_done, self.batches_per_epoch)
         generator = torch.Generator().manual_seed(mix(self.seed, epoch))
         if self.weights is None:
@@ -110,12 +110,29 @@ class SeededDataset(Dataset[Any]):
                 random.setstate(python_state)
 
 
-class SOLODataModule(pl.LightningDataModule):
-    """Training, validation and test images of a `Config`; ``test_set`` is None where it names none.
+def evaluated(config: Config, images: str, annotations: str) -> CocoInstances:
+    """A part of the data that is not trained on, as the training of ``config`` evaluates it.
 
     Raises:
-        DatasetError: folders or annotations that cannot be read, or images too thin for the model's sizes.
-        ConfigError: a path that is not given, or other categories in one part than in training.
+        DatasetError: see `CocoInstances`.
+    """
+    return CocoInstances(
+        images,
+        annotations,
+        eval_transforms(),
+        on_degenerate=config.data.on_degenerate,
+        percentiles=config.model.percentiles,
+    )
+
+
+class SOLODataModule(pl.LightningDataModule):
+    """Training, validation and test images of a `Config`; `setup` reads them.
+
+    Attributes:
+        test_set: None where the configuration names none.
+
+    Raises:
+        ConfigError: a path that is not given, or transforms that cannot be made.
     """
 
     config: Config
@@ -136,7 +153,7 @@ class SOLODataModule(pl.LightningDataModule):
                 f"{data.test_images!r} and {data.test_annotations!r}"
             )
         try:
-            varied = train_transforms(
+            self._augmentation = train_transforms(
                 rotate90=data.rotate90,
                 shortest_size=data.shortest_size,
                 canvas=data.canvas,
@@ -149,10 +166,24 @@ class SOLODataModule(pl.LightningDataModule):
             )
         except ValueError as error:
             raise ConfigError(f"config: the section data does not make transforms: {error}") from error
+        self.batches_done = 0
+        self._sampler: PositionSampler | None = None
+        self._read = False
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and check the annotations of all parts, once; Lightning calls it again for each stage.
+
+        Raises:
+            DatasetError: folders or annotations that cannot be read, or images too thin for the model.
+            ConfigError: other categories in one part than in training.
+        """
+        if self._read:
+            return
+        config, data = self.config, self.config.data
         self.train_set = CocoInstances(
             data.train_images,
             data.train_annotations,
-            varied,
+            self._augmentation,
             on_degenerate=data.on_degenerate,
             percentiles=config.model.percentiles,
         )
@@ -162,18 +193,18 @@ class SOLODataModule(pl.LightningDataModule):
         )
         sizes = config.model.sizes
         if data.crop_size is None and data.canvas is None and config.model.resize_in_training:
-            # Of several lengths the least leaves the fewest pixels.
+            # Of several lengths the smallest leaves the fewest pixels.
             self._refuse_thin(self.train_set, min(sizes))
         for part in (self.val_set, self.test_set):
             if part is not None:
                 self._refuse_thin(part, sizes[-1])
-        self.batches_done = 0
-        self._sampler: PositionSampler | None = None
+        self._read = True
 
     def _refuse_thin(self, dataset: CocoInstances, min_size: int) -> None:
-        """Images of which the model's resizing would leave nothing: it would come to them hours later.
+        """Refuse images of which the model's resizing would leave nothing: it would reach them hours later.
 
-        As they are: what ``data.scale_jitter`` may make of training images is random, and left to the model.
+        Before augmentation: what ``data.scale_jitter`` makes of training images is random, and the model
+        checks it.
         """
         max_size = self.config.model.max_size
         entries = [dataset.coco.imgs[image_id] for image_id in dataset.image_ids]
@@ -189,18 +220,12 @@ class SOLODataModule(pl.LightningDataModule):
         )
 
     def _evaluated(self, images: str, annotations: str) -> CocoInstances:
-        """A part that is not trained on."""
-        data = self.config.data
-        found = CocoInstances(
-            images,
-            annotations,
-            eval_transforms(),
-            on_degenerate=data.on_degenerate,
-            percentiles=self.config.model.percentiles,
-        )
+        """`evaluated`, with the classes of the training images."""
+        found = evaluated(self.config, images, annotations)
         if difference := classes_differ(self.train_set.categories, found.categories):
             raise ConfigError(
-                f"{annotations}: expected the categories of {data.train_annotations}, got {difference}"
+                f"{annotations}: expected the categories of {self.config.data.train_annotations}, got "
+                f"{difference}"
             )
         return found
 
@@ -214,7 +239,7 @@ class SOLODataModule(pl.LightningDataModule):
 
     @property
     def epochs_begun(self) -> int:
-        """Passes over the training images so far, the one that is going on included."""
+        """Passes over the training images so far, including the current one."""
         return 0 if self._sampler is None else math.ceil(self.batches_done / self._sampler.batches_per_epoch)
 
     def batch_taken(self) -> None:
@@ -228,7 +253,7 @@ class SOLODataModule(pl.LightningDataModule):
         return {"batches_done": self.batches_done}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from where the checkpoint was written."""
+        """Continue from where the checkpoint was written."""
         self.batches_done = state_dict["batches_done"]
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -248,12 +273,11 @@ class SOLODataModule(pl.LightningDataModule):
         return self._loader(share, self.config.train.eval_batch_size, None)
 
     def _weights(self) -> Tensor | None:
-        """What images are drawn by, None where each comes once an epoch."""
+        """The weights with which images are drawn; None if each comes once an epoch."""
         power, found = self.config.data.sample_power, self.train_set
         if power == 0:
             return None
-        annotations = (found.coco.imgToAnns.get(image_id, []) for image_id in found.image_ids)
-        objects = [sum(map(is_object, of_image)) for of_image in annotations]
+        objects = [len(found.objects_of(image_id)) for image_id in found.image_ids]
         return (torch.tensor(objects, dtype=torch.float64) + 1) ** power
 
     def _ranks(self) -> tuple[int, int]:

@@ -22,7 +22,7 @@ def demo_config() -> Config:
     return Config(
         data=DataConfig(flip=0.5, workers=0),
         model=ModelSettings(
-            # Fixed ImageNet features out of a package: a fifth of the time of a backbone that learns.
+            # Fixed ImageNet features from a package: a fifth of the time of a trained backbone.
             backbone="timm/tf_efficientnet_lite0",
             pretrained="package",
             freeze="all",
@@ -67,7 +67,7 @@ def demo(
     """Write scenes into ``out_dir`` and `compare` the paper's three systems on them.
 
     Args:
-        out_dir: folder of scenes, runs, tables and pictures; what is done there already is skipped.
+        out_dir: folder of scenes, runs, tables and pictures; parts that are already done are skipped.
         seeds: runs of each system.
         overrides: changes to `demo_config`, such as "train.epochs=2".
         train_images: scenes to train on.
@@ -80,7 +80,7 @@ def demo(
     """
     out_dir, console = Path(out_dir), console or Console()
     console.print(f"drawing {train_images} + {val_images} street scenes", highlight=False)
-    # Numbers and size in the name: results on other scenes must not be taken for these.
+    # Numbers and size are in the name, so that results on other scenes are not mistaken for these.
     folder = out_dir / f"scenes-{train_images}-{val_images}-{size[0]}x{size[1]}"
     scenes = write_street_scenes(
         folder, num_train=train_images, num_val=val_images, size=size, seed=SCENES_SEED

@@ -17,12 +17,13 @@ _OF_EACH_IMAGE = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd
 
 
 class FeatureCache:
-    """A backbone's body as a function that remembers.
+    """A backbone's body with a cache.
 
-    An image is known by a hash of its pixels as the body sees them, resized, normalised and padded: a varied
-    image is another one, and none gets the maps of another. Maps are made one image at a time, so that they
-    do not depend on what else is in a batch, nor on what was made before a run was resumed. What does not fit
-    is made at each step; what is kept stays, as images come round in turn and the oldest is the next.
+    The key of an image is a hash of the pixels that the body gets, resized, normalised and padded: an
+    augmented image is another one, and no image gets the maps of another. Maps are computed one image at a
+    time, so that they depend neither on the rest of a batch nor on what was computed before a run was
+    resumed. Maps that do not fit are computed at each step; cached ones are never evicted, since images come
+    in turn and the oldest would be needed next.
 
     Args:
         forward: from [B, 3, H, W] to maps [B, C, h, w], a dict or a list of them.
@@ -74,9 +75,9 @@ class FeatureCache:
 
 
 def cache_features(model: SOLO, gibibytes: float) -> FeatureCache:
-    """Let the model's backbone keep what its body makes of an image, in training and in evaluation.
+    """Let the model's backbone cache the maps of each image, in training and in evaluation.
 
-    The body stays the model's own, as do the names of its weights.
+    The body stays part of the model, with the same names of weights.
 
     Raises:
         ConfigError: the body is not frozen, or depends on more than the image in training.
@@ -101,12 +102,12 @@ def cache_features(model: SOLO, gibibytes: float) -> FeatureCache:
 
 
 def refuse_varied(config: Config) -> None:
-    """Refuse variations that make each image a new one: its maps would be kept and never found again.
+    """Refuse augmentation that makes each image a new one: its maps would be cached and never found again.
 
-    Flips and quarter turns make a few of one.
+    Flips and quarter turns give a few variants of an image.
 
     Raises:
-        ConfigError: which ones they are.
+        ConfigError: names them.
     """
     data, model = config.data, config.model
     low, high = data.scale_jitter or (1, 1)

@@ -1,4 +1,4 @@
-"""SOLO's losses, optimizer and validation as Lightning wants them."""
+"""SOLO's losses, optimizer and validation as a Lightning module."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .datamodule import SOLODataModule, mix
 
 
 class TrainingError(SoloAttnError, RuntimeError):
-    """Training cannot go on: says at which step, on which images, and what to try."""
+    """Training cannot continue: names the step, the images, and what to try."""
 
 
 class SOLOModule(pl.LightningModule):
@@ -73,7 +73,7 @@ class SOLOModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _parameter_groups(self, rate: float) -> list[dict[str, Any]]:
-        """What learns at a rate of its own: the backbone's body, and the attention's gains and offsets."""
+        """Parameter groups with their own learning rate: backbone body, attention gains and offsets."""
         train = self.config.train
         groups: dict[str, list[torch.nn.Parameter]] = {"body": [], "gate": [], "rest": []}
         for name, parameter in self.model.named_parameters():
@@ -99,8 +99,8 @@ class SOLOModule(pl.LightningModule):
             TrainingError: it is not finite.
         """
         images, targets = batch
-        # The random choices of a step, such as the image's size, depend on its number and not on what
-        # came before it, so that a resumed run makes the same ones.
+        # The random choices of a step, such as the image's size, depend only on its number, so that a resumed
+        # run makes the same ones.
         torch.manual_seed(mix(self.config.train.seed, self.datamodule.batches_done, self.global_rank))
         self.datamodule.batch_taken()
         losses = self.model(images, targets)
@@ -121,7 +121,7 @@ class SOLOModule(pl.LightningModule):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the last validation's results."""
+        """Clear the last validation's results."""
         self._results = []
 
     def validation_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int) -> None:
@@ -143,7 +143,7 @@ class SOLOModule(pl.LightningModule):
         self.log_dict(named, sync_dist=self.trainer.world_size > 1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put in what `load_model` needs to rebuild the model."""
+        """Add what `load_model` needs to rebuild the model."""
         write_info(checkpoint, self.info)
 
 
@@ -165,8 +165,8 @@ def learning_rate_factor(train: TrainConfig, total_steps: int) -> Callable[[int]
     """From the number of steps done to the factor on the learning rate (docs/method.md, "Training").
 
     Linear from ``warmup_ratio`` to 1 over ``warmup_steps``, times ``gamma`` at each milestone or a
-    cosine to 0. A run shorter than its warm-up never comes to the full rate: such configurations want
-    fewer warm-up steps.
+    cosine to 0. A run shorter than its warm-up never reaches the full rate: such configurations need fewer
+    warm-up steps.
     """
     milestones = [round(m * total_steps) for m in train.milestones]
 
@@ -182,7 +182,7 @@ def learning_rate_factor(train: TrainConfig, total_steps: int) -> Callable[[int]
 
 
 def scaled_learning_rate(train: TrainConfig, world_size: int) -> float:
-    """``learning_rate``, given for ``base_batch`` images, for the images that a step really sees."""
+    """``learning_rate``, which is given for ``base_batch`` images, scaled to the actual images of a step."""
     if train.base_batch is None:
         return train.learning_rate
     return train.learning_rate * train.batch_size * train.accumulate * world_size / train.base_batch

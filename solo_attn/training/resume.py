@@ -1,12 +1,16 @@
-"""What a run folder and what goes on in it must agree in: settings, data, classes, the checkpoint itself."""
+"""What a resumed run and its folder must agree in: settings, data, classes and the checkpoint itself."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from .._utils.files import write_durably
 from .._utils.readers import read_json
@@ -28,11 +32,36 @@ FREE = {
 DATA = "data.json"  # of a run folder: what it was trained on
 
 
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's own uses the system's temporary folder: if that is on another disk, its move is a copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ahead: dict[Path, dict[str, Any]] = {}
+
+    def read_ahead(self, path: Path) -> dict[str, Any]:
+        """`read_plain` before Lightning does: the next `load_checkpoint` of ``path`` gives the same dict."""
+        self._ahead[path] = read_plain(path)
+        return self._ahead[path]
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Load with `read_plain`: plain data only, and one message for anything else."""
+        return self._ahead.pop(Path(path), None) or read_plain(path)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Save with `write_durably`."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_durably(path, buffer.getbuffer())
+
+
 def refuse_second(last: Path, resume: bool) -> None:
-    """Refuse a folder that holds a run where none is to be resumed.
+    """Refuse a folder that already holds a run, unless it is resumed.
 
     Raises:
-        ConfigError: it does.
+        ConfigError: it holds one.
     """
     if last.exists() and not resume:
         raise ConfigError(
@@ -40,16 +69,29 @@ def refuse_second(last: Path, resume: bool) -> None:
         )
 
 
-def prepare(config: Config, run_dir: Path, last: Path, data: SOLODataModule) -> None:
-    """Make a run folder ready, or check that the run in it can go on with these settings and this data.
+def prepare(
+    config: Config,
+    run_dir: Path,
+    last: Path,
+    data: SOLODataModule,
+    files: AtomicCheckpointIO,
+) -> None:
+    """Prepare a run folder, or check that the run in it can continue with these settings and this data.
+
+    Args:
+        config: of the run.
+        run_dir: its folder.
+        last: the checkpoint to resume from, if it exists.
+        data: of the run.
+        files: of the trainer, which will load ``last`` too.
 
     Raises:
         ConfigError: other settings, classes, images or annotations than it was started with.
-        CheckpointError: ``last`` is there and no checkpoint.
+        CheckpointError: ``last`` exists and is not a checkpoint.
     """
     path, resumed = run_dir / "config.yaml", last.exists()
     if path.exists() and not resumed:
-        # A run that was killed before its first checkpoint: its logs are no part of this one.
+        # A run that was killed before its first checkpoint: its logs do not belong to this one.
         for logs in ("csv", "tensorboard"):
             shutil.rmtree(run_dir / logs, ignore_errors=True)
     found = _of_data(data)
@@ -63,7 +105,7 @@ def prepare(config: Config, run_dir: Path, last: Path, data: SOLODataModule) -> 
                     f"{changes(before, config, keys)}"
                 )
         _same_data(run_dir, found)
-        trained = info_of(read_plain(last), last).categories
+        trained = info_of(files.read_ahead(last), last).categories
         if difference := classes_differ(trained, data.train_set.categories):
             raise ConfigError(
                 f"train: expected {data.train_set.annotations} to have the classes that {last} was trained "

@@ -1,4 +1,4 @@
-"""A training that a signal ends: saved, with a word on how to go on."""
+"""A training that a signal ends is saved, with a message on how to continue."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class StopOnSignal(SaveAndLeave):
 
     Args:
         checkpoint: file to save.
-        listens: False where several processes train together: each would save at a moment of its own, and
+        listens: False where several processes train together: each would save at a different moment, and
             Lightning stops them all.
 
     Attributes:
-        begun: whether Lightning has taken over the checkpoint that it goes on from.
+        begun: whether Lightning has loaded the checkpoint that it continues from.
     """
 
     listens: bool
@@ -34,7 +34,7 @@ class StopOnSignal(SaveAndLeave):
         self._noted = Noted()
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen: Lightning has set its own handlers by now."""
+        """Set the handlers: Lightning has set its own by now."""
         self._begin()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -47,7 +47,7 @@ class StopOnSignal(SaveAndLeave):
             self._noted.listen()
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
-        """End within a validation."""
+        """End inside a validation."""
         if self.due(trainer):
             self.leave(trainer)
 

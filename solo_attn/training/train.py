@@ -28,7 +28,6 @@ from .._utils.signals import SignalledError
 from ..evaluation import CocoMetrics, evaluate_model, learning_curve
 from ..models import CheckpointError, build_solo, take_weights
 from .callbacks import (
-    AtomicCheckpointIO,
     Average,
     BestCheckpoint,
     EpochBar,
@@ -43,7 +42,7 @@ from .config import Config, ConfigError, settled
 from .datamodule import SOLODataModule
 from .features import cache_features, refuse_varied
 from .module import SOLOModule
-from .resume import prepare, refuse_second
+from .resume import AtomicCheckpointIO, prepare, refuse_second
 from .signals import StopOnSignal
 
 RESULT = "result.json"  # of a run that is finished, or was stopped by its minutes
@@ -57,7 +56,7 @@ class TrainResult:
         run_dir: folder of config.yaml, the checkpoints and the logs.
         last: the newest checkpoint.
         best: the checkpoint with the best AP of the validations between epochs, None if there were none.
-        metrics: of the model as it stands at the end, on the validation images.
+        metrics: of the model at the end, on the validation images.
         test_metrics: the same on the test images; None where the configuration names none.
         steps: optimizer steps, those before a resume included.
         seconds: of training and validation, those before a resume included.
@@ -82,31 +81,30 @@ def train(
     deadline: float | None = None,
     console: Console | None = None,
 ) -> TrainResult:
-    """Train, validate, and look once at the test images, in float32, if there are some.
+    """Train, validate, and evaluate once on the test images, in float32, if there are any.
 
     The run folder receives ``config.yaml``, ``last.ckpt`` (after each epoch and every
     ``train.checkpoint_steps``), ``best.ckpt`` (of whole epochs, that with the highest validation AP; with
     ``train.ema`` the weights that both give to `load_model` are the averages, which were validated),
     TensorBoard logs, ``csv/`` and at the end ``result.json`` and ``curve.png``.
 
-    A run that was killed, or stopped by ``train.max_minutes``, and then resumed gives on a CPU bitwise the
-    weights, steps and metrics of an unbroken one: the order of the images, their variations and the random
-    choices of a step depend on the seed and the position alone. Each stop by minutes is validated too, which
-    only adds to the logs.
+    On a CPU, a run that was killed, or stopped by ``train.max_minutes``, and then resumed has bitwise the
+    weights, steps and metrics of an uninterrupted one: the order of the images, their augmentation and the
+    random choices of a step depend only on the seed and the position. Each stop by minutes is validated too,
+    which only adds to the logs.
 
     Args:
         config: what to train, on which data.
-        run_dir: folder of the run, made if it is not there.
-        resume: go on from ``last.ckpt`` where there is one, else start.
+        run_dir: folder of the run, created if it does not exist.
+        resume: continue from ``last.ckpt`` if there is one, else start.
         deadline: of `time.monotonic`, at which a checkpoint is saved and `UnfinishedError` raised.
         console: where progress goes; a new one by default.
 
     Raises:
         ConfigError: a setting that cannot be used, a run in ``run_dir`` though ``resume`` is off, or one
             that was started with other settings.
-        CheckpointError: nothing of ``train.init_from`` can be used.
+        CheckpointError: nothing of ``train.init_from`` can be used, or ``last.ckpt`` cannot be resumed.
         DatasetError: data that cannot be used; nothing has been trained then.
-        CheckpointError: ``last.ckpt`` cannot be read or resumed.
         UsageError: another run is at work in ``run_dir``.
         TrainingError: the loss is not finite.
         SignalledError: SIGTERM or SIGINT came; ``last.ckpt`` is saved where it can be.
@@ -116,9 +114,10 @@ def train(
     last = run_dir / "last.ckpt"
     refuse_second(last, resume)
     if deadline is not None and config.train.devices > 1:
-        # Each process would look at its own clock, and wait for the others where it saves.
+        # Each process would use its own clock, and wait for the others when it saves.
         raise ConfigError(f"train: expected one device with a deadline, got {config.train.devices}")
     datamodule = SOLODataModule(config)
+    datamodule.setup("fit")  # the model and the checks need the data before there is a trainer
     if config.train.cache_features is not None:
         refuse_varied(config)
     if len(datamodule.val_set) < config.train.devices:
@@ -150,22 +149,23 @@ def train(
         module = SOLOModule(model, config, names, list(datamodule.train_set.category_ids))
         timer, steps = Timer(), datamodule.total_steps(config.train.devices)
         watch = StopOnSignal(last, listens=config.train.devices == 1)
-        trainer = _trainer(config, run_dir, timer, watch, steps, console)
+        files = AtomicCheckpointIO()
+        trainer = _trainer(config, run_dir, files, timer, watch, steps, console)
         if deadline is not None:
             # After the average, which it saves too.
             first = 0 if config.train.ema is None else 1
             trainer.callbacks.insert(first, StopAt(deadline, last))  # type: ignore[attr-defined]
-        if trainer.precision != config.train.precision:  # Lightning takes another one with only a warning
+        if trainer.precision != config.train.precision:  # Lightning would use another one with only a warning
             raise ConfigError(
                 "config: expected train.precision to be one that this machine has, bf16-mixed or 32-true, "
                 f"got {config.train.precision}"
             )
         resumed = last.exists()
         if trainer.is_global_zero:
-            prepare(config, run_dir, last, datamodule)
+            prepare(config, run_dir, last, datamodule, files)
             for line in [] if begun is None else begun.lines():
                 console.print(f"{config.train.init_from}: {line}", highlight=False)
-            begin = f"going on from {last}" if last.exists() else "training"
+            begin = f"continuing from {last}" if last.exists() else "training"
             console.print(f"{begin}: {datamodule.train_set.summary}", highlight=False)
         try:
             trainer.fit(
@@ -173,7 +173,7 @@ def train(
             )
         except SIGTERMException as error:  # of several processes
             raise SignalledError(
-                f"train: ended by SIGTERM; go on from {last} with --resume", SIGTERM
+                f"train: ended by SIGTERM; continue from {last} with --resume", SIGTERM
             ) from error
         except Exception as error:
             if not resumed or watch.begun or isinstance(error, SoloAttnError):
@@ -225,7 +225,13 @@ def _check_images(datamodule: SOLODataModule, console: Console) -> None:
 
 
 def _trainer(
-    config: Config, run_dir: Path, timer: Timer, watch: StopOnSignal, steps: int, console: Console
+    config: Config,
+    run_dir: Path,
+    files: AtomicCheckpointIO,
+    timer: Timer,
+    watch: StopOnSignal,
+    steps: int,
+    console: Console,
 ) -> pl.Trainer:
     train = config.train
     callbacks: list[Callback] = [
@@ -270,7 +276,7 @@ def _trainer(
                 CSVLogger(run_dir, name="csv", flush_logs_every_n_steps=1),
             ],
             callbacks=callbacks,
-            plugins=[AtomicCheckpointIO()],
+            plugins=[files],
             enable_model_summary=False,
             enable_progress_bar=console.is_terminal,
         )
@@ -289,7 +295,7 @@ def _store(result: TrainResult, config: Config, stopped: bool) -> None:
         "metrics": _with_limit(result.metrics),
         "test_metrics": None if result.test_metrics is None else _with_limit(result.test_metrics),
         "steps": result.steps,
-        "stopped": stopped,  # by train.max_minutes, and may go on
+        "stopped": stopped,  # by train.max_minutes, and may be continued
         "seconds": round(result.seconds, 1),
         "environment": environment(result.device),
         "config": config.as_dict(),
@@ -312,8 +318,8 @@ def _logged(run_dir: Path) -> list[dict[str, float]]:
                 {key: float(f"{float(value):.5g}") for key, value in row.items() if value}
                 for row in csv.DictReader(opened)
             ]
-        # Steps after the last checkpoint were done twice: the second time counts, but not where it was a
-        # validation alone, of the last step.
+        # Steps after the last checkpoint were done twice: the second time counts, unless it was only a
+        # validation of the last step.
         first = min((row["step"] for row in new), default=0)
         trained = any("train/lr" in row for row in new)
         rows = [row for row in rows if row["step"] < first or ("train/lr" in row and not trained)] + new

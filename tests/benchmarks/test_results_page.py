@@ -155,7 +155,7 @@ def test_any_subset_makes_a_page(results: Path, missing: str | None) -> None:
     assert ("cuda | 2.00 | 1.00 | 4.00 | 4.0 | 1 | – |" in text) == ("gpu/gpu" in made)
     assert "a GPU, 2 threads, torch 2.11.0, driver 580.1, CUDA 13.0, triton 3.6.0, commit abc123" in text
     if missing is None:
-        assert "- Of what this page has a place for" not in text  # speed is not measured
+        assert "- Nothing else that this page reports" not in text  # speed is not measured
         assert "Training and inference end to end." not in text
         missing = [f"training, batch {b}, {d}" for b, d in ((1, "float32"), (1, "bfloat16"), (8, "float32"))]
         missing += [f"inference, batch {b}, {d}" for b in (1, 8) for d in ("float32", "bfloat16")]
@@ -163,7 +163,7 @@ def test_any_subset_makes_a_page(results: Path, missing: str | None) -> None:
         assert f"Not measured: {'; '.join(missing)}. (a GPU" in text
         assert "cuda | 2.00 | 1.00* | 4.00 | – | 1 | – |" in text
         assert "failed: RuntimeError: no" in text
-        assert "Learned from `train.json`, measured on `test.json`." in text
+        assert "Trained on `train.json`, evaluated on `test.json`." in text
 
 
 def test_what_is_too_large_is_told_by_the_limit(results: Path) -> None:
@@ -178,7 +178,7 @@ def test_what_is_too_large_is_told_by_the_limit(results: Path) -> None:
 def test_whether_what_was_compiled_was_compared(results: Path) -> None:
     made = end_to_end()
     write(results, {"gpu/end_to_end": made})
-    assert "at batch 1 in float32; what torch.compile made was not compared. Convolutions" in page()
+    assert "at batch 1 in float32; the compiled code was not compared. Convolutions" in page()
     made["proof"]["inference"]["dense, compiled"] = {"without_a_twin": 0}
     write(results, {"gpu/end_to_end": made})
     assert "at batch 1 in float32, and so did what torch.compile made of them for that" in page()
@@ -210,8 +210,8 @@ def test_what_is_said_of_attention(results: Path) -> None:
         "of +6.2 with a standard error of 0.6 (3 and 3 seeds; 95 % interval +3.7 to +8.7): it helped." in text
     )
     assert "**Attention, dot products as they are in place of gated, position**: AP 0.3 against 20.2" in text
-    assert "): it did harm." in text
-    assert "a difference of -5.0. Of a single seed nothing more can be said." in text
+    assert "): it made AP worse." in text
+    assert "a difference of -5.0. A single seed gives no interval." in text
     others = (({"attention": "rsqrt"}, "rsqrt, position"),)
     for model, words in others:
         changed = copy.deepcopy(MADE)
@@ -219,7 +219,7 @@ def test_what_is_said_of_attention(results: Path) -> None:
         write(results, changed)
         assert f"as they are in place of {words}**" in page()
     told = comparisons.judged("X", [0.10, 0.20, 0.15], [0.16, 0.19, 0.17])
-    assert told.endswith(": whether it helped cannot be told from these.")
+    assert told.endswith(": the effect is not significant.")
 
 
 def test_difference_of_two_means() -> None:

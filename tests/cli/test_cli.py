@@ -162,7 +162,7 @@ def test_paths_are_printed_as_they_are(
             f"  {name}/inspect.json\n  {name}/mine.yaml, in which",
         ),
         (["train", "c.yaml", "--out", f"{name}/run"], f"checkpoints: {name}/run/last.ckpt"),
-        (["train", "c.yaml", "--out", f"{name}/run", "--resume"], f"going on from {name}/run/last.ckpt"),
+        (["train", "c.yaml", "--out", f"{name}/run", "--resume"], f"continuing from {name}/run/last.ckpt"),
     ]:
         code, output = run(*arguments)
         assert code == 0, output

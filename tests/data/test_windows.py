@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from solo_attn.data import CocoInstances, DatasetError, ImageError, read_image
-from solo_attn.data.images import image_size, open_image
+from solo_attn.data.images import file_fault, open_image
 from solo_attn.data.windows import Windows
 
 HEIGHT, WIDTH = 70, 90
@@ -94,7 +94,9 @@ def test_deep_tiffs_are_scaled_by_percentiles(tmp_path, kind):
     assert (found.double() - by_hand(values)).abs().max() <= 1, "float32 rounds some halves otherwise"
     window = open_image(path, percentiles=PERCENTILES).window(10, 20, 60, 50)
     assert torch.equal(window, found[:, 10:60, 20:50]), "limits are the picture's, not the window's"
-    assert image_size(path, PERCENTILES) == (WIDTH, HEIGHT)
+    assert file_fault(path, {"height": HEIGHT, "width": WIDTH}, False, PERCENTILES) is None
+    told = f"expected {WIDTH + 1} x {HEIGHT} pixels as annotated, got {WIDTH} x {HEIGHT}"
+    assert file_fault(path, {"height": HEIGHT, "width": WIDTH + 1}, False, PERCENTILES) == told
 
 
 def test_deep_pngs_too(tmp_path):

@@ -10,8 +10,8 @@ PAGE = (ROOT / "docs" / "environment.md").read_text(encoding="utf-8")
 READ = re.compile(r"""(?:environ(?:\.get\(|\[)|getenv\(|envvar=)\s*["'](\w+)["']""")
 # Ours are named by strings of their own too, which a constant may hold.
 OURS = re.compile(r"""["'](SOLO_ATTN_[A-Z_]+)["']|^export (SOLO_ATTN_[A-Z_]+)=""", re.MULTILINE)
-# Set by Lightning and pytest for their own processes, or read only to find a tool of a test.
-OTHERS = {"LOCAL_RANK", "PATH"}
+# Read only to find the tools of a test.
+OTHERS = {"PATH"}
 FOLDERS = ("solo_attn", "kernels", "csrc", "tests", "benchmarks", "tools")
 
 
@@ -39,4 +39,4 @@ def test_no_other_of_ours_is_there() -> None:
 
 
 def test_some_are_read() -> None:
-    assert {"SOLO_ATTN_BACKEND", "SOLO_ATTN_SIMD", "SOLO_ATTN_DEBUG", "MAX_JOBS", "CXX"} <= read()
+    assert {"SOLO_ATTN_BACKEND", "LOCAL_RANK", "SOLO_ATTN_SIMD", "SOLO_ATTN_DEBUG", "MAX_JOBS"} <= read()

@@ -226,6 +226,6 @@ def test_messages(runner):
     refuses(f"targets {wanted}, got [3, 0, 10]", coarse, rows, targets[:, :0])
     devices = f"targets on coarse_logits's device {coarse.device}, got meta"
     refuses(devices, coarse, rows, targets.to("meta"))
-    for eps in (0.0, -1.0, float("nan")):
-        refuses(f"eps > 0, got {eps}", coarse, rows, targets, eps)
+    for eps in (0.0, -1.0, float("nan"), float("inf")):
+        refuses(f"eps > 0 and finite, got {eps}", coarse, rows, targets, eps)
     refuses("targets to be a tensor of shape [K, H, W], got NoneType", coarse, rows, None, error=TypeError)

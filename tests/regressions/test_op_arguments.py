@@ -41,7 +41,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "scale NaN": (lambda: grid_attention(FEATURES, float("nan")), ValueError, "scale to be finite, got nan"),
     "eps None": (lambda: dice_loss(COARSE, None, MASKS, None), TypeError, "eps to be a number, got NoneType"),
-    "eps inf": (lambda: dice_loss(COARSE, None, MASKS, float("inf")), ValueError, "eps to be finite"),
+    "eps inf": (lambda: dice_loss(COARSE, None, MASKS, float("inf")), ValueError, "eps > 0 and finite"),
     "sigma a list": (
         lambda: matrix_nms(MASKS, LABELS, SCORES, sigma=[2.0]),
         TypeError,

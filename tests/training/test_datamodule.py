@@ -53,6 +53,24 @@ def configured(
     return Config.from_dict({"data": {**parts, **(data or {})}, "model": settings})
 
 
+def read(config: Config) -> SOLODataModule:
+    data = SOLODataModule(config)
+    data.setup("fit")
+    return data
+
+
+def test_data_is_read_once_and_not_when_it_is_named(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    annotations = Path(config.data.train_annotations)
+    data = read(config)
+    first = data.train_set
+    annotations.unlink()
+    data.setup("validate")
+    assert data.train_set is first
+    with pytest.raises(DatasetError, match=str(annotations)):
+        SOLODataModule(config).setup("fit")
+
+
 @pytest.mark.parametrize("part", ["train", "val", "test"])
 def test_an_image_too_thin_for_the_model_is_refused(tmp_path: Path, part: str) -> None:
     config = configured(tmp_path, **{part: (500, 1)})  # type: ignore[arg-type]
@@ -75,15 +93,15 @@ def test_what_is_refused_is_what_cannot_be_resized(tmp_path: Path, size: tuple[i
         fits = False
     config = configured(tmp_path, val=size)
     if fits:
-        SOLODataModule(config)
+        read(config)
     else:
         with pytest.raises(DatasetError, match=f"got {size[0]} x {size[1]}"):
-            SOLODataModule(config)
+            read(config)
 
 
 @pytest.mark.parametrize("settings", [{"data": {"crop_size": 32}}, {"model": {"resize_in_training": False}}])
 def test_a_thin_training_image_that_is_not_resized_stays(tmp_path: Path, settings: dict[str, Any]) -> None:
-    SOLODataModule(configured(tmp_path, train=(500, 1), **settings))
+    read(configured(tmp_path, train=(500, 1), **settings))
 
 
 @pytest.mark.parametrize("model", [{"min_size": []}, {"min_size": 0}, {"max_size": 0}])
@@ -101,7 +119,7 @@ def test_crowded_images_are_drawn_more_often(tmp_path: Path) -> None:
     annotations["annotations"] = [{**one, "id": k + 1} for k in range(8)]
     Path(config.data.train_annotations).write_text(json.dumps(annotations))
     config.data.sample_power = 0.5
-    loader = SOLODataModule(config).train_dataloader()
+    loader = read(config).train_dataloader()
     assert loader.sampler.weights.tolist() == [3.0, 1.0]  # type: ignore[union-attr]
     config.data.sample_power = 0.0
-    assert SOLODataModule(config).train_dataloader().sampler.weights is None  # type: ignore[union-attr]
+    assert read(config).train_dataloader().sampler.weights is None  # type: ignore[union-attr]

@@ -43,7 +43,9 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def untrained(settings: Config) -> Any:
     """The model as `train` begins with it."""
-    classes = SOLODataModule(settings).train_set.num_classes
+    data = SOLODataModule(settings)
+    data.setup("fit")
+    classes = data.train_set.num_classes
     pl.seed_everything(settings.train.seed, verbose=False)
     return build_solo(classes, **settings.as_dict()["model"])
 

@@ -64,7 +64,7 @@ def test_says_whether_it_begins_or_goes_on(config: MakeConfig, tmp_path: Path) -
     assert "training: 6 images (0 without objects)" in told(config(max_steps=1), tmp_path)
     console = Console(record=True, force_terminal=False, width=200)
     train(config(max_steps=1), tmp_path, resume=True, console=console)
-    assert f"going on from {tmp_path / 'last.ckpt'}: 6 images" in console.export_text().replace("\n", "")
+    assert f"continuing from {tmp_path / 'last.ckpt'}: 6 images" in console.export_text().replace("\n", "")
 
 
 def test_says_that_the_time_was_up(config: MakeConfig, tmp_path: Path) -> None:

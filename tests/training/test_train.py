@@ -348,6 +348,7 @@ def test_two_processes(config: MakeConfig, tmp_path: Path) -> None:
     assert [images.count(image) for image in set(images)] == [5, 5, 5]
 
     data = SOLODataModule(settings)
+    data.setup("fit")
     pl.seed_everything(settings.train.seed, verbose=False)
     model = build_solo(data.train_set.num_classes, **settings.as_dict()["model"])
     for image, target in (data.train_set[0], data.train_set[1]):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import bilinear, conv_groups, coordinates
+from ..layers import bilinear, conv_groups, coordinates, with_coordinates
 from ..settings import HeadSettings
 from .interface import CellMasks, Head, HeadResult
 
@@ -16,10 +16,10 @@ _SURE = 50.0  # a logit whose sigmoid is 1 in float32, and that of its negative 
 
 
 class DecoupledHead(Head):
-    """2 S maps a level, of the columns from one tower and of the rows from another, in place of S^2.
+    """2 S maps for each level, columns from one tower and rows from another, instead of S^2.
 
     The probability of a cell's mask is that of its column times that of its row. Arguments are those of
-    `Head`; grid attention adds to logits, of which there are none here, and is refused.
+    `Head`; grid attention is refused, since there are no logits to add it to.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("decoupled",)
@@ -48,7 +48,7 @@ class DecoupledHead(Head):
         self.row_tower = conv_groups(*arguments)
 
     def _maps(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """What the columns' and the rows' outputs see, at the features' size: [B, channels, h, w] each."""
+        """The inputs of the columns' and the rows' outputs, at the features' size: [B, channels, h, w]."""
         if self.coords is None:
             return self.column_tower(features), self.row_tower(features)
         x, y = coordinates(features, self.coords).split(1, dim=1)
@@ -61,8 +61,8 @@ class DecoupledHead(Head):
     ) -> CellMasks:
         """The masks of chosen cells; see `Head.cell_masks`.
 
-        Only the columns and rows that the cells lie in are made. As the probabilities of columns and rows
-        are enlarged before they are multiplied, the logits are made at ``compared_at`` where it is given.
+        Only the columns and rows of these cells are computed. As the probabilities of columns and rows are
+        enlarged before they are multiplied, the logits are made at ``compared_at`` where it is given.
         """
         images, position = cells[:, 0].unique(return_inverse=True)
         features = result.features[level][images]
@@ -104,9 +104,7 @@ class DecoupledLightHead(DecoupledHead):
         )
 
     def _maps(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        if self.coords is not None:
-            features = torch.cat([features, coordinates(features, self.coords)], dim=1)
-        maps: Tensor = self.mask_tower(features)
+        maps: Tensor = self.mask_tower(with_coordinates(features, self.coords))
         return maps, maps
 
 

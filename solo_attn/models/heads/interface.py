@@ -1,4 +1,4 @@
-"""What heads have in common, and what they give to losses and inference, which know no kind of head."""
+"""The interface of heads to losses and inference, which do not depend on the kind of head."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ PRIOR_BIAS = -4.595  # sigmoid(PRIOR_BIAS) = 0.01
 
 
 class HeadResult(NamedTuple):
-    """What a head makes of the pyramid before anybody has chosen cells; a tuple holds one entry a level.
+    """The output of a head before cells are chosen; a tuple has one entry for each level.
 
     Attributes:
         category_logits: [B, C, S, S].
         features: [B, in_channels, h, w], what the mask branch sees.
         grids: [B, in_channels, S, S], the features of the cells.
         mask_logits: [B, S*S, 2h, 2w] with ``masks="dense"``, else None.
-        pyramid: P2..P6 where the head's masks are made of these.
-        made: what a head makes of the pyramid when it is first asked for a mask, for all levels.
+        pyramid: P2..P6, if the head makes its masks from these.
+        made: what a head computes from the pyramid for all levels when masks are first needed.
     """
 
     category_logits: tuple[Tensor, ...]
@@ -41,7 +41,7 @@ class HeadResult(NamedTuple):
 
 
 class CellMasks(NamedTuple):
-    """What the masks of chosen cells are made of.
+    """The parts of chosen cells' masks.
 
     Attributes:
         coarse_logits: [K, h, w], or the factors of their product, which ops take as well.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops import attention_residual
-from ..layers import bilinear, conv_groups, coordinates
+from ..layers import bilinear, conv_groups, with_coordinates
 from ..settings import HeadSettings
 from .interface import CellMasks, Head, HeadResult
 
@@ -47,9 +47,7 @@ class SOLOHead(Head):
 
     def mask_features(self, features: Tensor) -> Tensor:
         """The mask branch up to its output convolution: [B, in_channels, h, w] to [B, channels, h, w]."""
-        if self.coords is not None:
-            features = torch.cat([features, coordinates(features, self.coords)], dim=1)
-        maps: Tensor = self.mask_tower(features)
+        maps: Tensor = self.mask_tower(with_coordinates(features, self.coords))
         return maps
 
     def cell_masks(
@@ -57,8 +55,8 @@ class SOLOHead(Head):
     ) -> CellMasks:
         """Mask and attention branch of a level, for chosen cells only; see `Head.cell_masks`.
 
-        The 1x1 output convolution and the enlarging commute, so the logits are made at half the size, and
-        each needs its own cell's weights alone.
+        The 1x1 output convolution and the enlarging commute, so the logits are computed at half the size,
+        each with the weights of its own cell only.
         """
         if result.mask_logits is not None:
             logits = result.mask_logits[level]

@@ -1,4 +1,4 @@
-"""SOLOv2 (arXiv:2003.10152): a mask is a product of its cell's kernel and of features that all share."""
+"""SOLOv2 (arXiv:2003.10152): a mask is its cell's kernel times features that all cells share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...ops import MaskFactors
-from ..layers import Deformable, bilinear, conv_group, conv_groups, coordinates
+from ..layers import Deformable, bilinear, conv_group, conv_groups, coordinates, with_coordinates
 from ..settings import HeadSettings
 from .interface import CellMasks, Head, HeadResult
 
@@ -45,8 +45,7 @@ class MaskFeatures(nn.Module):
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
         """Each level is brought to P2's size, doubled after each of its convolutions, and added."""
         p2, *others, last = pyramid[:FEATURE_LEVELS]
-        if self.coords is not None:
-            last = torch.cat([last, coordinates(last, self.coords)], dim=1)
+        last = with_coordinates(last, self.coords)
         first, *rest = (cast(nn.ModuleList, groups) for groups in self.levels)
         total: Tensor = first[0](p2)
         for groups, x in zip(rest, [*others, last], strict=True):
@@ -61,8 +60,8 @@ class MaskFeatures(nn.Module):
 class SOLOv2Head(Head):
     """Each cell has a kernel of E numbers, and its mask logits are the kernel's products with E features.
 
-    Both are made for the levels that chosen cells lie in only. Grid attention adds its rows to the logits, as
-    in SOLO. Arguments are those of `Head`.
+    Both are computed only for levels with chosen cells. Grid attention adds its rows to the logits, as in
+    SOLO. Arguments are those of `Head`.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("solov2", "solov2_light")
@@ -105,7 +104,8 @@ class SOLOv2Head(Head):
         attention = None
         if self.attention is not None:
             attention = self.attention(level, result.grids[level], cells)
-            # Enlarged, a constant is itself: so the offset costs S^2 additions in place of a map's.
+            # A constant does not change when it is enlarged, so the offset takes S^2 additions instead of a
+            # whole map's.
             offset = self.attention.bias(level)
             attention = (attention if offset is None else attention + offset).to(features.dtype)
         # Under autocast kernels, a convolution's result, may be of half precision where features are not.
