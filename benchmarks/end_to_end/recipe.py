@@ -44,7 +44,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     ),
     "objects pasted into half of the images": ("data.copy_paste=0.5",),
     "steps of the learning rate in place of a cosine": ("train.schedule=step",),
-    "gradients of two batches in a step": ("train.accumulate=2", "train.epochs=4"),
+    "gradients of two batches in a step, twice the images": ("train.accumulate=2", "train.epochs=4"),
     "the backbone learns too, at a fifth of the rate": ("model.freeze=0", "train.backbone_rate=0.2"),
     "twice as long": ("train.max_steps=600", "train.epochs=4"),
 }  # fmt: skip

@@ -115,25 +115,27 @@ def recipe() -> str:
         for name, row in found["rows"].items()
     ]
     errors = found["errors"]
-    lost = ", ".join(
-        f"{count} {MISSED[reason]}" for reason, count in errors["missed_by_reason"].items() if count
+    missed = errors["missed_by_reason"]
+    wrong = errors["false_positives_by_kind"]
+    lost = [["missed", MISSED[reason], f"{count:,}"] for reason, count in missed.items() if count]
+    lost += [["false positive", FALSE[kind], f"{count:,}"] for kind, count in wrong.items() if count]
+    parts = ", ".join(
+        f"{per_cent(errors[key]['ap'])} and {per_cent(errors[key]['ap50'])} with {words}"
+        for key, words in (
+            ("as it is", "its own masks and scores"),
+            ("perfect masks", "perfect masks"),
+            ("perfect scores", "perfect scores"),
+        )
     )
-    false = ", ".join(
-        f"{count:,} {FALSE[kind]}" for kind, count in errors["false_positives_by_kind"].items() if count
-    )
-    parts = "; ".join(
-        f"{name}: AP {per_cent(errors[name]['ap'])}, AP50 {per_cent(errors[name]['ap50'])}"
-        for name in ("as it is", "perfect masks", "perfect scores")
-    )
-    missed = sum(errors["missed_by_reason"].values())
     return (
         f"{table(['changed', 'steps', 'dice loss', 'AP', 'AP50', 'minutes'], rows)}\n\n"
         f"`{found['config']}`, on the {found['images']} validation images that are one tile. The first rows "
         "show the effect of the seed alone; every other row is of one seed. "
         f"{measured_on(found['environment'])}\n\n"
-        f"Where the recipe itself fails on these images (`solo-attn eval --errors`): of "
-        f"{errors['objects']:,} objects {missed:,} are missed at IoU 0.5: {lost}. Instances that match no "
-        f"object: {false}. {parts}."
+        "Where the recipe itself fails on these images, at IoU 0.5 (`solo-attn eval --errors`): "
+        f"{sum(missed.values()):,} of {errors['objects']:,} objects are missed.\n\n"
+        f"{table(['error', 'why', 'count'], lost, words=2)}\n\n"
+        f"AP and AP50 are {parts}."
     )
 
 
