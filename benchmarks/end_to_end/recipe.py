@@ -47,6 +47,13 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "gradients of two batches in a step, twice the images": ("train.accumulate=2", "train.epochs=4"),
     "the backbone learns too, at a fifth of the rate": ("model.freeze=0", "train.backbone_rate=0.2"),
     "twice as long": ("train.max_steps=600", "train.epochs=4"),
+    "twice as long, ended by the first validation without a better AP": (
+        "train.max_steps=600", "train.epochs=4", "train.eval_every=1", "train.patience=1",
+    ),
+    "whole images, flipped and turned only, features cached": (
+        "train.cache_features=8", "data.scale_jitter=null", "data.crop_size=null", "data.colour=0",
+        "model.resize_in_training=true",
+    ),
 }  # fmt: skip
 
 

@@ -131,7 +131,7 @@ def recipe() -> str:
         f"{table(['changed', 'steps', 'dice loss', 'AP', 'AP50', 'minutes'], rows)}\n\n"
         f"`{found['config']}`, on the {found['images']} validation images that are one tile. The first rows "
         "show the effect of the seed alone; every other row is of one seed. "
-        f"{measured_on(found['environment'])}\n\n"
+        f"{' '.join(dict.fromkeys(measured_on(row['environment']) for row in found['rows'].values()))}\n\n"
         "Where the recipe itself fails on these images, at IoU 0.5 (`solo-attn eval --errors`): "
         f"{sum(missed.values()):,} of {errors['objects']:,} objects are missed.\n\n"
         f"{table(['error', 'why', 'count'], lost, words=2)}\n\n"
