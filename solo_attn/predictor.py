@@ -20,7 +20,8 @@ from ._utils.errors import UsageError, extra_train
 from ._utils.files import replacing
 from .data.images import Percentiles, open_image, read_image
 from .data.windows import Windows
-from .models import SOLO, ModelInfo, load_model
+from .export import ENDINGS, ExportedModel, load_exported
+from .models import SOLO, InferenceSettings, ModelInfo, load_model
 
 with extra_train("solo_attn.predictor"):
     from pycocotools import mask as coco_mask
@@ -137,7 +138,7 @@ class Predictor:
     """A model with what it was trained for: ``predictor(picture)`` gives a `Result`.
 
     Args:
-        model: a trained model; it is put into evaluation mode.
+        model: a trained model, which is put into evaluation mode, or an exported one.
         info: its classes.
 
     Attributes:
@@ -145,10 +146,10 @@ class Predictor:
         info: classes, and the configuration of the training.
     """
 
-    model: SOLO
+    model: SOLO | ExportedModel
     info: ModelInfo
 
-    def __init__(self, model: SOLO, info: ModelInfo) -> None:
+    def __init__(self, model: SOLO | ExportedModel, info: ModelInfo) -> None:
         self.model, self.info = model.eval(), info
 
     def __repr__(self) -> str:
@@ -195,7 +196,7 @@ class Predictor:
 
     def find(self, batch: Sequence[Windows]) -> list[Result]:
         """The instances of images from `open`, which go through the model as one batch, or in tiles."""
-        device, settings = next(self.model.parameters()).device, self.model.settings
+        device, settings = self.model.device, self.model.settings
         if settings.tile is None:
             images = [picture.whole().to(device).float() / 255 for picture in batch]
             found = self.model.predict(images, rle=True)
@@ -222,10 +223,11 @@ def load(file: str | Path, device: str = "auto", **settings: Any) -> Predictor:
     """A predictor of a trained model.
 
     Args:
-        file: a ``.safetensors`` or ``.ckpt`` of this library.
-        device: "cpu", "cuda", ...; "auto" takes the first accelerator, else the CPU.
+        file: a ``.safetensors`` or ``.ckpt`` of this library, or what `solo_attn.export` has made of one.
+        device: "cpu", "cuda", ...; "auto" takes the first accelerator, else the CPU. Exported files run on
+            the CPU.
         settings: thresholds and limits that differ from the file's, such as ``score_threshold=0.2`` or
-            ``tile=512`` (`solo_attn.models.InferenceSettings`).
+            ``tile=512`` (`solo_attn.models.InferenceSettings`); of an exported file the tiles alone.
 
     Raises:
         CheckpointError: the file is missing, no checkpoint, or does not fit its own settings.
@@ -235,13 +237,19 @@ def load(file: str | Path, device: str = "auto", **settings: Any) -> Predictor:
         >>> predictor = solo_attn.load("solo.safetensors")  # doctest: +SKIP
         >>> predictor("photo.jpg").save("found.png")  # doctest: +SKIP
     """
-    from .models import InferenceSettings
-
-    model, info = load_model(file, device_named(device))
+    model: SOLO | ExportedModel
+    exported = Path(file).suffix in ENDINGS
+    if exported:
+        if device != "cpu" and not device.startswith("auto"):
+            raise UsageError(f"load: expected device to be cpu with an exported file, got {device}")
+        model, info = load_exported(file)
+    else:
+        model, info = load_model(file, device_named(device))
     if settings:
-        others = [name for name in settings if name not in InferenceSettings.model_fields]
+        names = ("tile", "tile_overlap") if exported else tuple(InferenceSettings.model_fields)
+        others = [name for name in settings if name not in names]
         if others:
-            known = ", ".join(InferenceSettings.model_fields)
+            known = ", ".join(names)
             raise UsageError(f"load: expected settings to be among {known}, got {', '.join(others)}")
         values = {**model.settings.as_dict(), **settings}
         model.settings = type(model.settings).parse(values, "load")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 # Names of the modules that the extras install; "train" includes "cli".
 EXTRA_CLI = frozenset({"rich", "typer"})
+EXTRA_EXPORT = frozenset({"onnx", "onnxruntime", "onnxscript"})
 EXTRA_TRAIN = frozenset(
     {"PIL", "lightning", "matplotlib", "pycocotools", "safetensors", "tensorboard", "yaml"}
 )
@@ -26,12 +27,12 @@ class UsageError(SoloAttnError, ValueError):
 
 
 class MissingExtraError(SoloAttnError, ImportError):
-    """A package of the extra "train" or "cli" is not installed."""
+    """A package of the extra "train", "cli" or "export" is not installed."""
 
 
 @contextmanager
 def extra_train(who: str) -> Iterator[None]:
-    """Say how to install the extra if an import in this block fails because "train" or "cli" is missing.
+    """Say how to install the extra if an import in this block fails because one is missing.
 
     Args:
         who: what needs it; the message begins with it.
@@ -43,9 +44,10 @@ def extra_train(who: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in EXTRA_TRAIN | EXTRA_CLI:
+        extras = {"cli": EXTRA_CLI, "export": EXTRA_EXPORT, "train": EXTRA_TRAIN}
+        extra = next((name for name, packages in extras.items() if package in packages), None)
+        if extra is None:
             raise
-        extra = "cli" if package in EXTRA_CLI else "train"
         message = f'{who}: expected {package} to be installed; run: pip install "solo-attn[{extra}]"'
         raise MissingExtraError(message, name=error.name) from error
 

@@ -8,6 +8,7 @@ from . import (  # noqa: F401
     demo,
     doctor,
     eval,
+    export,
     inspect,
     predict,
     scenes,

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import grid_attention
+from .layers import rows_at
 from .settings import HeadSettings
 
 PROJECTED = 32  # channels of a learned projection
@@ -65,11 +66,18 @@ class GridAttention(nn.Module):
         """
         return grid_attention(self.vectors(level, grid), self.scale(grid), cells)
 
+    def fixed_rows(self, level: int, grid: Tensor, cells: Tensor) -> Tensor:
+        """`forward` of as many cells in each image, int64 [B, K], by plain operations: [B, K, S, S]."""
+        vectors = self.vectors(level, grid)
+        every = vectors.flatten(2)
+        rows = rows_at(every.transpose(1, 2), cells) @ every * self.scale(grid)
+        return rows.unflatten(2, vectors.shape[2:])
+
     def vectors(self, level: int, grid: Tensor) -> Tensor:
         """V of eq. 2, sqrt(g) included: [B, C, S, S]."""
         vectors = grid
         if self.of == "position":
-            code = position_code(grid.shape[-1], grid).expand(len(grid), -1, -1, -1)
+            code = position_code(grid.shape[-1], grid).expand(grid.shape[0], -1, -1, -1)
             projected = _unit(self.projection(torch.cat([grid, code], dim=1)))
             vectors = torch.cat([projected, _unit(code).to(projected.dtype)], dim=1)
         elif self.of == "projection":

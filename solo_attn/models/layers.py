@@ -40,6 +40,16 @@ def with_coordinates(features: Tensor, formula: str | None) -> Tensor:
     return features if formula is None else torch.cat([features, coordinates(features, formula)], dim=1)
 
 
+def rows_at(rows: Tensor, index: Tensor) -> Tensor:
+    """``rows`` [B, N, ...] at ``index``, int64 [B, K] in 0..N-1: [B, K, ...].
+
+    One list of the rows of all images, as export wants it: `torch.gather` needs an index for each number.
+    """
+    first = torch.arange(rows.shape[0], device=index.device)[:, None] * rows.shape[1]
+    chosen = rows.flatten(0, 1).index_select(0, (index + first).flatten())
+    return chosen.reshape(*index.shape, *rows.shape[2:])
+
+
 class _GroupNorm(nn.GroupNorm):
     """PyTorch's, which refuses groups of a single value in a batch of one: 32 channels, a map of one pixel.
 

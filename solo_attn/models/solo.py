@@ -64,6 +64,11 @@ class SOLO(nn.Module):
         self.settings = settings
 
     @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return next(self.parameters()).device
+
+    @property
     def config(self) -> dict[str, Any]:
         """The arguments with which `build_solo` makes this model again, as plain types."""
         return {"num_classes": self.head.num_classes, **self.settings.as_dict()}
@@ -126,7 +131,7 @@ class SOLO(nn.Module):
         settings = self.settings
         if settings.tile is None:
             raise ValueError("SOLO.predict_windows: expected settings.tile to be an integer, got None")
-        fill = _normalisation(settings)[0]
+        fill = normalisation(settings)[0]
         pieces = find_pieces(self._tiles, size, crop, settings.tile, settings.tile_overlap, fill)
         return assemble(pieces, size, rle)
 
@@ -195,7 +200,7 @@ class _Transform(GeneralizedRCNNTransform):
         super().__init__(
             settings.sizes,
             settings.max_size,
-            *_normalisation(settings),
+            *normalisation(settings),
             size_divisible=SIZE_DIVISIBLE,
         )
         self.resize_in_training = settings.resize_in_training
@@ -209,7 +214,7 @@ class _Transform(GeneralizedRCNNTransform):
         return super().resize(image, target)
 
 
-def _normalisation(settings: ModelSettings) -> tuple[list[float], list[float]]:
+def normalisation(settings: ModelSettings) -> tuple[list[float], list[float]]:
     """Mean and deviation of each channel: ImageNet's where the settings leave them open."""
     return list(settings.image_mean or IMAGENET_MEAN), list(settings.image_std or IMAGENET_STD)
 

@@ -10,7 +10,14 @@ import pytest
 pytest.importorskip("pycocotools", reason='the extra "train" is not installed')
 pytest.importorskip("lightning", reason='the extra "train" is not installed')
 
-from solo_attn._utils.errors import EXTRA_CLI, EXTRA_TRAIN, MissingExtraError, SoloAttnError, extra_train
+from solo_attn._utils.errors import (
+    EXTRA_CLI,
+    EXTRA_EXPORT,
+    EXTRA_TRAIN,
+    MissingExtraError,
+    SoloAttnError,
+    extra_train,
+)
 from solo_attn.data import ImageError
 
 OWN = {
@@ -38,9 +45,9 @@ def test_they_come_whole_out_of_another_process() -> None:
     assert str(error) == "a.png: is empty"
 
 
-@pytest.mark.parametrize("package", sorted(EXTRA_TRAIN | EXTRA_CLI))
+@pytest.mark.parametrize("package", sorted(EXTRA_TRAIN | EXTRA_CLI | EXTRA_EXPORT))
 def test_a_missing_extra_has_one_wording(package: str) -> None:
-    extra = "cli" if package in ("rich", "typer") else "train"
+    extra = "cli" if package in ("rich", "typer") else "export" if package.startswith("onnx") else "train"
     expected = f'^here: expected {package} to be installed; run: pip install "solo-attn\\[{extra}\\]"$'
     with pytest.raises(MissingExtraError, match=expected) as caught, extra_train("here"):
         raise ModuleNotFoundError(f"No module named '{package}.part'", name=f"{package}.part")

@@ -16,7 +16,7 @@ from pages import ROOT
 
 import solo_attn
 
-PACKAGES = ("ops", "models", "data", "formats", "evaluation", "training")
+PACKAGES = ("ops", "models", "data", "formats", "evaluation", "training", "export")
 CONFIG = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import bilinear, conv_groups, coordinates, with_coordinates
+from ..layers import bilinear, conv_groups, coordinates, rows_at, with_coordinates
 from ..settings import HeadSettings
 from .interface import CellMasks, Head, HeadResult
 
@@ -86,6 +86,20 @@ class DecoupledHead(Head):
         columns, rows = (bilinear(x.sigmoid(), compared_at) for x in (columns, rows))
         likely = columns[position, column] * rows[position, row]
         return CellMasks(likely.logit().clamp(-_SURE, _SURE), None, compared_at)
+
+    def fixed_masks(
+        self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int]
+    ) -> Tensor:
+        """Mask probabilities of as many cells in each image; see `Head.fixed_masks`."""
+        features = result.features[level]
+        size, side = (2 * features.shape[2], 2 * features.shape[3]), self.num_grids[level]
+        columns, rows = (
+            bilinear(cast(nn.Conv2d, outputs[level])(bilinear(maps, size)).sigmoid(), compared_at)
+            for maps, outputs in zip(
+                self._maps(features), (self.column_outputs, self.row_outputs), strict=True
+            )
+        )
+        return rows_at(columns, cells % side) * rows_at(rows, cells // side)
 
 
 class DecoupledLightHead(DecoupledHead):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..._utils.checks import is_integer
@@ -141,10 +140,28 @@ class Head(nn.Module):
         """
         raise NotImplementedError
 
+    def fixed_masks(
+        self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int]
+    ) -> Tensor:
+        """Mask probabilities of as many cells in each image, by operations that torch.export can trace.
+
+        Sizes depend on those of the arguments alone, so there are masks of cells that nobody asked for.
+
+        Args:
+            result: of `forward`.
+            level: 0..4.
+            cells: int64 [B, K], row * S + column.
+            compared_at: (height, width) that the probabilities are enlarged to.
+
+        Returns:
+            [B, K, *compared_at].
+        """
+        raise NotImplementedError
+
     def levels(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """P2..P6 to the five maps that the branches see, of strides `STRIDES`."""
         p2, p3, p4, p5, p6 = pyramid
-        halved = F.interpolate(p2, scale_factor=0.5, mode="bilinear", align_corners=False)
+        halved = bilinear(p2, (p2.shape[2] // 2, p2.shape[3] // 2))
         return halved, p3, p4, p5, bilinear(p6, p5.shape[-2:])
 
     def grids(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -77,6 +77,20 @@ class SOLOHead(Head):
             attention = self.attention(level, result.grids[level], cells).to(coarse.dtype)
         return CellMasks(coarse, attention, (2 * height, 2 * width))
 
+    def fixed_masks(
+        self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int]
+    ) -> Tensor:
+        """Mask probabilities of as many cells in each image; see `Head.fixed_masks`."""
+        maps = self.mask_features(result.features[level])
+        height, width = maps.shape[2:]
+        weights, biases = self._output(level)
+        coarse = weights.flatten(1)[cells] @ maps.flatten(2) + biases[cells][..., None]
+        logits = bilinear(coarse.unflatten(2, (height, width)), (2 * height, 2 * width))
+        if self.attention is not None:
+            rows = self.attention.fixed_rows(level, result.grids[level], cells)
+            logits = logits + bilinear(rows, (2 * height, 2 * width))
+        return bilinear(logits.sigmoid(), compared_at)
+
     def dense_mask_logits(self, level: int, features: Tensor, grid: Tensor) -> Tensor:
         """All mask logits of a level, [B, S*S, 2h, 2w], as the paper's figure 2 draws them."""
         height, width = features.shape[2:]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...ops import MaskFactors
-from ..layers import Deformable, bilinear, conv_group, conv_groups, coordinates, with_coordinates
+from ..layers import Deformable, bilinear, conv_group, conv_groups, coordinates, rows_at, with_coordinates
 from ..settings import HeadSettings
 from .interface import CellMasks, Head, HeadResult
 
@@ -111,6 +111,21 @@ class SOLOv2Head(Head):
         # Under autocast kernels, a convolution's result, may be of half precision where features are not.
         coarse = MaskFactors(chosen.to(features.dtype), features, cells[:, 0])
         return CellMasks(coarse, attention, (features.shape[2], features.shape[3]))
+
+    def fixed_masks(
+        self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int]
+    ) -> Tensor:
+        """Mask probabilities of as many cells in each image; see `Head.fixed_masks`."""
+        kernels = self.kernels(result.features[level], result.grids[level])
+        features = self._features(result)
+        size = features.shape[2:]
+        chosen = rows_at(kernels.flatten(2).transpose(1, 2), cells)
+        logits = (chosen @ features.flatten(2)).unflatten(2, size)
+        if self.attention is not None:
+            rows = self.attention.fixed_rows(level, result.grids[level], cells)
+            offset = self.attention.bias(level)
+            logits = logits + bilinear(rows if offset is None else rows + offset, size)
+        return logits.sigmoid()  # at stride 4 already, where masks are compared
 
     def kernels(self, features: Tensor, grid: Tensor) -> Tensor:
         """The kernel of each cell of a level, [B, E, S, S], of its features and of its grid."""

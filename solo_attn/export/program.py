@@ -1,0 +1,142 @@
+"""The model as a program of fixed sizes, which torch.export can trace: docs/export.md says what differs."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..models import SOLO, InferenceSettings
+from ..models.heads import STRIDES, HeadResult, build_head
+from ..models.inference import points_nms
+from ..models.layers import rows_at
+from ..models.solo import SIZE_DIVISIBLE as UNIT
+from ..models.solo import normalisation
+
+
+class Found(NamedTuple):
+    """What the program returns, for D = `FixedProgram.detections` rows an image, the best first.
+
+    Attributes:
+        scores: float32 [B, D], 0 from row ``count`` on.
+        labels: int64 [B, D], 0 from row ``count`` on.
+        masks: float32 [B, D, H / 4, W / 4], probabilities, 0 from row ``count`` on.
+        count: int64 [B], instances.
+        left_out: int64 [B], (cell, class) pairs above ``score_threshold`` that K left out; where it is not 0
+            the model itself may find more.
+    """
+
+    scores: Tensor
+    labels: Tensor
+    masks: Tensor
+    count: Tensor
+    left_out: Tensor
+
+
+class FixedProgram(nn.Module):
+    """A model's prediction up to the masks at stride 4, with as many candidates for every image.
+
+    Of each level the K best (cell, class) pairs go on, whether there are so many above the threshold or not,
+    and their scores are 0 where they are not candidates. From there on the steps are those of
+    docs/method.md, "Inference".
+
+    Args:
+        model: is not changed; the program has a copy of its weights, on the CPU.
+        candidates: K.
+
+    Attributes:
+        detections: D, rows of the results: ``max_detections``, or fewer where there are fewer candidates.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: SOLO, candidates: int) -> None:
+        super().__init__()
+        # Not a copy of the head: with masks="dense" it would make the masks of all cells too.
+        settings = model.settings.model_copy(update={"masks": "chosen"})
+        self.head = build_head(model.head.num_classes, settings.fpn_channels, settings)
+        self.head.load_state_dict(model.head.state_dict())
+        self.backbone = deepcopy(model.backbone)
+        self.options: InferenceSettings = settings
+        self.candidates = candidates
+        for name, value in zip(("mean", "std"), normalisation(settings), strict=True):
+            self.register_buffer(name, torch.tensor(value)[:, None, None])
+        self.detections = min(
+            sum(self._chosen(side) for side in self.head.num_grids), settings.max_detections
+        )
+        self.float().cpu().requires_grad_(False).eval()
+
+    def _chosen(self, side: int) -> int:
+        """Candidates of a level."""
+        return min(self.candidates, side * side * self.head.num_classes)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Images float32 [B, 3, H, W] in 0..1, H and W multiples of 32, to the parts of `Found`.
+
+        A plain tuple: a program that returns a type of this library could not be loaded without it.
+        """
+        # All of the images, but with sides that are visibly multiples of 32: half of such a side is a
+        # multiple of 16, where of other numbers torch.export would keep rounding in ever longer expressions.
+        height, width = (images.shape[2] // UNIT) * UNIT, (images.shape[3] // UNIT) * UNIT
+        images = (images[:, :, :height, :width] - self.mean) / self.std
+        result = self.head(list(self.backbone(images).values()))
+        scores, labels, masks, left_out = self._candidates(result)
+        scores, alive = self._suppressed(scores, labels, masks)
+        scores, best = torch.where(alive, scores, -1.0).topk(self.detections)
+        found = scores >= 0
+        return (
+            torch.where(found, scores, 0.0),
+            torch.where(found, labels.gather(1, best), 0),
+            torch.where(found[..., None, None], rows_at(masks, best), 0.0),
+            found.sum(1),
+            left_out,
+        )
+
+    def _candidates(self, result: HeadResult) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Steps 1 to 4: scores with maskness, 0 of no candidate, labels, probabilities, what K left out."""
+        options, head = self.options, self.head
+        # Level 1 is P3 itself, stride 8: masks are compared at stride 4.
+        compared_at = (2 * result.features[1].shape[2], 2 * result.features[1].shape[3])
+        every_score, every_label, every_mask = [], [], []
+        left_out = result.features[0].new_zeros(result.features[0].shape[0], dtype=torch.int64)
+        for level, logits in enumerate(result.category_logits):
+            scores = points_nms(logits.sigmoid()).permute(0, 2, 3, 1).flatten(1)
+            above = scores > options.score_threshold
+            # Of a pair below the threshold the score is 0, so that it comes last and changes nothing.
+            scores, pair = torch.where(above, scores, 0.0).topk(self._chosen(head.num_grids[level]))
+            left_out = left_out + above.sum(1) - (scores > 0).sum(1)
+            masks = head.fixed_masks(result, level, pair // head.num_classes, compared_at)
+            inside = masks > options.mask_threshold
+            area = inside.sum((2, 3))
+            maskness = torch.where(inside, masks, 0.0).sum((2, 3)) / area.clamp(min=1)
+            every_score.append(torch.where(area > STRIDES[level], scores * maskness, 0.0))
+            every_label.append(pair % head.num_classes)
+            every_mask.append(masks)
+        return torch.cat(every_score, 1), torch.cat(every_label, 1), torch.cat(every_mask, 1), left_out
+
+    def _suppressed(self, scores: Tensor, labels: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Steps 5 to 7: decayed scores and which of them stay, both [B, N]."""
+        options = self.options
+        count = scores.shape[1]
+        before = torch.ones(count, count, dtype=torch.bool, device=scores.device).triu(1)
+        first, second = scores[:, :, None], scores[:, None]
+        earlier = (first > second) | ((first == second) & before)  # by score, then by index
+        alive = (scores > 0) & (earlier.sum(1) < options.nms_pre)
+        bits = (masks > options.mask_threshold).flatten(2).to(masks.dtype)
+        # Counts of pixels are exact in float32 up to 2^24 of them: images of 16,384 x 16,384.
+        inter = bits @ bits.transpose(1, 2)
+        area = bits.sum(2)
+        iou = inter / (area[:, :, None] + area[:, None] - inter).clamp(min=1)
+        pairs = earlier & (labels[:, :, None] == labels[:, None]) & alive[:, :, None]
+        overlap = torch.where(pairs, iou, 0.0)  # d_ij
+        worst = overlap.amax(1)[:, :, None]  # c_i
+        if options.nms_kernel == "gaussian":
+            decay = torch.exp(options.nms_sigma * (worst.square() - overlap.square()))
+        else:
+            # A mask with an identical one before it (c_i = 1) decays no other: that one does.
+            decay = torch.where(worst < 1, (1 - overlap) / (1 - worst).clamp(min=1e-12), 1.0)
+        decayed = scores * torch.where(pairs, decay, 1.0).amin(1).clamp(max=1)
+        return decayed, alive & (decayed >= options.final_score_threshold)
