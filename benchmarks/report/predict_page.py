@@ -14,12 +14,12 @@ def large_image() -> str:
         return "How much memory 10,000 x 10,000 pixels take has not been measured yet."
     height, width = found["size"]
     settings = found["settings"]
+    where = measured_on(found["environment"])
     return (
         f"Measured: a TIFF of {width:,} x {height:,} pixels by `--tile {settings['tile']} "
-        f"--overlap {settings['tile_overlap']}`, {found['instances']:,} instances of a small model (ResNet-18, tiles resized to "
-        f"{found['input']} pixels): at most "
-        f"{found['peak_gib']:.2f} GiB for the whole process, of which {found['before_gib']:.2f} before the "
-        f"model was loaded {measured_on(found['environment'])}."
+        f"--overlap {settings['tile_overlap']}`, {found['instances']:,} instances of a small model "
+        f"(ResNet-18, tiles resized to {found['input']} pixels): at most {found['peak_gib']:.2f} GiB "
+        f"for the whole process, {found['before_gib']:.2f} of them before the model was loaded {where}."
     )
 
 
