@@ -67,7 +67,7 @@ def naming_file(file: Path) -> Iterator[None]:
 
 
 def of_memory(error: BaseException) -> bool:
-    """Whether an error, or what it was raised from, is that the memory was full: later there may be room."""
+    """Whether an error, or its cause, is a lack of memory, which may be over at the next attempt."""
     cause: BaseException | None = error
     while cause is not None:
         text = str(cause)

@@ -1,4 +1,4 @@
-"""What a model finds and what it does not, on one page: numbers, curves, pictures, the worst images."""
+"""A model's results on one page: metrics, curves, pictures, the worst images."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def write_report(
     errors: ErrorReport | None = None,
     score_threshold: float = 0.3,
 ) -> None:
-    """Write one HTML file that loads nothing: it can be opened, mailed and stored alone.
+    """Write one HTML file without external files, which can be opened, mailed and stored by itself.
 
     Args:
         path: of the file.
@@ -72,10 +72,10 @@ def write_report(
         results: COCO results with run lengths, as `evaluate_model` gives them.
         metrics: their metrics.
         title: of the page.
-        facts: what it is about: name -> value.
-        curve: dicts with ``step`` and what was logged then.
+        facts: name -> value, shown below the title.
+        curve: dicts with ``step`` and the values logged at it.
         test_metrics: of other images, shown beside ``metrics``.
-        errors: what `find_errors` found, for the reasons.
+        errors: the report of `find_errors`, for the reasons of missed objects.
         score_threshold: scores from which instances are drawn and counted as found or not, inclusive.
 
     Raises:
@@ -147,8 +147,8 @@ def write_comparison_report(
         path: of the file.
         rows: a system's name -> the metrics of its seeds.
         title: of the page.
-        facts: what it is about: name -> value.
-        curves: a system's name -> what was logged in one of its trainings.
+        facts: name -> value, shown below the title.
+        curves: a system's name -> the logged values of one of its trainings.
         pictures: a heading -> an image file.
 
     Raises:
@@ -193,10 +193,8 @@ def _faults(dataset: CocoInstances, above: Sequence[Mapping[str, Any]], most: in
     """Of each image."""
     matches = matched(dataset.coco, above, max_detections=most)
     missed, false, _ = unmatched(matches, 0)
-    found = {image_id: _Faults() for image_id in dataset.image_ids}
+    found = {image_id: _Faults(len(dataset.objects_of(image_id))) for image_id in dataset.image_ids}
     annotations = dataset.coco.dataset["annotations"]
-    for annotation in annotations:
-        found[annotation["image_id"]].objects += int(is_object(annotation))
     for result in above:
         found[result["image_id"]].found += 1
     for number in missed:
@@ -304,7 +302,7 @@ def _worst(
     for image_id in wrong[:WORST]:
         fault, index = faults[image_id], dataset.image_ids.index(image_id)
         image, target = dataset[index]
-        objects = [one for one in dataset.coco.imgToAnns.get(image_id, []) if is_object(one)]
+        objects = dataset.objects_of(image_id)
         lost = ["missed" if number_of[id(one)] in fault.missed else "found" for one in objects]
         mine = [k for k, one in enumerate(above) if one["image_id"] == image_id]
         mine.sort(key=lambda k: -above[k]["score"])

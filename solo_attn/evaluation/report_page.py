@@ -1,4 +1,4 @@
-"""The page that reports are written as: one HTML file that loads nothing from anywhere."""
+"""The page of a report: one HTML file without external files."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def write_page(
     numbers: Mapping[str, str],
     sections: Sequence[Section],
 ) -> None:
-    """Write a page, whole or not at all.
+    """Write a page, completely or not at all.
 
     Args:
         path: of the HTML file.
         title: of the page.
-        facts: what it is about, in small print.
-        numbers: what matters most, in large print.
+        facts: name -> value, in small print.
+        numbers: name -> value, in large print.
         sections: from top to bottom.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Where a training is logged: Lightning's own loggers, and its CSV file, which is read again at the end."""
+"""Lightning's loggers of a training, and its CSV file, which is read again at the end."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def logging_to(config: Config, run_dir: Path) -> Iterator[list[Logger]]:
     finally:
         for logger in loggers:
             if isinstance(logger, WandbLogger):
-                logger.experiment.finish()  # or the process's next training would be logged as this one
+                logger.experiment.finish()  # else the next training would be logged into this run
 
 
 def logged(run_dir: Path) -> list[dict[str, float]]:

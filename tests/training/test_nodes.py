@@ -59,7 +59,11 @@ def test_two_machines_learn_what_one_process_does(config: MakeConfig, tmp_path: 
             way, free_port(), "train", tmp_path / "two.yaml", "--out", tmp_path / "two"
         )
     ]
-    told = [process.communicate(timeout=600) for process in done]
+    try:
+        told = [process.communicate(timeout=600) for process in done]
+    finally:
+        for process in done:
+            process.kill()
     assert [process.returncode for process in done] == [0, 0], told
     assert "checkpoints" in told[0][0]
     assert "checkpoints" not in told[1][0], "the first process speaks for all"
