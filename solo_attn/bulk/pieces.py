@@ -20,6 +20,7 @@ from .._utils.files import replacing
 
 FOLDER = ".pieces"
 JOB = "job.json"
+BEGUN = "begun"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ class Shard:
 class Pieces:
     """The records of a job's pieces, in a folder beside the results.
 
+    Each run of the job has a folder of its own in it, 1, 2, ..., where every shard leaves a mark when it
+    begins. A shard that finds its own mark in the newest is of a later run, and begins the next one; one that
+    does not takes part in it. So nothing of an earlier run is taken over, whichever shard starts first.
+
     Args:
         out: the results' folder.
         job: all that the results depend on, as JSON; of another job nothing is taken over.
@@ -70,23 +75,30 @@ class Pieces:
     shard: Shard
 
     def __init__(self, out: Path, job: Mapping[str, Any], count: int, shard: Shard, resume: bool) -> None:
-        self.folder, self.count, self.shard = out / FOLDER, count, shard
+        self.count, self.shard = count, shard
+        top = out / FOLDER
+        if shard.count == 1 and not resume and top.exists():
+            shutil.rmtree(top)
+        top.mkdir(parents=True, exist_ok=True)
+        run = max([1, *_runs(top)])
+        if not resume and self._mark(top / str(run)).exists():
+            run += 1
+        self.folder = top / str(run)
+        self.folder.mkdir(exist_ok=True)
         wanted = json.loads(json.dumps(job))
         found = self._job()
-        if found is not None and found != wanted and (resume or shard.count > 1):
+        if found is not None and found != wanted:
             differing = [key for key in wanted if found.get(key) != wanted[key]]
             raise UsageError(
                 f"predict: expected --out to be a folder of the same job, got {out}, where "
-                f"{', '.join(differing) or 'its form'} differs; give another folder, or remove {self.folder}"
+                f"{', '.join(differing) or 'its form'} differs; give another folder, or remove {top}"
             )
-        if shard.count == 1 and not resume and self.folder.exists():
-            shutil.rmtree(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(self.folder / JOB) as temporary:
             temporary.write_text(json.dumps(wanted), encoding="utf-8")
-        if not resume:
-            for number in self.mine():
-                self.path(number).unlink(missing_ok=True)
+        self._mark(self.folder).touch()
+
+    def _mark(self, folder: Path) -> Path:
+        return folder / f"{BEGUN}-{self.shard.number + 1}-of-{self.shard.count}"
 
     def _job(self) -> Any:
         try:
@@ -120,20 +132,15 @@ class Pieces:
         """Whether every shard's pieces are done."""
         return all(self.done(number) for number in range(self.count))
 
-    def gather(self, path: Path) -> None:
-        """Write the results of all pieces as one JSON list; of their records one is in memory at a time."""
-        with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-            file.write("[")
-            between = ""
-            for result in self._results():
-                file.write(between + json.dumps(result))
-                between = ", "
-            file.write("]")
-
-    def _results(self) -> Iterator[Any]:
+    def every(self, key: str) -> Iterator[Any]:
+        """What all records list under a key; of the records one is in memory at a time."""
         for number in range(self.count):
-            yield from self.read(number)["results"]
+            yield from self.read(number)[key]
 
     def remove(self) -> None:
         """When a run that shares with nobody has written its results."""
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.folder.parent)
+
+
+def _runs(top: Path) -> list[int]:
+    return [int(path.name) for path in top.iterdir() if path.name.isdecimal()]
