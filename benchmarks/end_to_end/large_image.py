@@ -29,13 +29,14 @@ from solo_attn.models import ModelInfo, save_model, solo
 from ..report.stored import CPU, RESULTS
 
 SIDE, STORED = 10_000, 512
+INPUT = 256  # pixels of a tile's side as the model sees it: a tiny model, since the picture is what is large
 SETTINGS = {"tile": 1024, "tile_overlap": 128, "max_detections": 10}
 GIB = 2**30
 
 
 def write_model(path: Path) -> None:
     torch.manual_seed(0)
-    model = solo(2, backbone="resnet18", head_channels=64, num_convs=1, min_size=512, max_size=512)
+    model = solo(2, backbone="resnet18", head_channels=64, num_convs=1, min_size=INPUT, max_size=INPUT)
     with torch.no_grad():
         model.head.category_output.weight.normal_(0, 0.3)
         model.head.category_output.bias.fill_(-1)
@@ -87,7 +88,12 @@ def measure(side: int, threads: int) -> dict[str, Any]:
         done = subprocess.run([*map(str, command)], capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"large_image: the prediction failed: {done.stderr}")
-        return {"environment": where, "settings": SETTINGS, **json.loads(done.stdout.splitlines()[-1])}
+        return {
+            "environment": where,
+            "input": INPUT,
+            "settings": SETTINGS,
+            **json.loads(done.stdout.splitlines()[-1]),
+        }
 
 
 def main() -> None:

@@ -16,7 +16,8 @@ def large_image() -> str:
     settings = found["settings"]
     return (
         f"Measured: a TIFF of {width:,} x {height:,} pixels by `--tile {settings['tile']} "
-        f"--overlap {settings['tile_overlap']}`, {found['instances']:,} instances: at most "
+        f"--overlap {settings['tile_overlap']}`, {found['instances']:,} instances of a small model (ResNet-18, tiles resized to "
+        f"{found['input']} pixels): at most "
         f"{found['peak_gib']:.2f} GiB for the whole process, of which {found['before_gib']:.2f} before the "
         f"model was loaded {measured_on(found['environment'])}."
     )
