@@ -38,6 +38,16 @@ def environment(device: str | None = None) -> dict[str, Any]:
     }
 
 
+def first_process() -> bool:
+    """Whether this is the first of the processes that train together, on all machines.
+
+    As torchrun, Slurm and Lightning number them: NODE_RANK is the machine's where none of them starts the
+    processes.
+    """
+    names = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
+    return all(os.environ.get(name, "0") == "0" for name in names)
+
+
 def device_named(name: str) -> str:
     """The device of that name; "auto" is the first accelerator, else the CPU; "auto:2" the third.
 

@@ -66,3 +66,14 @@ def naming_file(file: Path) -> Iterator[None]:
     except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise UsageError(f"{file}: not a valid input of the model: {reason}") from error
+
+
+def of_memory(error: BaseException) -> bool:
+    """Whether an error, or its cause, is a lack of memory, which may be over at the next attempt."""
+    cause: BaseException | None = error
+    while cause is not None:
+        text = str(cause)
+        if isinstance(cause, MemoryError) or "out of memory" in text or "allocate memory" in text:
+            return True
+        cause = cause.__cause__
+    return False

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 
 from .errors import UsageError
 
@@ -76,6 +78,29 @@ def write_durably(path: str | Path, data: bytes | memoryview) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, durable=True) as temporary:
         temporary.write_bytes(data)
+
+
+def write_lists(path: str | Path, lists: Mapping[str, Iterable[Any]] | Iterable[Any], function: str) -> None:
+    """Write a list as JSON, or an object of named ones, with one entry in memory at a time.
+
+    Args:
+        path: of the file, which is either left as it was or complete.
+        lists: the list, or name -> list.
+        function: see `replacing`.
+
+    Raises:
+        OSError: ``path`` cannot be written.
+    """
+    named = lists if isinstance(lists, Mapping) else {"": lists}
+    with replacing(path, function) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for number, (name, entries) in enumerate(named.items()):
+            if isinstance(lists, Mapping):
+                file.write(("{" if number == 0 else ", ") + f"{json.dumps(name)}: ")
+            file.write("[")
+            for place, entry in enumerate(entries):
+                file.write((", " if place else "") + json.dumps(entry))
+            file.write("]")
+        file.write("}" if isinstance(lists, Mapping) else "")
 
 
 @contextmanager

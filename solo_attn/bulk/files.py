@@ -16,12 +16,17 @@ from ..data.images import IMAGE_SUFFIXES, image_files
 MARK = {"Software": "solo-attn predict"}  # in the pictures written here, to recognise them later
 
 
-Format = Literal["picture", "coco", "parquet", "geojson", "ids"]
+Format = Literal["picture", "coco", "coco-dataset", "parquet", "geojson", "label-studio", "ids"]
 """The formats in which instances are written."""
 
 # Of the file that a format writes for each image, behind the image's stem; the others write for all images.
 ENDINGS: dict[Format, str] = {"picture": ".png", "geojson": ".geojson", "ids": ".ids.png"}
-RESULTS = "results.json"
+# Of one file for all images.
+WHOLE: dict[Format, str] = {
+    "coco": "results.json",
+    "coco-dataset": "dataset.json",
+    "label-studio": "label_studio.json",
+}
 
 
 def find_images(paths: Sequence[Path], out: Path) -> list[Path]:
@@ -78,8 +83,7 @@ def output_paths(files: list[Path], out: Path, formats: list[Format]) -> list[di
         targets.append({kind: out / f"{stem}{ending}" for kind, ending in endings.items()})
     inputs = {_identity(file): file for file in files}
     written = [path for target in targets for path in target.values()]
-    if "coco" in formats:
-        written.append(out / RESULTS)
+    written += [out / name for kind, name in WHOLE.items() if kind in formats]
     for path in written:
         if path.exists() and (image := inputs.get(_identity(path))):
             raise UsageError(

@@ -21,6 +21,7 @@ from .._utils.readers import read_json
 
 FOLDER = ".pieces"
 JOB = "job.json"
+BEGUN = "begun"
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Shard:
 class Pieces:
     """The records of a job's pieces, in a folder beside the results.
 
+    Each run of the job has its own folder in it (1, 2, ...), where every shard writes a mark when it begins.
+    A shard that finds its own mark in the newest folder belongs to a later run and makes the next folder;
+    otherwise it takes part in the newest run. Pieces of an earlier run are therefore not used, whichever
+    shard starts first.
+
     Args:
         out: the results' folder.
         job: all that the results depend on, as JSON; pieces of another job are not used.
@@ -72,23 +78,30 @@ class Pieces:
     shard: Shard
 
     def __init__(self, out: Path, job: Mapping[str, Any], count: int, shard: Shard, resume: bool) -> None:
-        self.folder, self.count, self.shard = out / FOLDER, count, shard
+        self.count, self.shard = count, shard
+        top = out / FOLDER
+        if shard.count == 1 and not resume and top.exists():
+            shutil.rmtree(top)
+        top.mkdir(parents=True, exist_ok=True)
+        run = max([1, *_runs(top)])
+        if not resume and self._mark(top / str(run)).exists():
+            run += 1
+        self.folder = top / str(run)
+        self.folder.mkdir(exist_ok=True)
         wanted = json.loads(json.dumps(job))
         found = self._job()
-        if found is not None and found != wanted and (resume or shard.count > 1):
+        if found is not None and found != wanted:
             differing = [key for key in wanted if found.get(key) != wanted[key]]
             raise UsageError(
                 f"predict: expected --out to be a folder of the same job, got {out}, where "
-                f"{', '.join(differing) or 'its form'} differs; give another folder, or remove {self.folder}"
+                f"{', '.join(differing) or 'its form'} differs; give another folder, or remove {top}"
             )
-        if shard.count == 1 and not resume and self.folder.exists():
-            shutil.rmtree(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(self.folder / JOB) as temporary:
             temporary.write_text(json.dumps(wanted), encoding="utf-8")
-        if not resume:
-            for number in self.mine():
-                self.path(number).unlink(missing_ok=True)
+        self._mark(self.folder).touch()
+
+    def _mark(self, folder: Path) -> Path:
+        return folder / f"{BEGUN}-{self.shard.number + 1}-of-{self.shard.count}"
 
     def _job(self) -> Any:
         path = self.folder / JOB
@@ -124,20 +137,15 @@ class Pieces:
         """Whether every shard's pieces are done."""
         return all(self.done(number) for number in range(self.count))
 
-    def gather(self, path: Path) -> None:
-        """Write the results of all pieces as one JSON list, with one record in memory at a time."""
-        with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-            file.write("[")
-            between = ""
-            for result in self._results():
-                file.write(between + json.dumps(result))
-                between = ", "
-            file.write("]")
-
-    def _results(self) -> Iterator[Any]:
+    def every(self, key: str) -> Iterator[Any]:
+        """The entries of a list in all records, with one record in memory at a time."""
         for number in range(self.count):
-            yield from self.read(number)["results"]
+            yield from self.read(number)[key]
 
     def remove(self) -> None:
         """Remove the records, once a run without other shards has written its results."""
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.folder.parent)
+
+
+def _runs(top: Path) -> list[int]:
+    return [int(path.name) for path in top.iterdir() if path.name.isdecimal()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,11 +13,21 @@ from typing import Any, TypeVar
 
 from PIL.Image import fromarray
 
-from .._utils.errors import MissingExtraError, SoloAttnError, naming_file
+from .._utils.errors import MissingExtraError, SoloAttnError, naming_file, of_memory
 from ..data.windows import Windows
-from ..formats import to_id_map, write_geojson, write_parquet
+from ..formats import (
+    coco_annotations,
+    local_file,
+    to_id_map,
+    to_label_studio,
+    write_dataset,
+    write_geojson,
+    write_label_studio,
+    write_parquet,
+    write_results,
+)
 from ..predictor import Predictor, Result
-from .files import RESULTS, Format, output_paths, save_png
+from .files import WHOLE, Format, output_paths, save_png
 from .pieces import Pieces, Shard
 
 T = TypeVar("T")
@@ -33,12 +44,14 @@ class Outcome:
         images: the number of predicted images.
         instances: the number of instances in them.
         failed: one line for each file that could not be predicted.
+        again: whether memory was too small for one of these; ``resume`` predicts its piece again.
         complete: whether the results of all shards are written.
     """
 
     images: int = 0
     instances: int = 0
     failed: list[str] = field(default_factory=list)
+    again: bool = False
     complete: bool = False
 
     def add(self, record: dict[str, Any]) -> None:
@@ -46,6 +59,7 @@ class Outcome:
         self.images += record["images"]
         self.instances += record["instances"]
         self.failed += record["failed"]
+        self.again |= record["again"]
 
 
 def predict_files(
@@ -66,7 +80,7 @@ def predict_files(
 
     The files are divided into pieces, and shard i of n makes the pieces i, i + n, ... . A killed run has
     whole pieces and, of one that was not finished, files that are written again. The shard that comes last
-    gathers all pieces to ``results.json``; ``results.parquet`` is a folder with a file for each piece.
+    gathers all pieces to the files of `WHOLE`; ``results.parquet`` is a folder with a file for each piece.
 
     Args:
         predictor: the model.
@@ -78,7 +92,7 @@ def predict_files(
         workers: threads that read images ahead; 0 reads them when they are wanted.
         piece: images of a piece.
         shard: this process's part.
-        resume: continue after what an earlier run has finished.
+        resume: continue after what an earlier run has finished, except pieces that ran out of memory.
         advance: called with 1 after each image that was read, and with the images of a piece done before.
 
     Raises:
@@ -94,28 +108,47 @@ def predict_files(
         wanted = {_part(out, number) for number in range(pieces.count)}
         for path in set((out / PARQUET).glob("part-*.parquet")) - wanted:
             path.unlink(missing_ok=True)  # of an earlier job with more images; other shards may be faster
-    outcome = Outcome()
+    outcome, names = Outcome(), _names(files)
     for number in pieces.mine():
         first, last = number * piece, min((number + 1) * piece, len(files))
-        if pieces.done(number):
+        if pieces.done(number) and not pieces.read(number)["again"]:
             if advance is not None:
                 advance(last - first)
         else:
-            writer = _Writer(predictor, formats, score, first)
+            writer = _Writer(predictor, formats, score, first, names[first:last])
             items = list(zip(files[first:last], targets[first:last], strict=True))
             _predict_piece(predictor, items, writer, batch_size, workers, advance)
             if "parquet" in formats:
                 write_parquet(_part(out, number), writer.results)
-            results = writer.results if "coco" in formats else []
-            pieces.finish(number, {**writer.counts, "results": results})
+            pieces.finish(number, writer.record)
         outcome.add(pieces.read(number))
     outcome.complete = pieces.complete()
     if outcome.complete:
-        if "coco" in formats:
-            pieces.gather(out / RESULTS)
-        if shard.count == 1:
+        _gather(predictor, pieces, out, formats, score)
+        if shard.count == 1 and not outcome.again:
             pieces.remove()
     return outcome
+
+
+def _gather(predictor: Predictor, pieces: Pieces, out: Path, formats: Sequence[Format], score: float) -> None:
+    info = predictor.info
+    if "coco" in formats:
+        write_results(out / WHOLE["coco"], pieces.every("results"))
+    if "coco-dataset" in formats:
+        categories = [
+            {"id": k, "name": name} for k, name in zip(info.category_ids, info.class_names, strict=True)
+        ]
+        annotations = coco_annotations(pieces.every("results"), score)
+        write_dataset(out / WHOLE["coco-dataset"], pieces.every("pictures"), annotations, categories)
+    if "label-studio" in formats:
+        write_label_studio(out / WHOLE["label-studio"], pieces.every("tasks"), info.class_names)
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """The paths of the files, relative to their common folder."""
+    whole = [Path(os.path.abspath(file)) for file in files]
+    folder = os.path.commonpath([file.parent for file in whole]) if whole else ""
+    return [file.relative_to(folder).as_posix() for file in whole]
 
 
 def _part(out: Path, number: int) -> Path:
@@ -159,19 +192,23 @@ def _predict_piece(
         if isinstance(picture, Windows):
             batch.append((place, picture))
         else:
-            writer.failed.append((place, picture))
+            writer.failed.append((place, *picture))
         if len(batch) == batch_size or place + 1 == len(items):
             for where, found in _found(predictor, batch, items):
                 if isinstance(found, Result):
                     writer.add(where, *items[where], found)
                 else:
-                    writer.failed.append((where, found))
+                    writer.failed.append((where, *found))
             batch = []
         if advance is not None:
             advance(1)
 
 
-def _opened(predictor: Predictor, file: Path) -> Windows | str:
+Fault = tuple[str, bool]
+"""What is wrong with a picture, and whether it is a lack of memory."""
+
+
+def _opened(predictor: Predictor, file: Path) -> Windows | Fault:
     """A picture, or what is wrong with it, which must not affect the others."""
     try:
         with naming_file(file):
@@ -179,14 +216,14 @@ def _opened(predictor: Predictor, file: Path) -> Windows | str:
     except MissingExtraError:
         raise
     except SoloAttnError as error:
-        return str(error)
+        return str(error), of_memory(error)
 
 
 def _found(
     predictor: Predictor,
     batch: Sequence[tuple[int, Windows]],
     items: Sequence[tuple[Path, dict[Format, Path]]],
-) -> Iterator[tuple[int, Result | str]]:
+) -> Iterator[tuple[int, Result | Fault]]:
     """The results of a batch; if the model fails on it, of each picture alone."""
     if not batch:
         return
@@ -197,7 +234,7 @@ def _found(
         raise
     except SoloAttnError as error:
         if len(batch) == 1:
-            yield batch[0][0], str(error)
+            yield batch[0][0], (str(error), of_memory(error))
             return
         for one in batch:
             yield from _found(predictor, [one], items)
@@ -208,34 +245,56 @@ def _found(
 class _Writer:
     """The results of a piece's images."""
 
-    def __init__(self, predictor: Predictor, formats: Sequence[Format], score: float, first: int) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        formats: Sequence[Format],
+        score: float,
+        first: int,
+        names: Sequence[str],
+    ) -> None:
         self.class_names, self.formats = predictor.info.class_names, formats
-        self.score, self.first = score, first
+        self.score, self.first, self.names = score, first, names
         self.results: list[dict[str, Any]] = []
-        self.failed: list[tuple[int, str]] = []
-        self.images = self.instances = 0
+        self.pictures: list[dict[str, Any]] = []
+        self.tasks: list[dict[str, Any]] = []
+        self.failed: list[tuple[int, str, bool]] = []
+        self.instances = 0
 
     @property
-    def counts(self) -> dict[str, Any]:
-        """For the piece's record."""
-        failed = [line for _, line in sorted(self.failed)]
-        return {"images": self.images, "instances": self.instances, "failed": failed}
+    def record(self) -> dict[str, Any]:
+        """The piece's record."""
+        listed = {"coco", "coco-dataset"}.intersection(self.formats)
+        return {
+            "images": len(self.pictures),
+            "instances": self.instances,
+            "failed": [line for _, line, _ in sorted(self.failed)],
+            "again": any(full for _, _, full in self.failed),
+            "results": self.results if listed else [],
+            "pictures": self.pictures,
+            "tasks": self.tasks,
+        }
 
     def add(self, place: int, file: Path, target: dict[Format, Path], found: Result) -> None:
         """Write the instances of an image; COCO's image ids count all files from 1."""
-        self.images += 1
+        image_id, (height, width) = self.first + place + 1, found.picture.size
+        entry = {"id": image_id, "file_name": self.names[place], "height": height, "width": width}
+        self.pictures.append(entry)
         self.instances += len(found)
-        if "coco" in self.formats or "parquet" in self.formats:
-            results = found.to_coco(self.first + place + 1)
+        if {"coco", "coco-dataset", "parquet"}.intersection(self.formats):
+            results = found.to_coco(image_id)
             self.results += [{**result, "file_name": str(file)} for result in results]
         if "picture" in target:
             drawn = found.draw(self.score).permute(1, 2, 0).numpy()
             save_png(fromarray(drawn), target["picture"])
-        chosen = found.above(self.score)
+        chosen = found.above(self.score).as_dict(rle=True)
         if "geojson" in target:
-            write_geojson(target["geojson"], chosen.as_dict(rle=True), self.class_names)
+            write_geojson(target["geojson"], chosen, self.class_names)
+        if "label-studio" in self.formats:
+            image = local_file(self.names[place])
+            self.tasks.append(to_label_studio(chosen, self.class_names, (height, width), image))
         if "ids" in target:
-            save_png(fromarray(to_id_map(chosen.as_dict(rle=True))), target["ids"])
+            save_png(fromarray(to_id_map(chosen)), target["ids"])
 
 
 def ahead(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:

@@ -144,6 +144,27 @@ def labelme(
     _tell(folder, out, str(found))
 
 
+@conversion
+def yolo(
+    data: Annotated[Path, typer.Argument(help="The dataset's YAML file, often data.yaml.")],
+    out: OutFile,
+    split: Annotated[str, typer.Option("--split", help="train, val, test, or another name in it.")] = "train",
+) -> None:
+    """YOLO's segmentation labels: polygons, one text file an image.
+
+    Example: [cyan]solo-attn convert yolo leaves/data.yaml leaves/train.json --split train[/cyan]
+
+    File names in OUT.json are relative to the folder of the YAML file. After it was killed, the same command
+    resumes.
+    """
+    from ..formats import convert_yolo
+    from ..formats.yolo import read_yolo
+
+    with _arguments(), progress("converting", len(read_yolo(data, split)[1])) as advance:
+        found = convert_yolo(data, out, split=split, advance=advance)
+    _tell(data.parent, out, str(found))
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 

@@ -33,6 +33,10 @@ def eval_command(
         Path | None,
         typer.Option("--picture", help="Draw some images with the ground truth and with the predictions."),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", help="Write numbers, curves and the worst images as one HTML page."),
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, ...; auto takes the best.")] = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 1,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that load images.")] = 0,
@@ -52,7 +56,7 @@ def eval_command(
     COCO's numbers are defined with 100 instances of an image; other limits are not comparable.
     """
     from ..data import CocoInstances, classes_differ, eval_transforms
-    from ..evaluation import evaluate_model, find_errors, found_beside_truth
+    from ..evaluation import evaluate_model, find_errors, found_beside_truth, write_report
     from ..formats import write_results
     from ..models import load_model
 
@@ -82,8 +86,8 @@ def eval_command(
         max_detections = info.config.get("train", {}).get("eval_max_detections", 100)
     with progress("evaluating", len(dataset)) as advance:
         if errors:
-            report, results = find_errors(model, dataset, max_detections=max_detections, advance=advance)
-            metrics = report.metrics
+            lost, results = find_errors(model, dataset, max_detections=max_detections, advance=advance)
+            metrics = lost.metrics
         else:
             metrics, results = evaluate_model(
                 model,
@@ -97,11 +101,21 @@ def eval_command(
         out.parent.mkdir(parents=True, exist_ok=True)
         write_results(out, results)
         if errors:
-            report.save(out.with_suffix(".errors.json"))
-            report.draw(out.with_suffix(".errors.png"))
+            lost.save(out.with_suffix(".errors.json"))
+            lost.draw(out.with_suffix(".errors.png"))
     if picture is not None:
         picture.parent.mkdir(parents=True, exist_ok=True)
         found_beside_truth(dataset, results, picture)
+    if report is not None:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        write_report(
+            report,
+            dataset,
+            results,
+            metrics,
+            title=f"{checkpoint.name} on {annotations.name}",
+            errors=lost if errors else None,
+        )
     plain_console().print(str(metrics))
     if errors:
-        plain_console().print(report.table())
+        plain_console().print(lost.table())

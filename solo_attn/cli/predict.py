@@ -20,8 +20,10 @@ class Format(str, Enum):
 
     PICTURE = "picture"
     COCO = "coco"
+    COCO_DATASET = "coco-dataset"
     PARQUET = "parquet"
     GEOJSON = "geojson"
+    LABEL_STUDIO = "label-studio"
     IDS = "ids"
 
 
@@ -67,7 +69,9 @@ def predict(
     The folder receives one picture for each image, and results.json in COCO's format, with each image's path
     as file_name; image_id counts the images from 1. [cyan]--format geojson --format ids[/cyan] writes
     polygons (photo.geojson) and a 16-bit picture of ids (photo.ids.png) for each image instead,
-    [cyan]--format parquet[/cyan] the folder results.parquet, one row an instance. A file that cannot be
+    [cyan]--format parquet[/cyan] the folder results.parquet, one row an instance,
+    [cyan]--format coco-dataset[/cyan] a dataset of its own, which CVAT imports, and
+    [cyan]--format label-studio[/cyan] tasks with predictions for Label Studio. A file that cannot be
     read, or that the model cannot take, is named, the others are processed, and the exit code is 1. Pictures
     that an earlier run left in the --out folder are not taken for images.
 
@@ -112,4 +116,6 @@ def predict(
         errors = plain_console(stderr=True, soft_wrap=True)
         for line in done.failed:
             errors.print(line, style="red")
+        if done.again:
+            errors.print("the memory was full: the same command with --resume tries these pieces again")
         raise typer.Exit(1)

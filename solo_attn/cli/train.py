@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .._utils.console import plain_console
+from .._utils.environment import first_process
 from .app import ConfigFile, Overrides, command
 
 
@@ -25,14 +25,15 @@ def train(
 
     Example: [cyan]solo-attn train configs/nuclei_small.yaml train.epochs=5 --out runs/nuclei[/cyan]
 
-    The folder receives config.yaml, last.ckpt, best.ckpt (the best whole epoch), TensorBoard logs and CSV.
-    The same command with --resume continues a killed run, with the same result as without the kill.
+    The folder receives config.yaml, last.ckpt, best.ckpt (the best whole epoch), TensorBoard logs, CSV and,
+    at the end, report.html with metrics, curves and pictures. The same command with --resume continues a
+    killed run, with the same result as without the kill.
     """
     from ..training import load_config
     from ..training import train as run
 
-    # With several devices Lightning starts this command again for each: the first one speaks.
-    console = plain_console(quiet=os.environ.get("LOCAL_RANK", "0") != "0")
+    # With several devices or machines this command runs once for each: the first one speaks.
+    console = plain_console(quiet=not first_process())
     result = run(load_config(config, overrides or []), out, resume=resume, console=console)
     console.print(str(result.metrics))
     if result.test_metrics is not None:

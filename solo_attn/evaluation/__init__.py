@@ -7,6 +7,7 @@ with extra_train("solo_attn.evaluation"):
     from .curves import learning_curve
     from .errors import ErrorReport, find_errors
     from .pictures import draw_instances, found_beside_truth, instance_colours, side_by_side
+    from .report import write_comparison_report, write_report
     from .tables import SYSTEMS, comparison_plot, paper_table3, paper_table4, rich_table, summary_json
 
 __all__ = [
@@ -27,4 +28,6 @@ __all__ = [
     "rich_table",
     "side_by_side",
     "summary_json",
+    "write_comparison_report",
+    "write_report",
 ]

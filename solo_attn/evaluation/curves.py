@@ -35,6 +35,18 @@ def learning_curve(
             file has more columns than its header.
         OSError: ``path`` cannot be written.
     """
+    figure = curve_figure(rows, losses=losses, metrics=metrics)
+    with replacing(path, "learning_curve") as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def curve_figure(
+    rows: Sequence[Mapping[str, Any]] | str | Path,
+    *,
+    losses: Sequence[str] = ("loss_category", "loss_mask"),
+    metrics: Sequence[str] = ("ap", "ap50", "ap75"),
+) -> Figure:
+    """What `learning_curve` writes."""
     source = "rows" if not isinstance(rows, (str, Path)) else f"'{rows}'"
     if isinstance(rows, (str, Path)):
         rows = _read_csv(rows)
@@ -61,8 +73,7 @@ def learning_curve(
             axes.set_ylim(bottom=0)
             axes.legend(frameon=False)
     axes.set_xlabel("step")
-    with replacing(path, "learning_curve") as temporary:
-        figure.savefig(temporary, dpi=150)
+    return figure
 
 
 def _read_csv(path: str | Path) -> list[dict[str, str]]:

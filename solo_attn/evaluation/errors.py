@@ -243,7 +243,7 @@ def find_errors(
     )
     annotations = dataset.coco.dataset["annotations"]
     matches = matched(dataset.coco, every[0], max_detections=max_detections)
-    missed, false, count = _unmatched(matches, int(np.isclose(thresholds, iou).argmax()))
+    missed, false, count = unmatched(matches, int(np.isclose(thresholds, iou).argmax()))
     lost = []
     for number in missed:
         one = annotations[number]
@@ -253,14 +253,14 @@ def find_errors(
         lost.append(Missed(*place, reason, best, score))
     wrong = [
         FalsePositive(
-            result["image_id"], result["category_id"], number, result["score"], *_kind(matches, number, iou)
+            result["image_id"], result["category_id"], number, result["score"], *kind_of(matches, number, iou)
         )
         for number, result in ((number, every[0][number]) for number in false)
     ]
     return ErrorReport(metrics, masks, scores, count, tuple(lost), tuple(wrong), iou), every[0]
 
 
-def _unmatched(matches: COCOeval, threshold: int) -> tuple[list[int], list[int], int]:
+def unmatched(matches: COCOeval, threshold: int) -> tuple[list[int], list[int], int]:
     """Indices of the annotations and of the results that match nothing, and how many objects there are."""
     missed: list[int] = []
     false: list[int] = []
@@ -278,7 +278,7 @@ def _unmatched(matches: COCOeval, threshold: int) -> tuple[list[int], list[int],
     return sorted(missed), sorted(false), count
 
 
-def _kind(matches: COCOeval, number: int, iou: float) -> tuple[str, float]:
+def kind_of(matches: COCOeval, number: int, iou: float) -> tuple[str, float]:
     """What an unmatched result is, by TIDE's rules in TIDE's order, and its highest IoU with an object."""
     truth: Any = matches  # pycocotools' type hints lack what it keeps
     result = truth.cocoDt.anns[number + 1]

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
-from pycocotools.mask import decode
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
@@ -86,7 +85,7 @@ def draw_instances(
     if len(order) == 0:
         return picture
     colours = instance_colours(len(order), seed)
-    picture = _paint(picture, [masks[k] for k in order.tolist()], colours, alpha)
+    picture = paint(picture, [masks[k] for k in order.tolist()], colours, alpha)
     if min(picture.shape[1:]) < TEXT_FROM:
         return picture
     # With one class the name is not needed.
@@ -162,32 +161,42 @@ def found_beside_truth(
     Raises:
         OSError: ``path`` cannot be written.
     """
-    order = sorted(
-        range(len(dataset)), key=lambda k: len(dataset.coco.imgToAnns.get(dataset.image_ids[k], []))
-    )
-    count = min(rows, len(order))
-    chosen = [order[(len(order) - 1) * row // max(1, count - 1)] for row in range(count)]
     images, truth, found = [], [], []
-    for index in chosen:
+    for index in spread(dataset, rows):
         image, target = dataset[index]
         mine = [result for result in results if result["image_id"] == int(target["image_id"])]
-        masks = [torch.from_numpy(decode(result["segmentation"])) for result in mine]
         images.append(image)
         truth.append({key: target[key] for key in ("boxes", "labels", "masks")})
-        boxes = torch.tensor([result["bbox"] for result in mine], dtype=torch.float32).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        labels = [dataset.category_ids.index(result["category_id"]) for result in mine]
-        prediction = {
-            "boxes": boxes,
-            "labels": torch.tensor(labels, dtype=torch.int64),
-            "scores": torch.tensor([result["score"] for result in mine], dtype=torch.float32),
-            "masks": torch.stack(masks) > 0 if masks else torch.zeros(0, *image.shape[1:], dtype=torch.bool),
-        }
-        found.append(prediction)
+        found.append(found_in(mine, dataset.category_ids, image.shape[1:]))
     side_by_side(
         images, {f"Found, scores from {score_threshold:g}": found}, path, class_names=dataset.class_names,
         ground_truth=truth, score_threshold=score_threshold,
     )  # fmt: skip
+
+
+def spread(dataset: CocoInstances, most: int) -> list[int]:
+    """Places of at most so many images, evenly spread from few objects to many."""
+    order = sorted(
+        range(len(dataset)), key=lambda k: len(dataset.coco.imgToAnns.get(dataset.image_ids[k], []))
+    )
+    count = min(most, len(order))
+    return [order[(len(order) - 1) * row // max(1, count - 1)] for row in range(count)]
+
+
+def found_in(
+    results: Sequence[Mapping[str, Any]], category_ids: Sequence[int], size: Sequence[int]
+) -> dict[str, Any]:
+    """COCO results of one image as `draw_instances` takes them."""
+    boxes = torch.tensor([result["bbox"] for result in results], dtype=torch.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    labels = [category_ids.index(result["category_id"]) for result in results]
+    masks: Any = [result["segmentation"] for result in results]
+    return {
+        "boxes": boxes,
+        "labels": torch.tensor(labels, dtype=torch.int64),
+        "scores": torch.tensor([result["score"] for result in results], dtype=torch.float32),
+        "masks": masks or torch.zeros(0, *size, dtype=torch.bool),
+    }
 
 
 def _as_bytes(image: Tensor) -> Tensor:
@@ -202,7 +211,7 @@ def _as_bytes(image: Tensor) -> Tensor:
     return image.clone()
 
 
-def _paint(picture: Tensor, masks: Sequence[Any], colours: Sequence[tuple[int, ...]], alpha: float) -> Tensor:
+def paint(picture: Tensor, masks: Sequence[Any], colours: Sequence[tuple[int, ...]], alpha: float) -> Tensor:
     """Blend the masks in, the first on top, their own outermost pixels solid (two deep in large images).
 
     One map of owners serves all masks: torchvision's draw_segmentation_masks paints overlaps black, and took

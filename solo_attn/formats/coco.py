@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from .._utils.checks import Prediction, check_prediction
-from .._utils.files import replacing
+from .._utils.files import replacing, write_lists
 from .._utils.readers import one_line
 from .._utils.readers import read_json as read_json_of
 from ..data.images import UNREADABLE
@@ -76,14 +76,55 @@ def coco_results(image_id: int, prediction: Prediction, category_ids: Sequence[i
     return results
 
 
-def write_results(path: str | Path, results: Sequence[Mapping[str, Any]]) -> None:
+def write_results(path: str | Path, results: Iterable[Mapping[str, Any]]) -> None:
     """Write COCO results as JSON; ``path`` is either left as it was or complete.
 
     Raises:
         OSError: ``path`` cannot be written.
     """
-    with replacing(path, "write_results") as temporary:
-        temporary.write_text(json.dumps(list(results)))
+    write_lists(path, results, "write_results")
+
+
+def coco_annotations(
+    results: Iterable[Mapping[str, Any]], score_threshold: float = 0.0
+) -> Iterator[dict[str, Any]]:
+    """Results as the annotations of a dataset, numbered from 1, each with ``area`` and its ``score``.
+
+    Args:
+        results: what `coco_results` gives.
+        score_threshold: scores from which they are taken, inclusive.
+    """
+    number = 0
+    for result in results:
+        if result["score"] >= score_threshold:
+            number += 1
+            yield {
+                "id": number,
+                **{key: result[key] for key in ("image_id", "category_id", "bbox", "segmentation", "score")},
+                "area": int(coco_mask.area(result["segmentation"])),
+                "iscrowd": 0,
+            }
+
+
+def write_dataset(
+    path: str | Path,
+    images: Iterable[Mapping[str, Any]],
+    annotations: Iterable[Mapping[str, Any]],
+    categories: Iterable[Mapping[str, Any]],
+) -> None:
+    """Write a whole dataset in COCO's format, which CVAT imports and `solo_attn.data.CocoInstances` reads.
+
+    Args:
+        path: of the JSON, which is either left as it was or complete.
+        images: dicts of ``id``, ``file_name``, ``height`` and ``width``.
+        annotations: what `coco_annotations` gives.
+        categories: dicts of ``id`` and ``name``.
+
+    Raises:
+        OSError: ``path`` cannot be written.
+    """
+    lists = {"images": images, "categories": categories, "annotations": annotations}
+    write_lists(path, lists, "write_dataset")
 
 
 @dataclass(frozen=True)
@@ -102,9 +143,9 @@ class Item:
 
     @property
     def stamp(self) -> list[list[int]]:
-        """A value that changes if one of the files does."""
-        states = (self.image.stat(), self.annotation.stat())
-        return [[state.st_size, state.st_mtime_ns] for state in states]
+        """A value that changes if one of the files does; an image without objects may have no annotations."""
+        files = [self.image, *([self.annotation] if self.annotation.exists() else [])]
+        return [[state.st_size, state.st_mtime_ns] for state in (file.stat() for file in files)]
 
 
 def convert_images(

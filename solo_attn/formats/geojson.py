@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import json
 from collections.abc import Sequence
 from itertools import pairwise
@@ -42,7 +43,8 @@ def to_geojson(
 
     Returns:
         Features whose geometry is a Polygon or MultiPolygon with holes, and whose properties are ``id``
-        (place in ``found``, from 1), ``label`` (a class name) and ``score``.
+        (place in ``found``, from 1), ``label`` (a class name) and ``score``; and for QuPath, which imports
+        them as detections of that class, ``objectType``, ``classification`` and ``measurements``.
 
     Raises:
         TypeError, ValueError: a tensor is missing or of another shape, or a label has no name.
@@ -55,13 +57,31 @@ def to_geojson(
     features = [
         {
             "type": "Feature",
-            "properties": {"id": k + 1, "label": str(class_names[labels[k]]), "score": scores[k]},
+            "properties": _properties(k + 1, str(class_names[labels[k]]), scores[k], labels[k]),
             "geometry": _geometry(_outlines(masks[k])),
         }
         for k in range(len(masks))
         if scores[k] >= score_threshold
     ]
     return {"type": "FeatureCollection", "features": features}
+
+
+def _properties(number: int, name: str, score: float, label: int) -> dict[str, Any]:
+    """The last three are QuPath's (its GeoJSON export, version 0.4 and later)."""
+    return {
+        "id": number,
+        "label": name,
+        "score": score,
+        "objectType": "detection",
+        "classification": {"name": name, "color": list(class_colour(label))},
+        "measurements": {"score": score},
+    }
+
+
+def class_colour(label: int) -> tuple[int, int, int]:
+    """An RGB colour of a class, the same in all images: hues a golden section of the circle apart."""
+    red, green, blue = colorsys.hsv_to_rgb(label * 0.618033988749895 % 1, 0.75, 0.9)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _outlines(mask: Any) -> list[list[Ring]]:

@@ -23,6 +23,7 @@ from ..evaluation import (
     paper_table4,
     side_by_side,
     summary_json,
+    write_comparison_report,
 )
 from ..models import ModelSettings, load_model
 from .callbacks import UnfinishedError
@@ -144,7 +145,8 @@ def compare(
     Args:
         config: what the systems have in common; ``train.seed`` is not used.
         seeds: one run of each system for each.
-        out_dir: receives ``tables.md``, ``results.json``, ``comparison.png`` and ``figure5.png``.
+        out_dir: receives ``tables.md``, ``results.json``, ``comparison.png``, ``figure5.png`` and
+            ``report.html``.
         systems: names of Table 3 and of `FORMS`, or systems as `read_systems` gives them.
         minutes: end with `UnfinishedError` after so many, for machines with a time limit. A run that is at
             its end by then is still evaluated.
@@ -159,10 +161,10 @@ def compare(
     out_dir, console, config = Path(out_dir), console or Console(), settled(config)
     if not seeds or not systems:
         raise ConfigError(f"compare: expected seeds and systems, got {list(seeds)} and {list(systems)}")
-    if config.train.devices != 1:
+    if config.train.processes != 1:
         # DDP starts this whole program again on every rank, and each would find other runs finished.
         raise ConfigError(
-            f"compare: expected train.devices to be 1, got {config.train.devices}; use several devices by "
+            f"compare: expected train.devices to be 1, got {config.train.processes}; use several devices by "
             f"running one process for each, with CUDA_VISIBLE_DEVICES and train.seed of its own"
         )
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
@@ -257,7 +259,7 @@ def _write(
     results: dict[str, list[dict[str, Any]]],
 ) -> list[Path]:
     tables, numbers = out_dir / "tables.md", out_dir / "results.json"
-    plot, figure = out_dir / "comparison.png", out_dir / "figure5.png"
+    plot, figure, page = (out_dir / name for name in ("comparison.png", "figure5.png", "report.html"))
     split = _tables_of(config.data).name
     # The paper's Table 4 leaves the system without coordinates out; a fuller table does no harm.
     text = (
@@ -288,7 +290,15 @@ def _write(
     )
     comparison_plot(rows, plot)
     drawn = _figure5(config, seeds[0], out_dir, list(rows), figure)
-    return [tables, numbers, plot, *([figure] if drawn else [])]
+    write_comparison_report(
+        page,
+        rows,
+        title=f"Comparison {out_dir.name}",
+        facts={"AP on": f"the {split} images"},
+        curves={system: found[0]["curve"] for system, found in results.items()},
+        pictures={"Objects and instances": figure} if drawn else {},
+    )
+    return [tables, numbers, plot, *([figure] if drawn else []), page]
 
 
 def last_losses(curve: Sequence[dict[str, float]]) -> dict[str, float]:

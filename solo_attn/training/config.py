@@ -154,14 +154,25 @@ class TrainConfig(Settings):
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train."""
     devices: Positive = 1
-    """How many devices; more than one trains with DDP."""
+    """How many devices of each machine; more than one in total trains with DDP."""
+    nodes: Positive = 1
+    """How many machines, each of which runs the same command (docs/training.md, "Several machines")."""
     checkpoint_steps: Positive | None = None
     """Save ``last.ckpt`` also every so many optimizer steps, not only after each epoch and its validation."""
+    logger: Literal["tensorboard", "csv", "wandb", "mlflow"] = "tensorboard"
+    """Where losses and metrics are logged in addition to the CSV file, which is always written; "csv" logs
+    nowhere else. The packages wandb and mlflow are installed separately and read their own environment
+    variables (``WANDB_MODE=offline``, ``MLFLOW_TRACKING_URI``)."""
     log_every: Positive = 50
     """Steps between two lines of the losses in the logs."""
     seed: Annotated[Integer, Ge(0), Le(2**32 - 1)] = 0
     """Seed of the initial weights, the order of the images and their random transforms; NumPy's seeds have 32
     bits."""
+
+    @property
+    def processes(self) -> int:
+        """The number of processes that train together, on all machines."""
+        return self.devices * self.nodes
 
 
 class Config(Settings):

@@ -34,6 +34,7 @@ class SOLOModule(pl.LightningModule):
 
     Attributes:
         metrics: of the last validation, None before it.
+        results: of all ranks that it was made from, on the first one; as COCO results.
         validated_step: the optimizer step that ``metrics`` belong to, -1 before.
     """
 
@@ -47,6 +48,7 @@ class SOLOModule(pl.LightningModule):
         self.model, self.config = model, config
         self.info = ModelInfo(model.config, class_names, category_ids, config.as_dict())
         self.metrics: CocoMetrics | None = None
+        self.results: list[dict[str, Any]] = []
         self.validated_step = -1
         self._results: list[dict[str, Any]] = []
 
@@ -134,7 +136,7 @@ class SOLOModule(pl.LightningModule):
         """Evaluate the results of all ranks."""
         if self.trainer.sanity_checking:
             return
-        self.metrics = gather_and_evaluate(
+        self.metrics, self.results = gather_and_evaluate(
             self.datamodule.val_set.coco, self._results, self.config.train.eval_max_detections
         )
         self.validated_step = self.global_step
@@ -147,18 +149,20 @@ class SOLOModule(pl.LightningModule):
         write_info(checkpoint, self.info)
 
 
-def gather_and_evaluate(coco: Any, results: list[dict[str, Any]], max_detections: int) -> CocoMetrics:
-    """The metrics of the results of all ranks together, the same on each rank."""
+def gather_and_evaluate(
+    coco: Any, results: list[dict[str, Any]], max_detections: int
+) -> tuple[CocoMetrics, list[dict[str, Any]]]:
+    """The metrics of the results of all ranks together, the same on each rank, and these results."""
     if not (dist.is_available() and dist.is_initialized()):
-        return evaluate(coco, results, max_detections=max_detections)
+        return evaluate(coco, results, max_detections=max_detections), results
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, results)
+    together = [result for part in gathered for result in part]
     answer: list[Any] = [None]
     if dist.get_rank() == 0:
-        together = [result for part in gathered for result in part]
         answer = [evaluate(coco, together, max_detections=max_detections)]
     dist.broadcast_object_list(answer, src=0)
-    return answer[0]
+    return answer[0], together
 
 
 def learning_rate_factor(train: TrainConfig, total_steps: int) -> Callable[[int], float]:

@@ -25,6 +25,7 @@ FREE = {
     "data.workers",
     "train.max_minutes",
     "train.log_every",
+    "train.logger",
     "train.checkpoint_steps",
     "train.eval_batch_size",
 }

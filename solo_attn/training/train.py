@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +13,18 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, Timer
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import Progress
 
-from .._utils.environment import environment
+from .._utils.environment import environment, first_process
 from .._utils.errors import SoloAttnError
 from .._utils.files import alone_in, write_durably
 from .._utils.readers import one_line
 from .._utils.signals import SignalledError
-from ..evaluation import CocoMetrics, evaluate_model, learning_curve
+from ..evaluation import CocoMetrics, evaluate_model, learning_curve, write_report
 from ..models import CheckpointError, build_solo, take_weights
 from .callbacks import (
     Average,
@@ -41,10 +40,12 @@ from .callbacks import (
 from .config import Config, ConfigError, settled
 from .datamodule import SOLODataModule
 from .features import cache_features, refuse_varied
+from .loggers import logged, logging_to
 from .module import SOLOModule
 from .resume import AtomicCheckpointIO, prepare, refuse_second
 from .signals import StopOnSignal
 
+REPORT = "report.html"
 RESULT = "result.json"  # of a run that is finished, or was stopped by its minutes
 
 
@@ -79,6 +80,7 @@ def train(
     *,
     resume: bool = False,
     deadline: float | None = None,
+    callbacks: Sequence[Callback] = (),
     console: Console | None = None,
 ) -> TrainResult:
     """Train, validate, and evaluate once on the test images, in float32, if there are any.
@@ -86,7 +88,7 @@ def train(
     The run folder receives ``config.yaml``, ``last.ckpt`` (after each epoch and every
     ``train.checkpoint_steps``), ``best.ckpt`` (of whole epochs, that with the highest validation AP; with
     ``train.ema`` the weights that both give to `load_model` are the averages, which were validated),
-    TensorBoard logs, ``csv/`` and at the end ``result.json`` and ``curve.png``.
+    the logs of ``train.logger``, ``csv/`` and at the end ``result.json``, ``curve.png`` and ``report.html``.
 
     On a CPU, a run that was killed, or stopped by ``train.max_minutes``, and then resumed has bitwise the
     weights, steps and metrics of an uninterrupted one: the order of the images, their augmentation and the
@@ -98,6 +100,7 @@ def train(
         run_dir: folder of the run, created if it does not exist.
         resume: continue from ``last.ckpt`` if there is one, else start.
         deadline: of `time.monotonic`, at which a checkpoint is saved and `UnfinishedError` raised.
+        callbacks: Lightning's, which are called after those of this package.
         console: where progress goes; a new one by default.
 
     Raises:
@@ -113,27 +116,31 @@ def train(
     run_dir, console, config = Path(run_dir), console or Console(), settled(config)
     last = run_dir / "last.ckpt"
     refuse_second(last, resume)
-    if deadline is not None and config.train.devices > 1:
+    processes, first = config.train.processes, first_process()
+    if deadline is not None and processes > 1:
         # Each process would use its own clock, and wait for the others when it saves.
-        raise ConfigError(f"train: expected one device with a deadline, got {config.train.devices}")
+        raise ConfigError(f"train: expected one device with a deadline, got {processes}")
     datamodule = SOLODataModule(config)
     datamodule.setup("fit")  # the model and the checks need the data before there is a trainer
     if config.train.cache_features is not None:
         refuse_varied(config)
-    if len(datamodule.val_set) < config.train.devices:
+    if len(datamodule.val_set) < processes:
         raise ConfigError(
-            f"config: expected at least one validation image for each of {config.train.devices} devices, got "
+            f"config: expected at least one validation image for each of {processes} devices, got "
             f"{len(datamodule.val_set)}"
         )
-    first_process = getattr(rank_zero_only, "rank", 0) == 0
-    if config.data.check_images and not last.exists() and first_process:
+    if config.data.check_images and not last.exists() and first:
         _check_images(datamodule, console)
     for part in (datamodule.train_set, datamodule.val_set):
         if part.summary.images_without_objects == part.summary.images:
             console.print(
                 f"warning: {part.annotations} has no object in any image", highlight=False, markup=False
             )
-    with alone_in(run_dir) if first_process else nullcontext(), quiet_lightning():
+    with (
+        alone_in(run_dir) if first else nullcontext(),
+        quiet_lightning(),
+        logging_to(config, run_dir) as loggers,
+    ):
         refuse_second(last, resume)
         pl.seed_everything(config.train.seed, verbose=False)
         try:
@@ -147,14 +154,14 @@ def train(
         if config.train.cache_features is not None:
             cache_features(model, config.train.cache_features)
         module = SOLOModule(model, config, names, list(datamodule.train_set.category_ids))
-        timer, steps = Timer(), datamodule.total_steps(config.train.devices)
-        watch = StopOnSignal(last, listens=config.train.devices == 1)
+        timer, steps = Timer(), datamodule.total_steps(processes)
+        watch = StopOnSignal(last, listens=processes == 1)
         files = AtomicCheckpointIO()
-        trainer = _trainer(config, run_dir, files, timer, watch, steps, console)
+        trainer = _trainer(config, run_dir, files, timer, watch, steps, loggers, callbacks, console)
         if deadline is not None:
             # After the average, which it saves too.
-            first = 0 if config.train.ema is None else 1
-            trainer.callbacks.insert(first, StopAt(deadline, last))  # type: ignore[attr-defined]
+            place = 0 if config.train.ema is None else 1
+            trainer.callbacks.insert(place, StopAt(deadline, last))  # type: ignore[attr-defined]
         if trainer.precision != config.train.precision:  # Lightning would use another one with only a warning
             raise ConfigError(
                 "config: expected train.precision to be one that this machine has, bf16-mixed or 32-true, "
@@ -212,7 +219,18 @@ def train(
         str(trainer.strategy.root_device),
     )
     if trainer.is_global_zero:
-        _store(result, config, stopped)
+        rows = logged(run_dir)
+        _store(result, config, stopped, rows)
+        write_report(
+            run_dir / REPORT,
+            datamodule.val_set,
+            module.results,
+            module.metrics,
+            title=f"Training {run_dir.name}",
+            facts={"steps": str(result.steps), "minutes": f"{seconds / 60:.1f}", "head": config.model.head},
+            curve=rows,
+            test_metrics=tested,
+        )
     return result
 
 
@@ -231,6 +249,8 @@ def _trainer(
     timer: Timer,
     watch: StopOnSignal,
     steps: int,
+    loggers: list[Logger],
+    others: Sequence[Callback],
     console: Console,
 ) -> pl.Trainer:
     train = config.train
@@ -251,17 +271,19 @@ def _trainer(
         ),
         LastCheckpoint(run_dir / "last.ckpt", train.checkpoint_steps),  # after the best, whose AP it keeps
         watch,
+        *others,
     ]
     if console.is_terminal:
         callbacks.append(EpochBar(train.epochs if train.max_steps is None else None))
     strategy: Any = "auto"
     precision: Any = train.precision
-    if train.devices > 1:
+    if train.processes > 1:
         strategy = DDPStrategy(process_group_backend="nccl" if _on_cuda(train.accelerator) else "gloo")
     try:
         return pl.Trainer(
             accelerator=train.accelerator,
             devices=train.devices,
+            num_nodes=train.nodes,
             strategy=strategy,
             precision=precision,
             max_epochs=-1,  # `Limits` ends it
@@ -271,10 +293,7 @@ def _trainer(
             log_every_n_steps=train.log_every,
             num_sanity_val_steps=1,
             use_distributed_sampler=False,
-            logger=[
-                TensorBoardLogger(run_dir, name="", version="tensorboard"),
-                CSVLogger(run_dir, name="csv", flush_logs_every_n_steps=1),
-            ],
+            logger=loggers,
             callbacks=callbacks,
             plugins=[files],
             enable_model_summary=False,
@@ -286,9 +305,8 @@ def _trainer(
         ) from error
 
 
-def _store(result: TrainResult, config: Config, stopped: bool) -> None:
+def _store(result: TrainResult, config: Config, stopped: bool, rows: list[dict[str, float]]) -> None:
     """Write result.json, the numbers and how they were measured, and curve.png, the learning curve."""
-    rows = _logged(result.run_dir)
     if any("train/loss_mask" in row or "val/ap" in row for row in rows):
         learning_curve(rows, result.run_dir / "curve.png")
     stored = {
@@ -306,24 +324,6 @@ def _store(result: TrainResult, config: Config, stopped: bool) -> None:
 
 def _with_limit(metrics: CocoMetrics) -> dict[str, Any]:
     return {**metrics.as_dict(), "max_detections": metrics.max_detections}
-
-
-def _logged(run_dir: Path) -> list[dict[str, float]]:
-    """The logged values by step; each resumed run has written its own CSV file."""
-    files = sorted(run_dir.glob("csv/version_*/metrics.csv"), key=lambda file: int(file.parent.name[8:]))
-    rows: list[dict[str, float]] = []
-    for file in files:
-        with open(file, newline="", encoding="utf-8") as opened:
-            new = [
-                {key: float(f"{float(value):.5g}") for key, value in row.items() if value}
-                for row in csv.DictReader(opened)
-            ]
-        # Steps after the last checkpoint were done twice: the second time counts, unless it was only a
-        # validation of the last step.
-        first = min((row["step"] for row in new), default=0)
-        trained = any("train/lr" in row for row in new)
-        rows = [row for row in rows if row["step"] < first or ("train/lr" in row and not trained)] + new
-    return rows
 
 
 def _on_cuda(accelerator: str) -> bool:

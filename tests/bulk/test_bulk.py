@@ -13,11 +13,12 @@ from small_solo import confident, small
 from solo_attn._utils.errors import UsageError
 from solo_attn.bulk import Shard, predict_files
 from solo_attn.bulk.run import ahead
+from solo_attn.data import CocoInstances
 from solo_attn.formats import read_parquet
 from solo_attn.models import ModelInfo
 from solo_attn.predictor import Predictor
 
-FORMATS = ["coco", "parquet", "geojson"]
+FORMATS = ["coco", "coco-dataset", "parquet", "geojson", "label-studio"]
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,17 @@ def test_one_run(whole, predictor, files, tmp_path):
     assert read_parquet(tmp_path) == results
     assert len(list(tmp_path.iterdir())) == 4
     assert sum(name.endswith(".geojson") for name in whole) == 6
+    (tmp_path / "dataset.json").write_bytes(whole["dataset.json"])
+    dataset = CocoInstances(files[0].parent, tmp_path / "dataset.json")
+    above = [r for r in results if r["score"] >= 0.3]
+    assert [one["file_name"] for one in dataset.coco.imgs.values()] == [
+        f"{k}.png" for k in (0, 1, 2, 4, 5, 6)
+    ]
+    assert [one["segmentation"] for one in dataset.coco.anns.values()] == [r["segmentation"] for r in above]
+    tasks = json.loads(whole["label_studio.json"])
+    assert tasks[0]["data"] == {"image": "/data/local-files/?d=0.png"}
+    assert sum(len(task["predictions"][0]["result"]) for task in tasks) == len(above)
+    assert b'<Label value="b"' in whole["label_studio.xml"]
 
 
 @pytest.mark.parametrize("count", [2, 5])
@@ -115,6 +127,40 @@ def test_another_job_begins_anew(whole, predictor, files, tmp_path):
     predict(predictor, files, tmp_path, shard=Shard(0, 2))
     with pytest.raises(UsageError, match="score differs"):
         predict(predictor, files, tmp_path, shard=Shard(1, 2), score=0.5)
+
+
+def test_shards_that_begin_again_take_nothing_over(whole, predictor, files, tmp_path):
+    """Whichever of them comes first; and the others of the same run are waited for."""
+    for number in (0, 1):
+        predict(predictor, files, tmp_path, shard=Shard(number, 2))
+    (tmp_path / "results.json").write_text("of the earlier run")
+    for number in (1, 0):
+        done = predict(predictor, files, tmp_path, shard=Shard(number, 2))
+        assert done.complete == (number == 0)
+    assert contents(tmp_path) == whole
+    alone = predict(predictor, files, tmp_path, shard=Shard(0, 2), resume=True)
+    assert alone.complete, "with --resume they are kept"
+
+
+def test_a_full_memory_is_tried_again(whole, predictor, files, tmp_path, monkeypatch):
+    find, full = predictor.find, [True]
+
+    def small(batch):
+        if full[0] and batch[0].size == (36, 32):
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
+            )
+        return find(batch)
+
+    monkeypatch.setattr(predictor, "find", small)
+    done = predict(predictor, files, tmp_path)
+    assert (done.images, done.again, done.complete) == (2, True, True)
+    assert (tmp_path / ".pieces").exists()
+    full[0] = False
+    done = predict(predictor, files, tmp_path, resume=True)
+    assert (done.images, done.again, len(done.failed)) == (6, False, 1)
+    assert contents(tmp_path) == whole
+    assert not (tmp_path / ".pieces").exists()
 
 
 def test_what_the_model_does_not_take_is_no_fault_of_its_batch(predictor, tmp_path):

@@ -16,7 +16,7 @@ from solo_attn.data import check_dataset
 def test_help() -> None:
     code, text = run("convert", "--help")
     assert code == 0
-    for name in ("cityscapes", "id-masks", "labelme"):
+    for name in ("cityscapes", "id-masks", "labelme", "yolo"):
         assert f" {name} " in text
         assert f"solo-attn convert {name}" in run("convert", name, "--help")[1]
     assert "solo-attn inspect" in run("inspect", "--help")[1]
@@ -37,6 +37,7 @@ def test_subset(root: Path, tmp_path: Path) -> None:
         (("cityscapes", "{1}", "{1}"), "expected Cityscapes' images"),
         (("id-masks", "{1}", "{1}", "{1}/o.json"), "expected a folder with images, found none"),
         (("labelme", "{1}", "{1}/o.json"), "expected labelme's JSON files, found none"),
+        (("yolo", "{1}/data.yaml", "{1}/o.json"), "data.yaml: expected a readable file"),
     ],
 )
 def test_errors_are_one_line(root: Path, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -63,3 +64,15 @@ def test_id_masks_and_labelme(tmp_path: Path) -> None:
     (tmp_path / "images" / "a.json").write_text(json.dumps(content))
     code, text = run("convert", "labelme", tmp_path / "images", tmp_path / "lm.json", "--classes", "cell, x")
     assert (code, "2 annotations" in text, "2 categories" in text) == (0, True, True)
+
+
+def test_yolo(tmp_path: Path) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "images" / "a.png")
+    (tmp_path / "labels" / "a.txt").write_text("0 0.1 0.1 0.9 0.1 0.9 0.9\n")
+    (tmp_path / "data.yaml").write_text("val: images\nnames: [leaf]\n")
+    out = tmp_path / "val.json"
+    code, text = run("convert", "yolo", tmp_path / "data.yaml", out, "--split", "val")
+    assert (code, "1 images (0 without objects), 1 annotations" in text) == (0, True), text
+    assert check_dataset(tmp_path, out).annotations == 1

@@ -31,13 +31,16 @@ def clone(folder):
     shutil.copytree(ROOT / "configs", folder / "configs")
     (folder / "tests" / "helpers").mkdir(parents=True)
     shutil.copy(ROOT / "tests" / "helpers" / "small_cityscapes.py", folder / "tests" / "helpers")
-    for name in ("PNGImages", "PedMasks", "labelled"):
-        (folder / name).mkdir()
+    for name in ("PNGImages", "PedMasks", "labelled", "leaves/images/train", "leaves/labels/train"):
+        (folder / name).mkdir(parents=True)
     photo, ids = np.full((40, 60, 3), 90, np.uint8), np.zeros((40, 60), np.uint8)
     ids[5:30, 5:20], ids[10:35, 30:50] = 1, 2
     Image.fromarray(photo).save(folder / "PNGImages" / "FudanPed00001.png")
     Image.fromarray(ids).save(folder / "PedMasks" / "FudanPed00001_mask.png")
     Image.fromarray(photo).save(folder / "labelled" / "plant.png")
+    Image.fromarray(photo).save(folder / "leaves" / "images" / "train" / "a.png")
+    (folder / "leaves" / "labels" / "train" / "a.txt").write_text("0 0.1 0.1 0.6 0.1 0.6 0.8\n")
+    (folder / "leaves" / "data.yaml").write_text("train: images/train\nnames: [leaf]\n")
     corners = [[5, 5], [30, 5], [30, 30], [5, 30]]
     shapes = [
         {"label": label, "points": corners, "shape_type": "polygon", "group_id": None, "flags": {}}

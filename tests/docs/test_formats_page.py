@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from benchmarks.peers.loading import need
-from solo_attn.data import read_image
+from solo_attn.data import CocoInstances, read_image
 from solo_attn.models import load_model
 
 
@@ -31,11 +31,17 @@ def test_the_page(followed) -> None:
     (count,) = re.findall(r"(\d+) instances\n", output)
     assert int(count) > 5
     assert f"{count} instances in 1 images, in runs/formats/found" in output
-    assert re.search(r"\{'id': 1, 'label': '(car|bus)', 'score': 0\.\d+\} (Multi)?Polygon", output)
+    assert re.search(r"\{'id': 1, 'label': '(car|bus)', 'score': 0\.\d+, .*\} (Multi)?Polygon", output)
     assert "uint16 (240, 320)" in output
     assert re.search(rf"^{count} \d+ \['(car|bus)'", output, flags=re.MULTILINE)
     files = {p.name for p in (folder / "found").iterdir()}
-    assert files == {"photo.png", "results.json", "photo.geojson", "photo.ids.png"}
+    whole = {"results.json", "dataset.json", "label_studio.json", "label_studio.xml"}
+    assert files == {"photo.png", "photo.geojson", "photo.ids.png", *whole}
+    read = CocoInstances(folder, folder / "dataset.json")
+    mine = CocoInstances(folder, folder / "found" / "dataset.json")
+    assert read.coco.dataset["annotations"] == mine.coco.dataset["annotations"]
+    tasks = [json.loads((place / "label_studio.json").read_text()) for place in (folder, folder / "found")]
+    assert tasks[0] == tasks[1]
 
 
 def test_all_formats_tell_the_same(followed) -> None:
@@ -90,4 +96,4 @@ def test_predict_writes_what_is_asked_for_and_overwrites_nothing(followed, tmp_p
     code, output = run("predict", folder / "last.ckpt", photos / "a.ids.png", "--out", photos, *both)
     assert (code, "where nothing is overwritten" in output) == (2, True)
     code, output = run("predict", folder / "last.ckpt", photos, "--out", photos, "--format", "x")
-    assert (code, "'picture', 'coco', 'parquet', 'geojson', 'ids'" in output) == (2, True)
+    assert (code, "'coco-dataset', 'parquet', 'geojson', 'label-studio', 'ids'" in output) == (2, True)

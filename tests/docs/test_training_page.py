@@ -37,6 +37,8 @@ def test_the_page(
     run = tmp_path / "runs" / "rehearsal"
     files = {path.name for path in run.iterdir()}
     assert files >= {"config.yaml", "last.ckpt", "best.ckpt", "found.json", "pictures"}
+    for name in ("report.html", "found.html"):
+        assert "Precision and recall" in (run / name).read_text(encoding="utf-8"), name
     assert len(list((run / "pictures").glob("*.png"))) == 4
     assert load_config(run / "config.yaml").train.max_steps == 4
 

@@ -62,6 +62,7 @@ def test_writes_tables_and_skips_what_is_done(
     assert all(path.stat().st_size for path in first.files)
     assert {path.name for path in first.files} == {
         "tables.md",
+        "report.html",
         "results.json",
         "comparison.png",
         "figure5.png",

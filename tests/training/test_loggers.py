@@ -1,0 +1,67 @@
+"""Where a training is logged, extra callbacks, and its report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from lightning.pytorch.callbacks import Callback
+
+from benchmarks.peers.loading import need
+from solo_attn._utils.errors import MissingExtraError
+from solo_attn.training import Config, train
+
+MakeConfig = Callable[..., Config]
+
+
+class Counts(Callback):
+    steps = 0
+
+    def on_train_batch_end(self, *_: object) -> None:
+        self.steps += 1
+
+
+def test_callbacks_and_csv_alone(config: MakeConfig, tmp_path: Path) -> None:
+    counts = Counts()
+    train(config(max_steps=2, logger="csv"), tmp_path, callbacks=[counts])
+    assert counts.steps == 2
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names >= {"csv", "result.json", "curve.png", "report.html"}
+    assert "tensorboard" not in names
+    page = (tmp_path / "report.html").read_text()
+    assert "Learning curve" in page
+    assert "AP by class" in page
+    train(config(max_steps=2, logger="tensorboard"), tmp_path, resume=True)  # a setting that may change
+
+
+@pytest.mark.slow
+def test_wandb_offline(config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = need("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    train(config(max_steps=1, logger="wandb"), tmp_path / "run")
+    (log,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
+    content = log.read_bytes()
+    assert b"train/loss" in content
+    assert b"learning_rate" in content
+    assert wandb.run is None, "the next training of the process is a run of its own"
+
+
+@pytest.mark.slow
+def test_mlflow_in_files(config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    train(config(max_steps=1, logger="mlflow"), tmp_path / "run")
+    found = {path.name for path in (tmp_path / "run" / "mlruns").rglob("*")}
+    assert found >= {"loss", "ap50"} or found >= {"train/loss", "val/ap50"}
+
+
+def test_a_logger_that_is_not_installed(
+    config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
+    with pytest.raises(MissingExtraError, match=r"train\.logger=wandb; run: pip install wandb"):
+        train(config(max_steps=1, logger="wandb"), tmp_path)
