@@ -12,7 +12,17 @@ from collections.abc import Callable, Mapping
 from solo_attn.evaluation import learning_curve
 
 from .. import ROOT
-from . import data_page, heads_page, install_page, readme, results_page, speed, stored, training_page
+from . import (
+    data_page,
+    heads_page,
+    install_page,
+    readme,
+    reliability_page,
+    results_page,
+    speed,
+    stored,
+    training_page,
+)
 from .pictures import draw_found
 from .stored import IMAGES
 
@@ -21,6 +31,7 @@ PAGES: dict[str, Mapping[str, Callable[[], str]]] = {
     "docs/data.md": data_page.BLOCKS,
     "docs/heads.md": heads_page.BLOCKS,
     "docs/install.md": install_page.BLOCKS,
+    "docs/reliability.md": reliability_page.BLOCKS,
     "docs/results.md": results_page.BLOCKS,
     "docs/training.md": training_page.BLOCKS,
 }

@@ -43,7 +43,7 @@ from .datamodule import SOLODataModule
 from .features import cache_features, refuse_varied
 from .module import SOLOModule
 from .resume import AtomicCheckpointIO, prepare, refuse_second
-from .signals import StopOnSignal
+from .signals import StopOnSignal, own_interrupts
 
 RESULT = "result.json"  # of a run that is finished, or was stopped by its minutes
 
@@ -148,7 +148,7 @@ def train(
             cache_features(model, config.train.cache_features)
         module = SOLOModule(model, config, names, list(datamodule.train_set.category_ids))
         timer, steps = Timer(), datamodule.total_steps(config.train.devices)
-        watch = StopOnSignal(last, listens=config.train.devices == 1)
+        watch = StopOnSignal(last, console, listens=config.train.devices == 1)
         files = AtomicCheckpointIO()
         trainer = _trainer(config, run_dir, files, timer, watch, steps, console)
         if deadline is not None:
@@ -168,9 +168,10 @@ def train(
             begin = f"continuing from {last}" if last.exists() else "training"
             console.print(f"{begin}: {datamodule.train_set.summary}", highlight=False)
         try:
-            trainer.fit(
-                module, datamodule=datamodule, ckpt_path=str(last) if resumed else None, weights_only=True
-            )
+            with own_interrupts():
+                trainer.fit(
+                    module, datamodule=datamodule, ckpt_path=str(last) if resumed else None, weights_only=True
+                )
         except SIGTERMException as error:  # of several processes
             raise SignalledError(
                 f"train: ended by SIGTERM; continue from {last} with --resume", SIGTERM
@@ -188,7 +189,8 @@ def train(
         elif trainer.is_global_zero and stopped:
             console.print(f"stopped after {config.train.max_minutes:g} minutes (train.max_minutes)")
         if module.validated_step != trainer.global_step:
-            trainer.validate(module, datamodule=datamodule, verbose=False)
+            with own_interrupts():
+                trainer.validate(module, datamodule=datamodule, verbose=False)
             seconds += timer.time_elapsed("validate")
         tested = None
         if datamodule.test_set is not None and trainer.is_global_zero:
