@@ -105,7 +105,8 @@ class TransposedTable {
     place_.resize(depth_ * in);
     part_.resize(depth_ * in);
     for (int64_t i = 0; i < in; ++i) {
-      const int64_t count = parts.count[i], last = std::min(parts.begin[i] + std::max(count, int64_t(1)), out);
+      const int64_t count = parts.count[i],
+                    last = std::min(parts.begin[i] + std::max(count, int64_t(1)), out);
       for (int64_t m = 0; m < depth_; ++m) {
         place_[m * in + i] = static_cast<int32_t>(std::min(parts.begin[i] + m, last - 1));
         part_[m * in + i] = m < count ? parts.weight[parts.place[i] + m] : T(0);
