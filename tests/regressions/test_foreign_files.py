@@ -294,7 +294,7 @@ def test_masks_as_pixels_are_limited_and_run_lengths_not(
 ) -> None:
     small = {"score_threshold": 0.0, "final_score_threshold": 0.0, "mask_threshold": 0.01, "tile": tile}
     file = small_file(tmp_path / "a.ckpt", model__min_size=32, model__max_size=64)
-    predictor = load(file, "cpu", max_detections=3, **small)
+    predictor = load(file, "cpu", max_detections=3, tile_overlap=16, **small)
     image = torch.rand(3, 60, 80, generator=torch.Generator().manual_seed(0))
     found = predictor(image)
     assert len(found) > 0
