@@ -52,12 +52,12 @@ test: setup lint  ## lint, then every test, those of the ops again in Triton's i
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.fuzz --seconds 60
 
 MINUTES := 10
-fuzz: setup  ## random files, command lines and arguments of the ops for MINUTES; each failure is printed with
-	its seed $(BIN)/python -m tools.fuzz --seconds $$(( 60 * $(MINUTES) )) --seed $$RANDOM$$RANDOM
+fuzz: setup  ## random files, command lines and arguments of the ops for MINUTES; prints each failure's seed
+	$(BIN)/python -m tools.fuzz --seconds $$(( 60 * $(MINUTES) )) --seed $$RANDOM$$RANDOM
 
 KILLS := 200
 kill-test: setup  ## kill train, compare, convert, predict and eval KILLS times, resume, compare bitwise
-	(hours) $(BIN)/python -m tools.kill_test --kills $(KILLS)
+	$(BIN)/python -m tools.kill_test --kills $(KILLS)
 
 quick: setup lint  ## before each commit: lint, a fast core of the tests, and the tests of files that differ from main
 	$(TESTS) -m "not slow" $$($(BIN)/python -m tools.quick)

@@ -14,7 +14,10 @@ import triton.language as tl
 
 @triton.jit
 def bilinear_tap(d, size_in, size_out):
-    """(low, high, weight) with out[d] = (1 - weight) in[low] + weight in[high]; ``d`` a number or a block."""
+    """(low, high, weight) with out[d] = (1 - weight) in[low] + weight in[high]; ``d`` a number or a block.
+
+    ``high`` is ``low`` where the weight is 0: a NaN beside a sample that falls on an input stays out.
+    """
     place = tl.maximum((2 * d + 1) * size_in - size_out, 0)  # in units of 1 / (2 out)
     # Unsigned: half the instructions. By `cast`, as Triton makes constants of arguments that are 1.
     low = (place.to(tl.uint32) // tl.cast(2 * size_out, tl.uint32)).to(tl.int32)
@@ -26,7 +29,7 @@ def bilinear_tap(d, size_in, size_out):
     weight = part * step
     weight = tl.where(low < size_in - 1, tl.fma(tl.fma(-weight, whole, part), step, weight), 0.0)
     low = tl.minimum(low, size_in - 1)
-    return low, tl.minimum(low + 1, size_in - 1), weight
+    return low, tl.where(weight > 0, low + 1, low), weight
 
 
 @triton.jit
@@ -59,8 +62,14 @@ def bilinear_share(i, d, size_in, size_out):
 
 @triton.jit
 def lerp(a, b, weight):
-    """Between equal ends that end itself, to the bit: 1/2 stays 1/2."""
+    """Between equal ends that end itself, to the bit: 1/2 stays 1/2. For what is finite or NaN."""
     return a + weight * (b - a)
+
+
+@triton.jit
+def mix(a, b, weight):
+    """`lerp` that keeps an infinity: an operation more, and ``a`` itself where the weight is 0."""
+    return tl.where(weight > 0, (1 - weight) * a + weight * b, a)
 
 
 def window(size_in: int, size_out: int) -> int:

@@ -6,7 +6,7 @@ Tiles are [columns, rows]: where loads have no order of their own, Triton lays t
 import triton
 import triton.language as tl
 
-from ._bilinear import bilinear_tap, lerp
+from ._bilinear import bilinear_tap, mix
 
 
 @triton.jit
@@ -27,17 +27,17 @@ def enlarged(image_ptr, columns, rows, width, height, out_width, out_height):
     above, below = (top * width)[None, :], (bottom * width)[None, :]
     left, right = left[:, None], right[:, None]
     across = across[:, None]
-    upper = lerp(
+    upper = mix(
         tl.load(image_ptr + (above + left)).to(tl.float32),
         tl.load(image_ptr + (above + right)).to(tl.float32),
         across,
     )
-    lower = lerp(
+    lower = mix(
         tl.load(image_ptr + (below + left)).to(tl.float32),
         tl.load(image_ptr + (below + right)).to(tl.float32),
         across,
     )
-    return lerp(upper, lower, down[None, :])
+    return mix(upper, lower, down[None, :])
 
 
 @triton.jit

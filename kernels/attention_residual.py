@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._bilinear import bilinear_first, bilinear_part, bilinear_tap, check_sizes, window
+from ._bilinear import bilinear_first, bilinear_part, bilinear_tap, check_sizes, mix, window
 from ._launch import Aot, is_open, launch
 from ._tuning import config, tuned
 from ._vectors import check_features, factor, mode_of
@@ -47,7 +47,7 @@ def _enlarged(products, row, low, high, weight, SPAN: tl.constexpr):
     """A grid row along x: [CELLS, WIDTH] picked from [CELLS, ROWS * SPAN]."""
     left = tl.gather(products, row * SPAN + low, 1)
     right = tl.gather(products, row * SPAN + high, 1)
-    return left + weight * (right - left)
+    return mix(left, right, weight)
 
 
 @tuned(_FWD_CONFIGS, key=("channels", "side", "height", "width", "PRECISION"))
@@ -114,7 +114,7 @@ def _attention_residual_fwd_kernel(
                 logits_ptr + place + (y + 1) * width, mask=line, eviction_policy="evict_first"
             )
             v = bilinear_tap(y, side, height)[2]
-            value += above + v * (below - above)
+            value += mix(above, below, v)
             tl.store(out_ptr + place + y * width, value.to(out_ptr.dtype.element_ty), mask=mask)
         begin = end
         above = below

@@ -18,6 +18,7 @@ from ._utils.checks import fail
 from ._utils.environment import device_named
 from ._utils.errors import UsageError, extra_train
 from ._utils.files import replacing
+from ._utils.limits import refuse_pixels
 from .data.images import Percentiles, open_image, read_image
 from .data.windows import Windows
 from .export import ENDINGS, ExportedModel, load_exported
@@ -71,7 +72,12 @@ class Result:
 
     @property
     def masks(self) -> Tensor:
-        """Bool [N, H, W], made at each call."""
+        """Bool [N, H, W], made at each call.
+
+        Raises:
+            UsageError: they take more than ``solo_attn.limits.mask_bytes``; `runs` are the same masks.
+        """
+        refuse_pixels("Result.masks", len(self.runs), self.picture.size)
         if not self.runs:
             return torch.zeros(0, *self.picture.size, dtype=torch.bool)
         return torch.from_numpy(coco_mask.decode(self.runs)).permute(2, 0, 1).bool()

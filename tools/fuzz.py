@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .fuzz_ops import fuzz_op
+
 HANG, MEMORY = 60, 8 * 2**30  # seconds without a new seed; bytes of address space above what torch maps
 
 ODD = (
@@ -41,53 +43,6 @@ ODD = (
 )
 
 
-def fuzz_op(rng: random.Random, folder: Path) -> None:
-    """The C++ kernels against the reference: finite values, every dtype, strides, small and odd sizes."""
-    import torch
-
-    import solo_attn
-
-    torch.manual_seed(rng.randrange(2**31))
-    dtype = rng.choice([torch.float16, torch.bfloat16, torch.float32, torch.float64])
-    count, side, h, w = (rng.randint(1, n) for n in (5, 6, 9, 9))
-
-    def floats(*shape: int) -> torch.Tensor:
-        x = (torch.randn(*shape) * rng.choice([0.1, 1, 30])).to(dtype)
-        return x.transpose(-1, -2).contiguous().transpose(-1, -2) if rng.random() < 0.3 else x
-
-    coarse, rows = floats(count, h, w), rng.choice([None, floats(count, side, side)])
-    size, out = (2 * h, 2 * w), (rng.randint(1, 40), rng.randint(1, 40))
-    masks = torch.rand(count, *out) < rng.random()
-    labels = torch.randint(0, 2, (count,))
-    name, call = rng.choice(
-        [
-            ("grid_attention", lambda b: solo_attn.grid_attention(floats(1, 3, side, side).abs(), backend=b)),
-            ("upsample_add", lambda b: solo_attn.upsample_add(coarse, rows, size, backend=b)),
-            ("dice_loss", lambda b: solo_attn.dice_loss(coarse, rows, masks, backend=b)),
-            ("mask_iou", lambda b: solo_attn.mask_iou(masks, backend=b)),
-            (
-                "matrix_nms",
-                lambda b: solo_attn.matrix_nms(masks, labels, coarse[:, 0, 0].sigmoid(), backend=b),
-            ),
-            ("areas", lambda b: solo_attn.mask_bits(coarse.double(), None, size, out, backend=b).areas),
-        ]
-    )
-    state = rng.getstate(), torch.get_rng_state()
-    found = call("cpu")
-    rng.setstate(state[0])
-    torch.set_rng_state(state[1])
-    expected = call("reference")
-    step = torch.finfo(found.dtype).eps if found.is_floating_point() else 0
-    scale = float(expected.double().abs().max()) if expected.numel() else 0
-    if found.shape != expected.shape or not torch.allclose(
-        found.double(),
-        expected.double(),
-        rtol=16 * step,
-        atol=16 * step * scale + (1 if name == "areas" else 1e-9),
-    ):
-        raise AssertionError(f"{name}: cpu differs from the reference")
-
-
 def fuzz_image(rng: random.Random, folder: Path) -> None:
     """An image file with some bytes changed, cut or doubled is read or refused."""
     from PIL import Image
@@ -97,7 +52,7 @@ def fuzz_image(rng: random.Random, folder: Path) -> None:
     kind = rng.choice(["PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM"])
     path = folder / "a.img"
     Image.effect_noise((rng.randint(1, 40), rng.randint(1, 40)), 80).convert("RGB").save(path, format=kind)
-    path.write_bytes(_spoilt(rng, path.read_bytes()))
+    path.write_bytes(spoilt(rng, path.read_bytes()))
     _only(ImageError, lambda: read_image(path))
 
 
@@ -118,10 +73,10 @@ def fuzz_json(rng: random.Random, folder: Path) -> None:
         "annotations": [one, {**one, "id": 2, "iscrowd": 1}],
     }
     for _ in range(rng.randint(0, 3)):
-        _change(rng, content)
+        change(rng, content)
     path = folder / "set.json"
     path.write_bytes(
-        json.dumps(content).encode() if rng.random() < 0.9 else _spoilt(rng, json.dumps(content).encode())
+        json.dumps(content).encode() if rng.random() < 0.9 else spoilt(rng, json.dumps(content).encode())
     )
     skip = rng.choice(["error", "skip"])
     data = _only(DatasetError, lambda: CocoInstances(folder, path, on_degenerate=skip))
@@ -130,6 +85,18 @@ def fuzz_json(rng: random.Random, folder: Path) -> None:
             data[k]
         measure_objects(data)
         evaluate(data.coco, [])
+
+
+def fuzz_parquet(rng: random.Random, folder: Path) -> None:
+    """Results as Parquet, with some bytes changed, are read or refused."""
+    from solo_attn.formats.parquet import read_parquet, write_parquet
+
+    one = {"image_id": 1, "category_id": 2, "bbox": [0.0, 0, 9, 9], "score": 0.5, "file_name": "a.png"}
+    one["segmentation"] = {"size": [20, 30], "counts": "PX5"}
+    path = folder / "a.parquet"
+    write_parquet(path, [one] * rng.randint(0, 50))
+    path.write_bytes(spoilt(rng, path.read_bytes()))
+    _only((OSError, ValueError), lambda: read_parquet(path))
 
 
 def fuzz_yaml(rng: random.Random, folder: Path) -> None:
@@ -162,10 +129,10 @@ def fuzz_checkpoint(rng: random.Random, folder: Path) -> None:
     save_model(model, ModelInfo(model.config, ["a"], [1], {}), path)
     if path.suffix == ".ckpt" and rng.random() < 0.7:
         content = torch.load(path, weights_only=True)
-        _change(rng, content["solo_attn"])
+        change(rng, content["solo_attn"])
         torch.save(content, path)
     else:
-        path.write_bytes(_spoilt(rng, path.read_bytes()))
+        path.write_bytes(spoilt(rng, path.read_bytes()))
     _only(CheckpointError, lambda: load_model(path))
 
 
@@ -204,11 +171,17 @@ def fuzz_command(rng: random.Random, folder: Path) -> None:
 
 
 KINDS: dict[str, Callable[[random.Random, Path], None]] = {
-    name.removeprefix("fuzz_"): thing for name, thing in list(globals().items()) if name.startswith("fuzz_")
+    "op": fuzz_op,
+    "image": fuzz_image,
+    "json": fuzz_json,
+    "parquet": fuzz_parquet,
+    "yaml": fuzz_yaml,
+    "checkpoint": fuzz_checkpoint,
+    "command": fuzz_command,
 }
 
 
-def _only(error: type[Exception], call: Callable[[], Any]) -> Any:
+def _only(error: type[Exception] | tuple[type[Exception], ...], call: Callable[[], Any]) -> Any:
     try:
         return call()
     except error as caught:
@@ -219,14 +192,14 @@ def _only(error: type[Exception], call: Callable[[], Any]) -> Any:
         return None
 
 
-def _spoilt(rng: random.Random, data: bytes) -> bytes:
+def spoilt(rng: random.Random, data: bytes) -> bytes:
     spoilt = bytearray(data)
     for _ in range(rng.randint(1, 8)):
         spoilt[rng.randrange(len(spoilt))] = rng.randrange(256)
     return bytes(spoilt[: rng.randrange(len(spoilt))] if rng.random() < 0.3 else spoilt)
 
 
-def _change(rng: random.Random, value: Any) -> None:
+def change(rng: random.Random, value: Any) -> None:
     """Put something odd somewhere into nested dicts and lists."""
     while isinstance(value, (dict, list)) and value:
         key = rng.choice(list(value)) if isinstance(value, dict) else rng.randrange(len(value))

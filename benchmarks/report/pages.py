@@ -18,6 +18,7 @@ from . import (
     install_page,
     predict_page,
     readme,
+    reliability_page,
     results_page,
     speed,
     stored,
@@ -32,6 +33,7 @@ PAGES: dict[str, Mapping[str, Callable[[], str]]] = {
     "docs/heads.md": heads_page.BLOCKS,
     "docs/install.md": install_page.BLOCKS,
     "docs/predict.md": predict_page.BLOCKS,
+    "docs/reliability.md": reliability_page.BLOCKS,
     "docs/results.md": results_page.BLOCKS,
     "docs/training.md": training_page.BLOCKS,
 }

@@ -26,7 +26,8 @@ std::unique_ptr<T[]> scratch(int64_t count) {
   return std::unique_ptr<T[]>(new T[count]);
 }
 
-// The taps of one axis, forward: of output d, `near[d]` of input `low[d]` and `far[d]` of the one after it.
+// The taps of one axis, forward: of output d, `near[d]` of input `low[d]` and `far[d]` of the one after it,
+// which is not looked at where `far[d]` is 0: it may be infinite or NaN.
 template <class T>
 struct Axis {
   int64_t in;
@@ -98,9 +99,11 @@ SOLO_ATTN_AVX512 inline void expand_avx512(const float* line, Axis<float> x, flo
   for (int64_t d = 0; d < x.out; d += 16) {
     const int32_t base = x.low[d];
     const __m512i lane = _mm512_sub_epi32(_mm512_loadu_si512(x.low + d), _mm512_set1_epi32(base));
+    const __m512 weight = _mm512_loadu_ps(x.far + d);
+    const __mmask16 some = _mm512_cmp_ps_mask(weight, _mm512_setzero_ps(), _CMP_NEQ_OQ);
     const __m512 near = _mm512_maskz_permutexvar_ps(0xffff, lane, _mm512_loadu_ps(line + base));
-    const __m512 far = _mm512_maskz_permutexvar_ps(0xffff, lane, _mm512_loadu_ps(line + base + 1));
-    const __m512 part = _mm512_mul_ps(far, _mm512_loadu_ps(x.far + d));
+    const __m512 far = _mm512_maskz_permutexvar_ps(some, lane, _mm512_loadu_ps(line + base + 1));
+    const __m512 part = _mm512_mul_ps(far, weight);
     _mm512_storeu_ps(out + d, _mm512_fmadd_ps(near, _mm512_loadu_ps(x.near + d), part));
   }
 }
@@ -111,15 +114,16 @@ SOLO_ATTN_AVX2 inline void expand_avx2(const float* line, Axis<float> x, float* 
     const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x.low + d));
     const __m256i lane = _mm256_sub_epi32(low, _mm256_set1_epi32(base));
     const __m256 near = _mm256_permutevar8x32_ps(_mm256_loadu_ps(line + base), lane);
+    const __m256 weight = _mm256_loadu_ps(x.far + d);
+    const __m256 some = _mm256_cmp_ps(weight, _mm256_setzero_ps(), _CMP_NEQ_OQ);
     const __m256 far = _mm256_permutevar8x32_ps(_mm256_loadu_ps(line + base + 1), lane);
-    const __m256 part = _mm256_mul_ps(far, _mm256_loadu_ps(x.far + d));
+    const __m256 part = _mm256_mul_ps(_mm256_and_ps(far, some), weight);
     _mm256_storeu_ps(out + d, _mm256_fmadd_ps(near, _mm256_loadu_ps(x.near + d), part));
   }
 }
 #endif
 
-// A row of an image enlarged along x. `line` has kLanes + 1 elements more than the row, all of which repeat
-// its last one: a weight of 0 must not meet what is not a number.
+// A row of an image enlarged along x. `line` has kLanes + 1 elements more than the row.
 template <Isa isa, class T>
 SOLO_ATTN_INLINE void expand(const T* line, const Axis<T>& x, T* out) {
 #if defined(SOLO_ATTN_X86)
@@ -132,7 +136,8 @@ SOLO_ATTN_INLINE void expand(const T* line, const Axis<T>& x, T* out) {
 #endif
   for (int64_t d = 0; d < x.out; ++d) {
     const T* from = line + x.low[d];
-    out[d] = from[0] * x.near[d] + from[1] * x.far[d];
+    const T far = x.far[d] == 0 ? T(0) : from[1];
+    out[d] = from[0] * x.near[d] + far * x.far[d];
   }
 }
 
@@ -176,9 +181,9 @@ struct Between {
 
 template <Isa isa, class S, class T>
 SOLO_ATTN_INLINE Between<T> between(Expanded<S, T>& rows, const Axis<T>& y, int64_t d) {
-  const int64_t low = y.low[d], high = std::min<int64_t>(low + 1, y.in - 1);
-  const T* first = rows.template row<isa>(low);
-  return {first, rows.template row<isa>(high), y.near[d], y.far[d]};
+  const T* first = rows.template row<isa>(y.low[d]);
+  if (y.far[d] == 0) return {first, first, T(0.5), T(0.5)};
+  return {first, rows.template row<isa>(y.low[d] + 1), y.near[d], y.far[d]};
 }
 
 #if defined(SOLO_ATTN_X86)

@@ -14,7 +14,7 @@
 namespace solo_attn {
 
 // The taps of one axis, as tables that vector loops read. Where a sample falls on an input, that input is
-// both taps, so that a NaN beside it stays out.
+// both taps, each of one half: a NaN beside it stays out, and an infinity is not multiplied by 0.
 template <class T>
 struct Taps {
   const int32_t* low;
@@ -33,7 +33,7 @@ class TapTable {
       const Tap<T> tap = bilinear_tap<T>(d, in, out);
       low_[d] = static_cast<int32_t>(tap.low);
       high_[d] = static_cast<int32_t>(tap.weight == 0 ? tap.low : tap.high);
-      weight_[d] = tap.weight;
+      weight_[d] = tap.weight == 0 ? T(0.5) : tap.weight;
     }
   }
   Taps<T> view() const {

@@ -18,6 +18,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../common/bilinear_rows.h"
 #include "../common/cells.h"
 #include "../common/describe.h"
 #include "../common/dtypes.h"
@@ -85,7 +86,8 @@ struct Forward {
 };
 
 // The transpose of enlarging in x, as sums over the outputs that each input has a part in: `depth` terms for
-// each, [depth, in], those that are too many with a part of 0.
+// each, [depth, in]. Those that are too many have a part of 0, of an output that the input has a part in
+// already, so that no NaN of others comes in.
 template <class T>
 struct Transposed {
   const int32_t* place;
@@ -97,17 +99,17 @@ template <class T>
 class TransposedTable {
  public:
   TransposedTable(int64_t in, int64_t out) : depth_(0) {
-    for (int64_t i = 0; i < in; ++i) {
-      depth_ = std::max(depth_, bilinear_first(i + 1, in, out) - bilinear_first(i - 1, in, out));
-    }
+    const PartsTable<T> table(in, out);
+    const Parts<T> parts = table.view();
+    for (int64_t i = 0; i < in; ++i) depth_ = std::max(depth_, parts.count[i]);
     place_.resize(depth_ * in);
     part_.resize(depth_ * in);
     for (int64_t i = 0; i < in; ++i) {
-      const int64_t first = bilinear_first(i - 1, in, out);
+      const int64_t count = parts.count[i],
+                    last = std::min(parts.begin[i] + std::max(count, int64_t(1)), out);
       for (int64_t m = 0; m < depth_; ++m) {
-        const int64_t d = std::min(first + m, out - 1);
-        place_[m * in + i] = static_cast<int32_t>(d);
-        part_[m * in + i] = first + m < out ? bilinear_part(i, bilinear_tap<T>(d, in, out)) : T(0);
+        place_[m * in + i] = static_cast<int32_t>(std::min(parts.begin[i] + m, last - 1));
+        part_[m * in + i] = m < count ? parts.weight[parts.place[i] + m] : T(0);
       }
     }
   }
@@ -142,7 +144,7 @@ struct Gradient {
     finish<isa>(rows.low[y]);
     const T weight = rows.weight[y];
     T* __restrict low = sums(rows.low[y]);
-    if (weight == 0) {
+    if (rows.low[y] == rows.high[y]) {
       for (int64_t x = 0; x < out; ++x) low[x] += logits[x];
       return;
     }

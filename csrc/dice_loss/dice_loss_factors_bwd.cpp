@@ -134,13 +134,13 @@ struct Backward {
       for (int64_t c = x; c < end; ++c) {
         const T weight = masks.across.weight[c];
         line[masks.across.low[c]] += (1 - weight) * from[c];
-        if (weight != 0) line[masks.across.high[c]] += weight * from[c];
+        line[masks.across.high[c]] += weight * from[c];
       }
       const T weight = masks.down.weight[y];
       T* low = map + masks.down.low[y] * side;
       for (int64_t i = 0; i < side; ++i) low[i] += (1 - weight) * line[i];
       T* high = map + masks.down.high[y] * side;
-      for (int64_t i = 0; i < side && weight != 0; ++i) high[i] += weight * line[i];
+      for (int64_t i = 0; i < side; ++i) high[i] += weight * line[i];
       begin += end - x;
     }
   }

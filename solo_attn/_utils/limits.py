@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 from annotated_types import Ge
@@ -42,6 +43,8 @@ class Limits(Settings):
     """``num_convs`` of a checkpoint's model."""
     model_scores: Count = 50_000_000
     """Cells x classes of a checkpoint's model: the scores of an image, of which each may be a candidate."""
+    mask_bytes: Count = 4 * 2**30
+    """Masks of an image as pixels, a byte each; what leaves as run lengths has no such limit."""
 
 
 def _from_environment() -> Limits:
@@ -58,3 +61,17 @@ def _from_environment() -> Limits:
 
 limits: Limits = _from_environment()
 """The limits of this process."""
+
+
+def refuse_pixels(op: str, count: int, size: Sequence[int]) -> None:
+    """Refuse masks that would fill the memory as pixels.
+
+    Raises:
+        UsageError: ``count`` masks of (height, width) take more than ``limits.mask_bytes``.
+    """
+    height, width = size
+    if count * height * width > limits.mask_bytes:
+        raise UsageError(
+            f"{op}: expected masks of at most {limits.mask_bytes} bytes ({PREFIX}MASK_BYTES), got {count} of "
+            f"{height} x {width} pixels; take run lengths (rle=True) or fewer (max_detections)"
+        )

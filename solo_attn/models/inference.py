@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
+from .._utils.limits import refuse_pixels
 from ..ops import BitMasks, mask_bits, matrix_nms, paste_masks
 from .heads import STRIDES, CellMasks, Head, HeadResult
 from .settings import InferenceSettings
@@ -187,6 +188,7 @@ def _paste(
 ) -> dict[str, Any]:
     """Step 9 for one image."""
     count = 0 if rle else len(kept.mask)
+    refuse_pixels("predict", count, original_size)
     masks = torch.zeros(count, *original_size, dtype=torch.bool, device=kept.mask.device)
     runs: dict[int, Any] = {}
     start = 0

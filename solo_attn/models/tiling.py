@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .._utils.limits import refuse_pixels
 from .._utils.run_lengths import encode_window
 from ..ops import mask_iou
 
@@ -245,6 +246,7 @@ def assemble(pieces: Sequence[Piece], size: tuple[int, int], rle: bool) -> Insta
     if rle:
         masks = [encode_window(piece.mask, piece.top, piece.left, size) for piece in pieces]
     else:
+        refuse_pixels("predict", len(pieces), size)
         windows = [piece.window(0, 0, height, width) for piece in pieces]
         masks = torch.stack(windows) if windows else torch.zeros(0, height, width, dtype=torch.bool)
     return {

@@ -43,7 +43,7 @@ from .features import cache_features, refuse_varied
 from .loggers import logged, logging_to
 from .module import SOLOModule
 from .resume import AtomicCheckpointIO, prepare, refuse_second
-from .signals import StopOnSignal
+from .signals import StopOnSignal, own_interrupts
 
 REPORT = "report.html"
 RESULT = "result.json"  # of a run that is finished, or was stopped by its minutes
@@ -155,7 +155,7 @@ def train(
             cache_features(model, config.train.cache_features)
         module = SOLOModule(model, config, names, list(datamodule.train_set.category_ids))
         timer, steps = Timer(), datamodule.total_steps(processes)
-        watch = StopOnSignal(last, listens=processes == 1)
+        watch = StopOnSignal(last, console, listens=processes == 1)
         files = AtomicCheckpointIO()
         trainer = _trainer(config, run_dir, files, timer, watch, steps, loggers, callbacks, console)
         if deadline is not None:
@@ -175,9 +175,10 @@ def train(
             begin = f"continuing from {last}" if last.exists() else "training"
             console.print(f"{begin}: {datamodule.train_set.summary}", highlight=False)
         try:
-            trainer.fit(
-                module, datamodule=datamodule, ckpt_path=str(last) if resumed else None, weights_only=True
-            )
+            with own_interrupts():
+                trainer.fit(
+                    module, datamodule=datamodule, ckpt_path=str(last) if resumed else None, weights_only=True
+                )
         except SIGTERMException as error:  # of several processes
             raise SignalledError(
                 f"train: ended by SIGTERM; continue from {last} with --resume", SIGTERM
@@ -195,7 +196,8 @@ def train(
         elif trainer.is_global_zero and stopped:
             console.print(f"stopped after {config.train.max_minutes:g} minutes (train.max_minutes)")
         if module.validated_step != trainer.global_step:
-            trainer.validate(module, datamodule=datamodule, verbose=False)
+            with own_interrupts():
+                trainer.validate(module, datamodule=datamodule, verbose=False)
             seconds += timer.time_elapsed("validate")
         tested = None
         if datamodule.test_set is not None and trainer.is_global_zero:

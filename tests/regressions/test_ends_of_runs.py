@@ -165,6 +165,53 @@ def test_it_goes_on_and_removes_what_a_kill_left(stopped: Path, again: Callable[
     assert (stopped / "run" / "result.json").exists()
 
 
+@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_validation_batch_end"])
+def test_the_last_step_of_an_epoch_is_saved(
+    config: Callable[..., Any], trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: str
+) -> None:
+    """The signal comes in the last step, or in the validation of the first epoch."""
+    before, sent = getattr(StopOnSignal, hook), []
+
+    def then(self: StopOnSignal, trainer: Any, *rest: Any, **named: Any) -> None:
+        if not sent and trainer.global_step == (2 if hook.startswith("on_train") else 3):
+            sent.append(os.kill(os.getpid(), signal.SIGTERM))
+        before(self, trainer, *rest, **named)
+
+    monkeypatch.setattr(StopOnSignal, hook, then)
+    with pytest.raises(SignalledError, match=r"ended by SIGTERM at step 3; .*last\.ckpt with --resume"):
+        train(config(), tmp_path)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
+    result = train(config(), tmp_path, resume=True)
+    found, wanted = (torch.load(r.last, weights_only=True)["state_dict"] for r in (result, trained))
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert result.metrics == trained.metrics
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_signal_in_the_last_validation_leaves_the_rest_to_the_next_call(
+    config: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """The second signal ends it at once, and is what the caller sees."""
+    before, sent = StopOnSignal.on_validation_batch_end, []
+
+    def then(self: StopOnSignal, trainer: Any, *rest: Any, **named: Any) -> None:
+        if trainer.global_step == 1 and len(sent) < times:
+            sent.append(1)
+            os.kill(os.getpid(), signal.SIGTERM)
+        before(self, trainer, *rest, **named)
+
+    settings = config(max_steps=1, eval_batch_size=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(StopOnSignal, "on_validation_batch_end", then)
+        with pytest.raises(SignalledError if times == 1 else KeyboardInterrupt) as end:
+            train(settings, tmp_path)
+    assert signal.SIGTERM in (*end.value.args, getattr(end.value, "signum", None))
+    assert (tmp_path / "last.ckpt").exists()
+    assert not (tmp_path / "result.json").exists()
+    if times == 1:
+        assert train(settings, tmp_path, resume=True).steps == 1
+
+
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_the_command_ends_with_the_signals_status(
     stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: int, code: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from solo_attn.data.images import file_fault
 from solo_attn.evaluation import evaluate
 from solo_attn.formats.labelme import shape_mask
 from solo_attn.models import CheckpointError, ModelInfo, build_solo, load_model, save_model
+from solo_attn.predictor import load
 
 SIZE = (HEIGHT, WIDTH)
 
@@ -206,6 +208,36 @@ def test_a_rectangle_may_have_all_its_corners() -> None:
     assert all(np.array_equal(mask, both[0]) for mask in both)
 
 
+ALIASES = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join(9 * [f'*{a}'])}]\n" for a, b in pairwise("abcdefghi")
+)
+YAML = {
+    "aliases": (ALIASES, "unknown key"),
+    "aliases in a setting": (f"{ALIASES}train: {{epochs: *i}}", "train.epochs to be"),
+    "aliases in a section": (f"{ALIASES}train: *i", "train to"),
+    "a date as a setting": ("train: {epochs: 2024-01-01}", "train.epochs to be"),
+    "a date that is none": ("train: {epochs: 2024-13-45}", "expected YAML: month must be in 1..12"),
+    "digits": (f"train: {{epochs: {'9' * 5000}}}", "expected YAML: Exceeds the limit"),
+    "digits of another base": (f"train: {{epochs: 0x{'f' * 5000}}}", "an integer of 20000 bits"),
+    "brackets": ("train: " + "[" * 100_000, "at most [0-9]+ brackets"),
+    "braces": ("{a: " * 10_000, "at most [0-9]+ brackets"),
+    "a key that is a list": ("? [a, b]\n: 1", "expected YAML|expected sections"),
+}
+
+
+@pytest.mark.parametrize("name", YAML)
+def test_a_configuration_is_refused_in_one_short_line(tmp_path: Path, name: str) -> None:
+    """Some of these once took minutes and gigabytes to be shown."""
+    from solo_attn.training import ConfigError, load_config
+
+    text, message = YAML[name]
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(tmp_path / "c.yaml")
+    assert len(str(caught.value)) < 1200
+    assert "\n" not in str(caught.value)
+
+
 def small_file(path: Path, **changes: Any) -> Path:
     settings = {"backbone": "resnet18", "fpn_channels": 32, "head_channels": 32, "num_convs": 1}
     model = build_solo(2, **settings, num_grids=(4, 3, 2, 2, 2))
@@ -254,6 +286,27 @@ def test_an_expanded_tensor_takes_no_memory(tmp_path: Path) -> None:
         CheckpointError, match=r"to be float32 \[64, 3, 7, 7\], got float32 \[1000000, 1000000\]"
     ):
         load_model(path)
+
+
+@pytest.mark.parametrize("tile", [None, 48])
+def test_masks_as_pixels_are_limited_and_run_lengths_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tile: int | None
+) -> None:
+    small = {"score_threshold": 0.0, "final_score_threshold": 0.0, "mask_threshold": 0.01, "tile": tile}
+    file = small_file(tmp_path / "a.ckpt", model__min_size=32, model__max_size=64)
+    predictor = load(file, "cpu", max_detections=3, tile_overlap=16, **small)
+    image = torch.rand(3, 60, 80, generator=torch.Generator().manual_seed(0))
+    found = predictor(image)
+    assert len(found) > 0
+    monkeypatch.setattr(limits, "mask_bytes", len(found) * 60 * 80 - 1)
+    message = rf"at most {limits.mask_bytes} bytes .*MASK_BYTES\), got {len(found)} of 60 x 80 pixels"
+    with pytest.raises(ValueError, match=f"predict: .*{message}"):
+        predictor.model([image])
+    with pytest.raises(ValueError, match=f"Result.masks: .*{message}"):
+        _ = found.masks
+    assert len(predictor(image).to_coco(1)) == len(found)  # as run lengths
+    limits.mask_bytes += 1
+    assert found.masks.shape == (len(found), 60, 80)
 
 
 def test_limits_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:

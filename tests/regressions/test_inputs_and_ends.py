@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import pkgutil
+import re
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +18,7 @@ import pytest
 pytest.importorskip("lightning", reason='the extra "train" is not installed')
 
 import torch
+from command_line import run
 
 from solo_attn._utils.files import alone_in, replacing
 from solo_attn.evaluation import fonts
@@ -84,6 +88,46 @@ def test_a_full_disk_names_the_file_and_what_to_do(tmp_path: Path, number: int) 
         raise OSError(number, os.strerror(number))  # as a write fails: the system names no file
     assert str(tmp_path / "a.json") in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+# What writes a format of which there is one file; the others are written for each image.
+ALONE = {
+    "parquet": ("solo_attn.bulk.run", "write_parquet"),
+    "coco": ("solo_attn.bulk.pieces:Pieces", "gather"),
+}
+
+
+@pytest.mark.parametrize("kind", ["picture", "geojson", "ids", "parquet", "coco"])
+def test_a_prediction_on_a_full_disk_names_the_file_and_leaves_no_half_one(
+    trained: Any, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The disk is full while the second file is written, or the only one."""
+    place, name = ALONE.get(kind, ("solo_attn.bulk.run:_Writer", "add"))
+    owner = pkgutil.resolve_name(place)
+    really, calls = getattr(owner, name), []
+
+    def write(*arguments: Any) -> Any:
+        calls.append(1)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if kind in ALONE or len(calls) == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (60, before[1]))
+        try:
+            return really(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    command = ["predict", trained.last, scenes / "val", "--device", "cpu", "--format", kind, "--score", 0]
+    command += ["--workers", 0, "--out", tmp_path]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, write)
+        code, output = run(*command)
+    assert code == 2, output
+    assert "too large" in output
+    assert re.search(rf"{re.escape(str(tmp_path))}/\w", output), output  # and no temporary name
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != ".pieces"]
+    assert len(left) == (0 if kind in ALONE else 1), left  # the first image's, and nothing half
+    code, _ = run(*command, "--resume")
+    assert code == 0
 
 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:

@@ -107,6 +107,70 @@ def test_a_sigma_beyond_float32_is_finite(backend: str) -> None:
     )
 
 
+VALUES = [torch.inf, -torch.inf, torch.nan]
+
+
+@pytest.mark.parametrize("size", [(5, 5), (15, 21), (10, 13), (3, 4)], ids=str)
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_what_is_not_finite_is_where_it_has_a_part(backend: str, value: float, size: tuple[int, int]) -> None:
+    """And not where a sample falls on its neighbour: its part is 0 there, and 0 times infinity is NaN."""
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        maps = torch.zeros(2, 5, 5, dtype=dtype)
+        maps[1, 2, 3] = maps[1, 4, 4] = value
+        part = torch.nn.functional.interpolate(maps.ne(0)[None].double(), size, mode="bilinear")[0]
+        expected = torch.where(part > 0, value, 0).to(dtype)
+        for given in ((maps, None), (torch.zeros_like(maps), maps)):
+            out = upsample_add(*given, size, backend=backend)
+            torch.testing.assert_close(out, expected, rtol=0, atol=0, equal_nan=True)
+
+
+OF_CELLS: dict[str, Callable[..., Any]] = {
+    "dice_loss": lambda c, a, b: dice_loss(c, a, torch.ones(2, 15, 21, dtype=torch.bool), backend=b),
+    "mask_bits": lambda c, a, b: mask_bits(c, a, (10, 14), (30, 21), backend=b).areas,
+    "maskness": lambda c, a, b: mask_bits(c, a, (10, 14), (10, 14), backend=b).maskness,
+    "paste_masks": lambda c, a, b: paste_masks(c, a, (10, 14), (10, 14), (40, 56), (31, 47), backend=b),
+}
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("name", OF_CELLS)
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_an_infinite_logit_is_a_very_large_one(backend: str, name: str, sign: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    coarse, rows = torch.randn(2, 5, 7, generator=generator), torch.randn(2, 3, 3, generator=generator)
+    for attention in (None, rows):
+        found = []
+        for value in (torch.inf, 1e3):
+            given = coarse.clone()
+            given[0, 2, 3] = given[0, 0, 0] = given[1, 4, 6] = sign * value
+            more = (
+                None
+                if attention is None
+                else attention.clone().index_fill_(2, torch.tensor([2]), sign * value)
+            )
+            found.append(OF_CELLS[name](given, more, backend))
+        torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_nan_beside_a_pixel_stays_out_of_the_mask(backend: str) -> None:
+    coarse = torch.full((1, 4, 6), 3.0)
+    coarse[0, 1, 2] = torch.nan
+    assert mask_bits(coarse, None, (4, 6), (4, 6), backend=backend).areas.item() == 23
+    # A row three times as long: each third sample falls on an input, and two on each side blend the NaN.
+    assert mask_bits(coarse[:, 1:2], None, (1, 18), (1, 18), backend=backend).areas.item() == 18 - 5
+
+
+def test_infinite_features_are_as_in_the_reference() -> None:
+    features = FEATURES.clone()
+    features[0, 0, 1, 1], features[0, 1, 0, 2] = torch.inf, -torch.inf
+    logits = torch.zeros(1, 9, 9, 8)
+    found, expected = (attention_residual(logits, features, backend=b) for b in ("cpu", "reference"))
+    torch.testing.assert_close(found, expected, equal_nan=True)
+    assert expected.isfinite().any()
+
+
 TANGENTS: dict[str, Callable[[], Any]] = {
     "jvp": lambda: torch.func.jvp(grid_attention, (FEATURES,), (FEATURES,)),
     "jacfwd": lambda: torch.func.jacfwd(lambda x: upsample_add(x, None, (8, 8)))(COARSE),
