@@ -15,6 +15,7 @@ from rich.console import Console
 
 from .._utils.environment import environment
 from .._utils.files import write_durably
+from .._utils.text import shown
 from ..evaluation import (
     SYSTEMS,
     CocoMetrics,
@@ -108,7 +109,7 @@ def read_systems(path: str | Path) -> dict[str, Mapping[str, Any]]:
         ):
             raise ConfigError(
                 f"{path}: expected under {name!r} sections (model, data, train) with their settings, got "
-                f"{changed!r}"
+                f"{shown(changed)}"
             )
     if not systems or len({_slug(name) for name in systems}) < len(systems):
         raise ConfigError(
