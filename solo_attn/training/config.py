@@ -148,9 +148,10 @@ class TrainConfig(Settings):
     """See ``schedule``."""
     clip_norm: MoreThanZero | None = 35.0
     """The gradient is clipped to this norm; null for no limit."""
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "auto"] = "32-true"
-    """Precision of the arithmetic; no CPU has "16-mixed". "auto" is "bf16-mixed" where the device has
-    bfloat16 in hardware, else "32-true"; the run's files name the one that was used."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "auto"] = "auto"
+    """Precision of the arithmetic; no CPU has "16-mixed". "auto" is "bf16-mixed" on a CPU that has bfloat16
+    in hardware, where trainings reach the same AP (docs/results.md), and "32-true" elsewhere, on a GPU too,
+    where that has not been measured; the run's files name the one that was used."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train."""
     devices: Positive = 1
@@ -207,18 +208,18 @@ class Config(Settings):
             temporary.write_text(yaml.safe_dump(self.as_dict(), sort_keys=False), encoding="utf-8")
 
 
+def _accelerated() -> bool:
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
 def settled(config: Config) -> Config:
     """``config`` with the precision that "auto" means on this machine."""
     train = config.train
     if train.precision != "auto":
         return config
-    if train.accelerator == "cuda" or (train.accelerator == "auto" and torch.cuda.is_available()):
-        fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    elif train.accelerator == "mps":
-        fast = False
-    else:
-        able = torch.cpu.get_capabilities()
-        fast = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    cpu = train.accelerator == "cpu" or (train.accelerator == "auto" and not _accelerated())
+    able = torch.cpu.get_capabilities() if cpu else {}
+    fast = able.get("avx512_bf16") or able.get("amx_bf16")
     precision = "bf16-mixed" if fast else "32-true"
     return config.model_copy(update={"train": train.model_copy(update={"precision": precision})})
 

@@ -46,6 +46,7 @@ def tiny_config(folder: Path, **train: object) -> Config:
                 "base_batch": None,
                 "warmup_steps": 2,
                 "accelerator": "cpu",
+                "precision": "32-true",  # on every machine the same
                 "log_every": 1,
                 **train,
             },

@@ -262,10 +262,12 @@ def test_automatic_precision_is_that_of_the_machine(
         train(settings, tmp_path, resume=True)
 
 
-@pytest.mark.parametrize(("has", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
+@pytest.mark.parametrize("accelerator", ["auto", "cuda"])
 def test_automatic_precision_of_a_gpu(
-    config: MakeConfig, monkeypatch: pytest.MonkeyPatch, has: bool, expected: str
+    config: MakeConfig, monkeypatch: pytest.MonkeyPatch, accelerator: str
 ) -> None:
+    """Equal AP has not been measured there."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
-    assert settled(config(precision="auto", accelerator="auto")).train.precision == expected
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert settled(config(precision="auto", accelerator=accelerator)).train.precision == "32-true"
+    assert settled(config(precision="auto", accelerator="cpu")).train.precision == "bf16-mixed"
