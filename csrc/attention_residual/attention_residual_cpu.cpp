@@ -6,7 +6,7 @@
 // where a virtual machine had to fetch them from its host first: so it asks for none.) The dot products are 2
 // C N^2 = 1.31 GFLOP: 8 ms on two cores of 2.5 GHz with AVX-512. The enlarging is 3 flops a pixel from rows
 // in the first cache, 0.27 GFLOP, and the rows along x a quarter of that. So the floor is one read-and-write
-// of the logits plus the product. The S x S maps live in the second cache, 48 cells at a time. Backward: one
+// of the logits plus the product. The S x S maps live in the L2 cache, 48 cells at a time. Backward: one
 // read of 361 MB, two multiply-adds for each pixel, and the product of grid_attention_bwd.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

@@ -1,7 +1,7 @@
 // The mask logits, and the attention maps of their cells enlarged.
 //
 // Forward: the maps, by grid_attention's kernel (grid_attention/map.cuh), in float32 where the logits are of
-// half precision: 10 MB an image of 40 x 40 cells, which stay in the second cache for stream.cuh, which adds
+// half precision: 10 MB an image of 40 x 40 cells, which stay in the L2 cache for stream.cuh, which adds
 // them to the logits. It begins while the maps are still computed.
 //
 // Backward: gather.cuh, the adjoint of the enlarging, and grid_attention's gradient (gradient.cuh) of what it

@@ -69,7 +69,7 @@ __device__ __forceinline__ void store_once(S* to, const Run<S, kCount>& run) {
 // is then there when it was asked for.
 //
 // A place is read, and then given to the next copy, by the same thread with no barrier between: the order of
-// the program holds for it, as in a cuda::pipeline of one thread, and nobody else touches it.
+// the program holds for it, as in a cuda::pipeline of one thread, and no other thread touches it.
 template <class S, int kWidth, int kAhead, int kThreads>
 class Ahead {
  public:

@@ -61,7 +61,7 @@ inline int64_t words_of(const Tensor& masks) {
   return masks.scalar_type() == ScalarType::Long ? masks.size(1) : (masks.size(1) + 63) / 64;
 }
 
-// Reads each mask once; rows may repeat or lie far apart, but each must be one run of memory. Row j is mask
+// Reads each mask once; rows may repeat or lie far apart, but each must be contiguous. Row j is mask
 // place(j); what place gives as -1 is not read, and has no pixel. `store` keeps what had to be packed.
 template <class Place>
 std::vector<BitRow> read_rows(const Tensor& masks, std::unique_ptr<uint64_t[]>& store, const Place& place) {

@@ -72,7 +72,7 @@ struct ImageMasks {
   int64_t row_room() const { return RowPair<S, T>::size(across.in, across.out) + kSlack; }
 };
 
-// The op's inputs, each in one run of memory, and its masks by image.
+// The op's inputs, each contiguous, and its masks by image.
 template <class S, class T>
 class Factors {
  public:

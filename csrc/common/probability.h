@@ -133,7 +133,7 @@ struct Probabilities {
   }
 };
 
-// The inputs of an op, each in one run of memory, and its tap tables.
+// The inputs of an op, each contiguous, and its tap tables.
 template <class S, class T>
 class Cells {
  public:

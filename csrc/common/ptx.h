@@ -147,7 +147,7 @@ SHIM_UNINSTRUMENTED void mma(Type<S>, C (&c)[4], const uint32_t (&a)[4], const u
   };
   const int g = static_cast<int>(::shim::lane()) / 4, t = static_cast<int>(::shim::lane()) % 4;
   for (int k = 0; k < 4; ++k) {
-    // The sum is exact here until it is cut off, as tensor cores do instead of rounding it; how many more
+    // The sum is exact here until it is truncated, as tensor cores do instead of rounding it; how many more
     // bits theirs keep is not documented.
     auto sum = static_cast<double>(c[k]);
     for (int w = 0; w < 8; ++w) {  // of the depth

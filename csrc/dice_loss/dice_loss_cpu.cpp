@@ -192,7 +192,7 @@ struct Backward {
   }
 };
 
-// The inputs in one run of memory each, the tap tables, and room for one thread's rows.
+// The contiguous inputs, the tap tables, and room for one thread's rows.
 template <class S, class T>
 struct Inputs {
   Tensor coarse, attention, targets;

@@ -2,7 +2,7 @@
 //
 // S = 40, C = 256: 1.31 GFLOP an image, three times that of tf32 for float32: 13 us at the 300 TFLOP/s that
 // mma.sync reaches of them, 9 in half precision (two of tf32), 4.5 as tf32. dG, 10 MB of float32, is read
-// twice for each 128 channels, V once for each 64 cells: 82 MB from the second cache. dG + dG^T is formed as
+// twice for each 128 channels, V once for each 64 cells: 82 MB from the L2 cache. dG + dG^T is formed as
 // it is read from shared memory. The sum over the cells is cut into parts where a GPU has room for more
 // blocks than an image has tiles: 250 blocks of 264. Their sums are stored, and added in one order by a
 // second kernel.

@@ -4,7 +4,7 @@
 // S = 40, C = 256, one image: 2 C N^2 = 1.31 GFLOP, of which half is done, the rest being its mirror image.
 // Float32 takes three products of tf32 for one: 2.0 GFLOP at the 300 TFLOP/s that mma.sync reaches of them
 // are 6.5 us; as tf32 2 us, in half precision 1. 1.6 MB are read and 10.2 MB written, which stay in the
-// second cache. 325 blocks, three to an SM.
+// L2 cache. 325 blocks, three to an SM.
 #pragma once
 
 #include "grid_attention.h"

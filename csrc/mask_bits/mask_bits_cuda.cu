@@ -163,7 +163,7 @@ std::tuple<Tensor, Tensor, Tensor> mask_bits_cuda(const Tensor& coarse,
       const Parts<T> parts{area_parts.mutable_data_ptr<int>(), sum_parts.mutable_data_ptr<T>()};
       launch(device, op, mask_bits_fwd_kernel<S, kSame>, walk_grid(op, blocks), dim3(plan.threads), 0,
              cells.maps<S>(size[0], size[1]), axes, plan, threshold, rows, parts);
-      // Where rows are bytes apart, the last word's bytes beyond the last row are nobody's.
+      // Where rows are bytes apart, the last word's bytes beyond the last row belong to no row.
       launch(device, op, mask_bits_sum_kernel<T>, walk_grid(op, ceil_div<int64_t>(count, kThreads / kWarp)),
              dim3(kThreads), 0, parts, count, static_cast<int64_t>(plan.parts),
              areas.mutable_data_ptr<int64_t>(), means.mutable_data_ptr<T>(), word,

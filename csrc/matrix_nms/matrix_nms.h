@@ -37,7 +37,7 @@ struct Gaussian {
 template <class T>
 struct Linear {
   SOLO_ATTN_HOST_DEVICE static T neutral() { return 1; }
-  // A mask with a twin before it (c_i = 1) binds nobody: its twin does.
+  // A mask with a twin before it (c_i = 1) decays no other mask: its twin does.
   SOLO_ATTN_HOST_DEVICE static T bind(T overlap, T worst) {
     return worst < 1 ? (1 - overlap) / (1 - worst) : T(1);
   }

@@ -140,7 +140,7 @@ std::tuple<Tensor, Tensor> matrix_nms_cpu(const Tensor& masks, const Tensor& lab
   check(masks.is_cpu() && labels.is_cpu(), "matrix_nms: expected masks and labels on cpu, as scores, got ",
         device_name(masks), " and ", device_name(labels));
   const int64_t count = scores.size(0);
-  // Rows may repeat or lie far apart, but each must be one run of memory.
+  // Rows may repeat or lie far apart, but each must be contiguous.
   const Tensor rows_in = masks.stride(1) == 1 ? masks : torch::stable::contiguous(masks);
   const Tensor labels_in = torch::stable::contiguous(labels), scores_in = torch::stable::contiguous(scores);
   const auto* label = labels_in.const_data_ptr<int64_t>();

@@ -277,7 +277,7 @@ std::tuple<Tensor, Tensor> matrix_nms_cuda(const Tensor& masks, const Tensor& la
         op, ": expected masks of fewer than 2^31 rows and pixels, got [", masks.size(0), ", ", masks.size(1),
         "]");
   const Device device(scores);
-  // Rows may repeat or lie far apart, but each must be one run of memory.
+  // Rows may repeat or lie far apart, but each must be contiguous.
   const Tensor rows = masks.stride(1) == 1 ? masks : torch::stable::contiguous(masks);
   const Tensor label = torch::stable::contiguous(labels), score = torch::stable::contiguous(scores);
   Tensor decayed = torch::stable::new_empty(score, scores.sizes());

@@ -45,7 +45,7 @@ __device__ __forceinline__ PasteTap<T> paste_tap(const PasteAxis& axis, int d) {
   return {second + pixel.weight * (1 - high.weight), pixel.weight * high.weight, low.low};
 }
 
-// Where a thread's columns have their taps; nobody else reads them.
+// Where a thread's columns have their taps; no other thread reads them.
 template <class T>
 struct PasteColumns {
   PasteTap<T> at[kPasteColumns<T>][kPasteThreads];
