@@ -235,10 +235,12 @@ def main() -> int:
     began = time.monotonic()
     machine = environment("cpu")
     kills: dict[str, Counter[str]] = {}
-    compared = 0
+    compared = rounds = 0
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         jobs = prepare(folder)
+        if unknown := set(options.only or ()) - set(jobs):
+            parser.error(f"expected --only among {', '.join(jobs)}, got {', '.join(sorted(unknown))}")
         jobs = {name: job for name, job in jobs.items() if name in (options.only or jobs)}
         whole = {}
         for name, job in jobs.items():
@@ -248,10 +250,12 @@ def main() -> int:
             print(f"{name}: {seconds:.1f} seconds of CPU time unbroken", flush=True)
         while sum(map(Counter.total, kills.values())) < options.kills:
             for name, job in jobs.items():
-                seed = options.seed + compared
+                seed = options.seed + rounds
+                rounds += 1
                 with tempfile.TemporaryDirectory(dir=folder) as out:
-                    kills[name] += attack(name, job, whole[name], Path(out), random.Random(seed))
-                compared += 1
+                    fallen = attack(name, job, whole[name], Path(out), random.Random(seed))
+                kills[name] += fallen
+                compared += bool(fallen.total())
                 done = sum(map(Counter.total, kills.values()))
                 print(f"{done} kills, {compared} compared: {name}", flush=True)
                 if options.store is not None:

@@ -10,6 +10,7 @@ from statistics import mean, variance
 from typing import Any
 
 from solo_attn.evaluation import SYSTEMS, CocoMetrics, paper_table3, paper_table4
+from solo_attn.models.backbone import default_norm
 
 from . import stored
 from .stored import measured_on, table
@@ -130,6 +131,7 @@ def budget(result: dict[str, Any]) -> str:
     head = ["algorithms", "seeds", "steps", "minutes in all", "dice loss", "focal loss"]
     sides = model["min_size"]
     size = "/".join(map(str, sides)) if isinstance(sides, list) else str(sides)
+    norm = model["norm"] or default_norm(model["backbone"], model["pretrained"])
     weights = "pretrained" if model["pretrained"] else "from scratch"
     data = result["config"]["data"]
     measured = data.get("test_annotations") if result["split"] == "test" else data["val_annotations"]
@@ -137,7 +139,7 @@ def budget(result: dict[str, Any]) -> str:
     return (
         f"{table(head, lines)}\n\n"
         f"Trained on `{files[0]}`, evaluated on `{files[1]}`. "
-        f"{model['backbone']} with {model['norm'] or 'gn'}, {weights}; "
+        f"{model['backbone']} with {norm}, {weights}; "
         f"shorter side {size}, at most {model['max_size']}; {train['batch_size']} images a step, "
         f"{train['epochs']} epochs of {train['optimizer']}; the last epoch's weights. "
         "Losses: means of the last tenth of the steps; a dice loss near 1 means that no mask was learned."

@@ -18,7 +18,8 @@ def large_image() -> str:
     return (
         f"Measured: a TIFF of {width:,} x {height:,} pixels by `--tile {settings['tile']} "
         f"--overlap {settings['tile_overlap']}`, {found['instances']:,} instances of a small model "
-        f"(ResNet-18, tiles resized to {found['input']} pixels): at most {found['peak_gib']:.2f} GiB "
+        f"(ResNet-18, tiles resized to {found['input']} pixels, at most {settings['max_detections']} "
+        f"instances a tile): at most {found['peak_gib']:.2f} GiB "
         f"for the whole process, {found['before_gib']:.2f} of them before the model was loaded {where}."
     )
 

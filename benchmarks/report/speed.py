@@ -170,13 +170,15 @@ def how_quiet(stored: Stored) -> str:
     found = {name: entry for name, entry in benchmarks(stored).items() if entry.get("spread") is not None}
     if not found:
         return "How quiet the machine was is not stored with these."
-    busy = max(entry["busy"] or 0.0 for entry in found.values())
+    known = [entry["busy"] for entry in found.values() if entry["busy"] is not None]
     moving = [
         f"{name.replace('_', ' ')} {entry['spread']:.0%}"
         for name, entry in found.items()
         if entry["spread"] > STEADY
     ]
-    told = f"Other work kept at most {busy:.1f} cores busy in the second before each race. "
+    told = ""
+    if known:
+        told = f"Other work kept at most {max(known):.1f} cores busy in the second before each race. "
     if not moving:
         return f"{told}The medians of the last three batches of each race agree to {STEADY:.0%}."
     return f"{told}The medians of the last three batches agree to {STEADY:.0%} but for {', '.join(moving)}."

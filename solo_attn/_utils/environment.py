@@ -44,8 +44,13 @@ def first_process() -> bool:
     As torchrun, Slurm and Lightning number them: NODE_RANK is the machine's where none of them starts the
     processes.
     """
-    names = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
-    return all(os.environ.get(name, "0") == "0" for name in names)
+    ranks = (
+        os.environ.get("RANK", "0"),
+        os.environ.get("SLURM_PROCID", "0"),
+        os.environ.get("NODE_RANK", "0"),
+        os.environ.get("LOCAL_RANK", "0"),
+    )
+    return all(rank == "0" for rank in ranks)
 
 
 def device_named(name: str) -> str:

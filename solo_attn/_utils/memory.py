@@ -16,7 +16,7 @@ _WORD = 8
 
 
 def take_rows(x: Tensor, index: Tensor) -> Tensor:
-    """``x[index]``, in a third of the time where the result is large, on a CPU and has no gradient.
+    """``x[index]``, faster where the result is large, on a CPU and has no gradient.
 
     Args:
         x: [n, ...].

@@ -58,8 +58,9 @@ class Pieces:
 
     Each run of the job has its own folder in it (1, 2, ...), where every shard writes a mark when it begins.
     A shard that finds its own mark in the newest folder belongs to a later run and makes the next folder;
-    otherwise it takes part in the newest run. Pieces of an earlier run are therefore not used, whichever
-    shard starts first.
+    otherwise, and if the newest run is divided into as many shards, it takes part in that. So pieces of an
+    earlier run are not used when all shards start again. If only some had started before, one that starts
+    for the first time takes part in the earlier run: ``resume`` then completes the newest.
 
     Args:
         out: the results' folder.
@@ -84,7 +85,7 @@ class Pieces:
             shutil.rmtree(top)
         top.mkdir(parents=True, exist_ok=True)
         run = max([1, *_runs(top)])
-        if not resume and self._mark(top / str(run)).exists():
+        if not resume and (self._mark(top / str(run)).exists() or self._other_count(top / str(run))):
             run += 1
         self.folder = top / str(run)
         self.folder.mkdir(exist_ok=True)
@@ -102,6 +103,11 @@ class Pieces:
 
     def _mark(self, folder: Path) -> Path:
         return folder / f"{BEGUN}-{self.shard.number + 1}-of-{self.shard.count}"
+
+    def _other_count(self, folder: Path) -> bool:
+        """Whether shards of another division have begun there."""
+        ending = f"-of-{self.shard.count}"
+        return any(not mark.name.endswith(ending) for mark in folder.glob(f"{BEGUN}-*"))
 
     def _job(self) -> Any:
         path = self.folder / JOB

@@ -25,8 +25,8 @@ def export(
 
     The file takes batches of any size and images of any size in multiples of 32, and ends with Matrix NMS:
     it gives scores, labels, masks at a quarter of the input's size, and how many there are. Its metadata
-    holds classes, normalisation, sizes and thresholds. [cyan]solo-attn predict nuclei.onnx photos/[/cyan]
-    runs it.
+    holds classes, normalisation, sizes and thresholds. [cyan]solo-attn predict nuclei.onnx photos/
+    --out found[/cyan] runs it.
     """
     from ..export import export_model
 

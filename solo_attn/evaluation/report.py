@@ -91,7 +91,7 @@ def write_report(
         "AP50": per_cent(metrics.ap50),
         "AP75": per_cent(metrics.ap75),
         f"missed of {sum(one.objects for one in faults.values())} objects": str(missed),
-        "found twice": str(states["duplicate"]),
+        "further instances of found objects": str(states["duplicate"]),
     }
     drawn = curve_figure(curve) if any("train/loss_mask" in row or "val/ap" in row for row in curve) else None
     since = f"Left the objects, right the instances with scores from {score_threshold:g}"
@@ -111,7 +111,7 @@ def write_report(
             rows=[
                 ["", "count"],
                 ["objects that are missed", str(missed)],
-                ["objects that were found twice", str(states["duplicate"])],
+                ["further instances of an object that is found", str(states["duplicate"])],
                 ["instances with too inexact a mask", str(states["mask"])],
                 ["instances of the wrong class", str(states["class"] + states["both"])],
                 ["instances where no object is", str(states["background"])],
@@ -316,7 +316,7 @@ def _worst(
         twice = wrongly.count("twice")
         caption = (
             f"{_file(dataset, index)}: of {counted(fault.objects, 'object')} {len(fault.missed)} missed, "
-            f"{twice} found twice; {len(fault.false) - twice} false"
+            f"{twice} further instances of found ones; {len(fault.false) - twice} false"
         )
         shown.append(_pair(panels, caption))
     return shown

@@ -31,7 +31,7 @@ class Found(NamedTuple):
     scores: Tensor
     labels: Tensor
     masks: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which has no use here
     left_out: Tensor
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .._utils.checks import fail
 from .._utils.errors import extra_train
+from .._utils.limits import refuse_pixels
 from .._utils.readers import one_line
 from ..models import CheckpointError, ModelInfo, ModelSettings
 from ..models.checkpoint import KEY, info_of
@@ -86,7 +87,12 @@ class ExportedModel(nn.Module):
         batch = torch.tensor(self._colour)[:, None, None].repeat(len(images), 1, height, width)
         for place, image in zip(batch, resized, strict=True):
             place[:, : image.shape[1], : image.shape[2]] = image
-        found = Found(*self._run(batch))
+        try:
+            found = Found(*self._run(batch))
+        except MemoryError:
+            raise
+        except Exception as error:  # onnxruntime's have no type in common but this
+            raise RuntimeError(f"export: the program failed: {one_line(error)}") from error
         if int(found.left_out.max()):
             warnings.warn(
                 f"export: expected at most {self.candidates} candidates on each level of an image, got "
@@ -117,6 +123,7 @@ class ExportedModel(nn.Module):
         if rle:
             runs = list(paste_masks(*arguments, rle=True)) if count else []
             return {"boxes": boxes_of_runs(runs), **instances, "masks": runs}
+        refuse_pixels("predict", count, original)
         masks = paste_masks(*arguments) if count else torch.zeros(0, *original, dtype=torch.bool)
         return {"boxes": boxes_of(masks), **instances, "masks": masks}
 

@@ -133,6 +133,14 @@ def brush(part: NDArray[np.bool_], top: int, left: int, size: tuple[int, int]) -
     four lengths, the run's length less one, its value. The values are those of all four channels, row by row.
     """
     height, width = size
+    if height * width * _CHANNELS >= 1 << 32:
+        most = (1 << 32) // _CHANNELS
+        fail(
+            "label_studio",
+            "image",
+            f"of fewer than {most:,} pixels, which is all that the format counts",
+            f"{height} x {width}",
+        )
     edges = np.diff(np.pad(part.astype(np.int8), ((0, 0), (1, 1))))
     row, first = np.nonzero(edges == 1)
     _, last = np.nonzero(edges == -1)

@@ -36,15 +36,17 @@ def logging_to(config: Config, run_dir: Path) -> Iterator[list[Logger]]:
         raise MissingExtraError(
             f"train: expected {kind} to be installed for train.logger={kind}; run: pip install {kind}"
         ) from error
-    for logger in loggers:
-        if isinstance(logger, (WandbLogger, MLFlowLogger)):
-            logger.log_hyperparams(config.as_dict())
+    failed = True
     try:
+        for logger in loggers:
+            if isinstance(logger, (WandbLogger, MLFlowLogger)):
+                logger.log_hyperparams(config.as_dict())
         yield loggers
+        failed = False
     finally:
         for logger in loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.finish()  # else the next training would be logged into this run
+            if isinstance(logger, WandbLogger):  # else the next training would be logged into this run
+                logger.experiment.finish(exit_code=int(failed))
 
 
 def logged(run_dir: Path) -> list[dict[str, float]]:

@@ -93,7 +93,7 @@ def test_a_full_disk_names_the_file_and_what_to_do(tmp_path: Path, number: int) 
 # What writes a format of which there is one file; the others are written for each image.
 ALONE = {
     "parquet": ("solo_attn.bulk.run", "write_parquet"),
-    "coco": ("solo_attn.bulk.pieces:Pieces", "gather"),
+    "coco": ("solo_attn.bulk.run", "_gather"),
 }
 
 
