@@ -87,8 +87,8 @@ struct Forward {
 
 // The transpose of enlarging in x, as sums over the outputs that each input has a part in: `depth` terms for
 // each, [depth, in]. Those that are too many have a part of 0, of an output that the input has a part in
-// already, so that no NaN of others comes in; only an input without any output, as in masks smaller than their
-// logits, has 0 times another's.
+// already, so that no NaN of others comes in; only an input without any output, as in masks smaller than
+// their logits, has 0 times another's.
 template <class T>
 struct Transposed {
   const int32_t* place;
