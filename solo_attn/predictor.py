@@ -21,7 +21,8 @@ from ._utils.files import replacing
 from ._utils.limits import refuse_pixels
 from .data.images import Percentiles, open_image, read_image
 from .data.windows import Windows
-from .export import ENDINGS, ExportedModel, load_exported
+from .export import ExportedModel, load_exported
+from .export.files import ENDINGS
 from .models import SOLO, InferenceSettings, ModelInfo, load_model
 
 with extra_train("solo_attn.predictor"):

@@ -1,11 +1,10 @@
 """A model as one file for other runtimes: ONNX, and programs of torch.export."""
 
-from .files import ENDINGS, export_model, traced
+from .files import export_model, traced
 from .program import FixedProgram, Found
 from .runtime import ExportedModel, load_exported
 
 __all__ = [
-    "ENDINGS",
     "ExportedModel",
     "FixedProgram",
     "Found",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models import SOLO, InferenceSettings
-from ..models.heads import STRIDES, HeadResult, build_head
+from ..models.heads import STRIDES, Head, HeadResult, build_head
 from ..models.inference import points_nms
 from ..models.layers import rows_at
 from ..models.solo import SIZE_DIVISIBLE as UNIT
@@ -52,6 +52,11 @@ class FixedProgram(nn.Module):
 
     mean: Tensor
     std: Tensor
+    head: Head
+    backbone: nn.Module
+    options: InferenceSettings
+    candidates: int
+    detections: int
 
     def __init__(self, model: SOLO, candidates: int) -> None:
         super().__init__()
@@ -60,7 +65,7 @@ class FixedProgram(nn.Module):
         self.head = build_head(model.head.num_classes, settings.fpn_channels, settings)
         self.head.load_state_dict(model.head.state_dict())
         self.backbone = deepcopy(model.backbone)
-        self.options: InferenceSettings = settings
+        self.options = settings
         self.candidates = candidates
         for name, value in zip(("mean", "std"), normalisation(settings), strict=True):
             self.register_buffer(name, torch.tensor(value)[:, None, None])

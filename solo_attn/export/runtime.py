@@ -41,6 +41,8 @@ class ExportedModel(nn.Module):
         digest: of the file, by which a run that goes on knows it.
     """
 
+    settings: ModelSettings
+    candidates: int
     digest: Tensor
 
     def __init__(self, run: Run, settings: ModelSettings, candidates: int, digest: bytes) -> None:

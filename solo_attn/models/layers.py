@@ -25,14 +25,18 @@ def coordinates(like: Tensor, formula: str) -> Tensor:
     """
     batch, _, height, width = like.shape
     dtype = torch.promote_types(like.dtype, torch.float32)  # half precision is rounded once, at the end
-    if formula == "paper":
-        x = -1 + 2 * torch.arange(width, device=like.device, dtype=dtype) / width
-        y = -1 + 2 * torch.arange(height, device=like.device, dtype=dtype) / height
-    else:
-        x = torch.linspace(-1, 1, width, device=like.device, dtype=dtype)
-        y = torch.linspace(-1, 1, height, device=like.device, dtype=dtype)
+    x, y = (_line(side, formula, like.device, dtype) for side in (width, height))
     channels = torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
     return channels.to(like.dtype).expand(batch, -1, -1, -1)
+
+
+def _line(side: int, formula: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+    i = torch.arange(side, device=device, dtype=dtype)
+    if formula == "paper":
+        return -1 + 2 * i / side
+    # As torch.linspace computes it, from the nearer end; an exported linspace would keep the length it had.
+    step = 2 / torch.sym_max(side - 1, 1)
+    return torch.where(2 * i < side, -1 + step * i, 1 - step * (side - 1 - i))
 
 
 def with_coordinates(features: Tensor, formula: str | None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,8 +31,9 @@ def logging_to(config: Config, run_dir: Path) -> Iterator[list[Logger]]:
         elif kind == "wandb":
             loggers.append(WandbLogger(project=PROJECT, name=run_dir.name, save_dir=run_dir))
         elif kind == "mlflow":
-            folder = str(run_dir / "mlruns")
-            loggers.append(MLFlowLogger(PROJECT, run_name=run_dir.name, save_dir=folder))
+            # A server's address, or a database of the run's own: mlflow no longer writes files alone.
+            uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run_dir.absolute() / 'mlflow.db'}"
+            loggers.append(MLFlowLogger(PROJECT, run_name=run_dir.name, tracking_uri=uri))
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"train: expected {kind} to be installed for train.logger={kind}; run: pip install {kind}"

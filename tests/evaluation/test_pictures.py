@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pycocotools.mask import decode
 from small_coco import CocoSet, block, compressed
 
 from solo_attn.data import CocoInstances, eval_transforms
@@ -190,7 +191,7 @@ def test_what_was_found_stands_beside_what_is_there(tmp_path, monkeypatch):
     assert len(images) == len(column) == 2
     assert len(column[0]["scores"]) == 0
     assert column[1]["labels"].tolist() == [len(dataset.category_ids) - 1] * 2
-    assert torch.equal(column[1]["masks"][0], torch.from_numpy(mask) > 0)
+    assert torch.equal(torch.from_numpy(decode(column[1]["masks"][0])), torch.from_numpy(mask))
     assert column[1]["boxes"][0].tolist() == [3, 4, 13, 12]
     monkeypatch.undo()
     found_beside_truth(dataset, results, tmp_path / "x.png")

@@ -90,12 +90,12 @@ def test_what_it_says(page: Path) -> None:
         "A <run>",
         "steps 5",
         "1 missed of 3 objects",
-        "1 found twice",
+        "1 further instances of found objects",
         "<fork> & co",
-        "objects that were found twice 1",
+        "further instances of an object that is found 1",
         "instances where no object is 1",
-        "7.png: of 3 objects 1 missed, 1 found twice; 0 false",
-        "3.png: of 0 objects 0 missed, 0 found twice; 1 false",
+        "7.png: of 3 objects 1 missed, 1 further instances of found ones; 0 false",
+        "3.png: of 0 objects 0 missed, 0 further instances of found ones; 1 false",
         "per cent validation test",
     ):
         assert words in text, words

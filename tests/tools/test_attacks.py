@@ -22,7 +22,7 @@ pytestmark = [
 ATTACKS = {
     "kill_test": (
         ["--kills", "3", "--only", "train", "convert", "predict in shards"],
-        "3 compared: predict in",
+        "compared: predict in",
     ),
     "coco_files": (["--files", "30"], '"files": 30'),
 }
