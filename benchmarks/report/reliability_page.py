@@ -18,8 +18,8 @@ def kills(found: dict[str, Any]) -> str:
         [f"`{name}`", *(str(by.get(signal, 0)) for signal in signals)] for name, by in found["of"].items()
     ]
     return (
-        f"{found['kills']} kills; {found['compared']} commands that went on after them were compared with "
-        f"unbroken ones, and none differed {measured_on(found['environment'])}:\n\n"
+        f"{found['kills']} kills; {found['compared']} jobs that had been killed were run to their end and "
+        f"compared with unbroken ones, and none differed {measured_on(found['environment'])}:\n\n"
         f"{table(['command', *signals], rows)}"
     )
 
