@@ -55,7 +55,7 @@ def nuclei(
         if result["score"] >= SCORE:
             images.setdefault(Path(result["file_name"]).name, []).append(result)
     names = sorted(images, key=lambda name: (-len(images[name]), name))
-    chosen = [names[k * (len(names) - 1) // PICTURES] for k in range(PICTURES)]
+    chosen = [names[k] for k in sorted({k * (len(names) - 1) // (PICTURES - 1) for k in range(PICTURES)})]
     kept = [{**r, "file_name": name} for name in chosen for r in images[name]]
     (RESULTS / CPU / "nuclei_found.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 

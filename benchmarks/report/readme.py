@@ -17,7 +17,7 @@ def hero() -> str:
     """A photograph with the masks that a trained model finds; the nuclei's masks until one is drawn."""
     found = stored.kept("hero")
     if not found:
-        return "![Masks of the nuclei found on three images](docs/images/nuclei_found.png)"
+        return "![Masks of the nuclei found on two images](docs/images/nuclei_found.png)"
     return (
         f"![{found['instances']} instances that a trained model finds](docs/images/hero.png)\n\n"
         f"{found['instances']} instances with a score of at least {found['score']}. Photograph: "

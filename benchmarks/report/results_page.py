@@ -93,8 +93,8 @@ def nuclei() -> str:
         f"At most {' and '.join(sorted(limits))} nuclei an image. Recipes were chosen on the validation "
         f"images; the test images were evaluated once, at the end of each training.\n\n"
         "![Losses and AP over the steps, on fixed ImageNet features](images/nuclei_curve.png)\n\n"
-        "Predictions on three test images (scores of at least 0.3), each instance in its own colour:\n\n"
-        "![Masks of the nuclei found on three images](images/nuclei_found.png)"
+        "Predictions on two test images (scores of at least 0.3), each instance in its own colour:\n\n"
+        "![Masks of the nuclei found on two images](images/nuclei_found.png)"
     )
 
 

@@ -29,7 +29,7 @@ class Format(str, Enum):
 
 @command
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(help="A .ckpt or .safetensors file.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A .ckpt, .safetensors or exported file.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders that are searched for them.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the results.")],
     formats: Annotated[

@@ -49,7 +49,7 @@ class HeadSettings(Settings):
 
     head: Literal["solo", "decoupled", "decoupled_light", "solov2", "solov2_light"] = "solo"
     """Which head (docs/heads.md). Channels, convolutions, scale ranges, image sizes and coordinates that are
-    not set have the values with which that head was published; only SOLO then has attention."""
+    not set have the values with which that head was published; by default only SOLO has attention."""
     head_channels: Positive = 256
     """Channels of the towers, a multiple of 32 (GroupNorm)."""
     num_convs: Positive = 7
