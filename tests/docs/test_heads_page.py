@@ -20,7 +20,7 @@ def test_the_python_runs(capsys) -> None:
 
 def test_every_head_has_its_row_and_its_configuration() -> None:
     _, *rows = re.findall(r"^\| `(\w+)` \|", TEXT, flags=re.MULTILINE)
-    assert rows == list(OF_HEADS)
+    assert rows == [*OF_HEADS, *OF_HEADS], "in the table of what they are, and in that of what they cost"
     for head in OF_HEADS:
         name = "coco" if head == "solo" else f"coco_{head}"
         model = load_config(ROOT / "configs" / f"{name}.yaml").model
