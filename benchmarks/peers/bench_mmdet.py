@@ -39,26 +39,18 @@ def test_mmdet_nms_real(race, predicted_masks):
     compare_nms(race, masks, labels, scores, f"{len(masks)} predicted masks 200 x 336")
 
 
-@pytest.fixture(scope="module")
-def pair():
-    need("mmdet.models.dense_heads")
-    return heads.same_weights()
-
-
-@pytest.mark.parametrize("levels", [heads.THREE, (0, 1, 2, 3, 4)], ids=["three", "five"])
-def test_mmdet_predict(race, pair, levels):
+def race_prediction(race, pair, features, op, what):
     theirs, ours = pair
-    features = heads.pyramid(levels)
     heads.set_candidates(theirs, ours, features)
     contenders = {
-        OURS: partial(heads.predict_ours, ours, features),
+        OURS: partial(heads.predict_ours, ours.eval(), features),
         THEIRS: partial(heads.predict_theirs, theirs, features),
     }
     heads.predictions_agree(*(run() for run in contenders.values()))
-    race(contenders, op="head", what=f"{heads.CANDIDATES} candidates on {len(levels)} levels")
+    race(contenders, op=op, what=what)
 
 
-def test_mmdet_train(race, pair):
+def race_training(race, pair, op):
     theirs, ours = pair
     features = [x.requires_grad_() for x in heads.pyramid()]
     instances, target = heads.objects()
@@ -67,7 +59,23 @@ def test_mmdet_train(race, pair):
         THEIRS: partial(heads.train_theirs, theirs, features, instances),
     }
     agree(*(run() for run in contenders.values()))
-    race(contenders, op="head", what=f"forward, targets, loss, backward, {heads.OBJECTS} objects")
+    race(contenders, op=op, what=f"forward, targets, loss, backward, {heads.OBJECTS} objects")
+
+
+@pytest.fixture(scope="module")
+def pair():
+    need("mmdet.models.dense_heads")
+    return heads.same_weights()
+
+
+@pytest.mark.parametrize("levels", [heads.THREE, (0, 1, 2, 3, 4)], ids=["three", "five"])
+def test_mmdet_predict(race, pair, levels):
+    what = f"{heads.CANDIDATES} candidates on {len(levels)} levels"
+    race_prediction(race, pair, heads.pyramid(levels), "head", what)
+
+
+def test_mmdet_train(race, pair):
+    race_training(race, pair, "head")
 
 
 def test_mmdet_targets(race, pair):

@@ -8,7 +8,7 @@ from solo_attn.bench import agree
 
 from . import mmdet_heads as heads
 from . import mmdet_solov2 as solov2
-from .bench_mmdet import OURS, THEIRS
+from .bench_mmdet import OURS, THEIRS, race_prediction, race_training
 from .loading import need
 
 
@@ -19,27 +19,11 @@ def pair():
 
 
 def test_mmdet_solov2_predict(race, pair):
-    theirs, ours = pair
-    features = heads.pyramid()
-    heads.set_candidates(theirs, ours, features)
-    contenders = {
-        OURS: partial(heads.predict_ours, ours.eval(), features),
-        THEIRS: partial(heads.predict_theirs, theirs, features),
-    }
-    heads.predictions_agree(*(run() for run in contenders.values()))
-    race(contenders, op="head of SOLOv2", what=f"{heads.CANDIDATES} candidates")
+    race_prediction(race, pair, heads.pyramid(), "head of SOLOv2", f"{heads.CANDIDATES} candidates")
 
 
 def test_mmdet_solov2_train(race, pair):
-    theirs, ours = pair
-    features = [x.requires_grad_() for x in heads.pyramid()]
-    instances, target = heads.objects()
-    contenders = {
-        OURS: partial(heads.train_ours, ours, features, target),
-        THEIRS: partial(heads.train_theirs, theirs, features, instances),
-    }
-    agree(*(run() for run in contenders.values()))
-    race(contenders, op="head of SOLOv2", what=f"forward, targets, loss, backward, {heads.OBJECTS} objects")
+    race_training(race, pair, "head of SOLOv2")
 
 
 def test_mmdet_solov2_predict_masks(race, pair):
