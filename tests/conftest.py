@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 # What needs the extra "train" is imported where it is asked for: without it, tests skip and not this file.
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest-xdist's main process imports the class of every warning of its workers, those of peers too."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        from benchmarks.peers.loading import FOLDER
+
+        sys.path.append(str(FOLDER))
+
+
 @pytest.fixture
 def coco_set(tmp_path: Path) -> CocoSet:
     """A small faultless dataset that a test may spoil."""
