@@ -69,7 +69,7 @@ def lerp(a, b, weight):
 @triton.jit
 def mix(a, b, weight):
     """`lerp` that keeps an infinity: an operation more, and ``a`` itself where the weight is 0."""
-    return tl.where(weight > 0, (1 - weight) * a + weight * b, a)
+    return tl.fma(weight, tl.where(weight > 0, b, 0.0), (1 - weight) * a)
 
 
 def window(size_in: int, size_out: int) -> int:

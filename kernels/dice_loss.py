@@ -156,7 +156,7 @@ def _dice_loss_bwd_kernel(
                 HAS_ATTENTION,
             )
             p = tl.sigmoid(z)
-            g = (a * p - tl.where(t, b, 0.0)) * p * (1.0 - p)
+            g = tl.where(t, a * p - b, a * p) * p * (1.0 - p)
             g = tl.trans(tl.where(inside, g, 0.0))
             tile = add_rows(tile, g, i, ys, height_in, height, BLOCK_I)
         result = gather_columns(tile, result, chunk, j, width_in, width, most, BLOCK_X)
