@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ._utils.checks import fail
 from ._utils.environment import device_named
-from ._utils.errors import UsageError, extra_train
+from ._utils.errors import UsageError, extra_needed
 from ._utils.files import replacing
 from ._utils.limits import refuse_pixels
 from .data.images import Percentiles, open_image, read_image
@@ -25,7 +25,7 @@ from .export import ExportedModel, load_exported
 from .export.files import ENDINGS
 from .models import SOLO, InferenceSettings, ModelInfo, load_model
 
-with extra_train("solo_attn.predictor"):
+with extra_needed("solo_attn.predictor"):
     from pycocotools import mask as coco_mask
 
 if TYPE_CHECKING:
