@@ -29,7 +29,7 @@ ConfigFile = Annotated[Path, typer.Argument(help="YAML file; see configs/.", met
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Settings to change, such as train.epochs=3 model.attention=false.", metavar="[KEY=VALUE]..."
+        help="Settings to change, such as train.epochs=3 model.attention=null.", metavar="[KEY=VALUE]..."
     ),
 ]
 

@@ -147,10 +147,10 @@ def test_paths_are_printed_as_they_are(
     )
     for arguments, told in [
         (["scenes", f"{name}/scenes", "--train", 1, "--val", 1], f"  {name}/scenes/"),
-        (["predict", trained.last, "a.png", "--out", f"{name}/found"], f"in 1 images, in {name}/found"),
+        (["predict", trained.last, "a.png", "--out", f"{name}/found"], f"in 1 image, in {name}/found"),
         (
             ["convert", "labelme", f"{name}/labelled", f"{name}/a.json"],
-            f"{name}/a.json: 1 images (0 without objects), 1 annotations (0 crowd regions), 1 categories\n"
+            f"{name}/a.json: 1 image (0 without objects), 1 annotation (0 crowd regions), 1 category\n"
             f"  its images: {name}/labelled\n",
         ),
         (

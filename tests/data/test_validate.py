@@ -177,7 +177,7 @@ def test_a_folder_that_is_not_there_is_one_fault(coco_set: CocoSet, tmp_path: Pa
 def test_faultless(coco_set: CocoSet) -> None:
     summary = check_dataset(*coco_set.write(), decode=True)
     assert summary == DatasetSummary(2, 1, 4, 1, 2)
-    assert str(summary) == "2 images (1 without objects), 4 annotations (1 crowd regions), 2 categories"
+    assert str(summary) == "2 images (1 without objects), 4 annotations (1 crowd region), 2 categories"
 
 
 def test_a_crowd_is_marked_by_a_number_or_a_truth_value(coco_set: CocoSet) -> None:
