@@ -3,6 +3,7 @@ SHELL := bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
 PEERS := .peers/.installed
 CSRC := $(shell find csrc tests/cuda_shim -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
@@ -23,19 +24,24 @@ setup: $(STAMP)  ## create .venv, install torch and torchvision, compile and ins
 
 $(STAMP): pyproject.toml setup.py constraints.txt $(CSRC)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else f"solo-attn needs Python >= 3.10, and $(PYTHON) is {v[0]}.{v[1]}; name another with: make PYTHON=python3.11 ...")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "setuptools>=77" wheel ninja
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[train,pretrained,dev,docs]"
+	@echo "setup 1/4: a virtual environment in $(VENV) (seconds)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "setup 2/4: pip installs the tools of the build (seconds)"
+	@$(PIP) "setuptools>=77" wheel ninja
+	@echo "setup 3/4: pip installs torch and torchvision (minutes: gigabytes are downloaded and unpacked)"
+	@$(PIP) -c constraints.txt torch torchvision
+	@echo "setup 4/4: pip compiles and installs solo-attn, with what training, tests and docs need (minutes)"
+	@$(PIP) -c constraints.txt --no-build-isolation -e ".[train,pretrained,dev,docs]"
 	@touch $@
 
 peers: setup $(PEERS)  ## install mmdetection and supervision, for the tests and benchmarks that compare with them
 
 $(PEERS): benchmarks/peers/requirements.txt
-	rm -rf .peers
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .peers -r $<
+	@echo "peers: pip installs mmdetection, supervision and what they import in .peers (a minute or two)"
+	@rm -rf .peers
+	@$(PIP) --no-deps --target .peers -r $<
 	@# yapf caches its grammar at its first import: several test processes at once would read half a file.
-	$(BIN)/python -c 'import sys; sys.path.append(".peers"); import yapf'
+	@$(BIN)/python -c 'import sys; sys.path.append(".peers"); import yapf'
 	@touch $@
 
 demo: setup  ## train and compare the paper's three systems on synthetic street scenes, then time the ops

@@ -29,13 +29,10 @@ from solo_attn.bench import (
 )
 from solo_attn.bench.cases import MASK_SIZE, MASKS
 from solo_attn.bench.timing import Contender
-
-from . import ROOT
+from tools.real_data import find
 
 THREADS = 2
 SECONDS = 2.0  # of a batch of rounds, of which there is at least one; a race has three batches or more
-
-POOL = ROOT.parent / "shared" / "data" / "yolact_pool" / "pool_A.json.gz"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -63,15 +60,16 @@ def quick(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="session")
 def predicted_masks() -> tuple[Tensor, Tensor, Tensor]:
-    """Predictions of models on COCO images, if they are beside the repository.
+    """Predictions of models on COCO images, if they are there (tools/real_data.py).
 
     Bool [n, 200, 336], labels and scores of the busiest images: images apart, so labels made to differ.
     """
     import pycocotools.mask as coco_mask
 
-    if not POOL.exists():
-        pytest.skip("shared/data/yolact_pool is not beside the repository")
-    with gzip.open(POOL, "rt", encoding="utf-8") as file:
+    pool = find("yolact_pool")
+    if pool is None:
+        pytest.skip("no real data yolact_pool (tools/real_data.py)")
+    with gzip.open(pool / "pool_A.json.gz", "rt", encoding="utf-8") as file:
         results = json.load(file)
     masks, labels, scores = [], [], []
     for number, (image, _) in enumerate(Counter(r["image_id"] for r in results).most_common()):

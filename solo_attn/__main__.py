@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from ._utils.errors import MissingExtraError, extra_train
+from ._utils.errors import MissingExtraError, extra_needed
 
 
 def main() -> None:
     """Entry point of the console script: its packages may be missing, the ops do not need them."""
     try:
-        with extra_train("solo-attn"):
+        with extra_needed("solo-attn"):
             from .cli import app
     except MissingExtraError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -16,16 +16,17 @@ from torch import Tensor
 
 from ._utils.checks import fail
 from ._utils.environment import device_named
-from ._utils.errors import UsageError, extra_train
+from ._utils.errors import UsageError, extra_needed
 from ._utils.files import replacing
 from ._utils.limits import refuse_pixels
+from ._utils.text import quantity
 from .data.images import Percentiles, open_image, read_image
 from .data.windows import Windows
 from .export import ExportedModel, load_exported
 from .export.files import ENDINGS
 from .models import SOLO, InferenceSettings, ModelInfo, load_model
 
-with extra_train("solo_attn.predictor"):
+with extra_needed("solo_attn.predictor"):
     from pycocotools import mask as coco_mask
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ class Predictor:
     def __repr__(self) -> str:
         settings, names = self.model.settings, self.info.class_names
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        return f"Predictor({settings.backbone}, {len(names)} classes: {shown})"
+        return f"Predictor({settings.backbone}, {quantity(len(names), 'class', 'classes')}: {shown})"
 
     @overload
     def __call__(self, images: str | Path | Image.Image | NDArray[Any] | Tensor) -> Result: ...

@@ -1,1 +1,1 @@
-"""Tools that check what is built: wheels, ABIs, machine code, and the tests of a change."""
+"""Tools that check what is built (wheels, ABIs, machine code, the tests of a change), and real data."""

@@ -1,4 +1,5 @@
-// The attention residual: where things lie, for every implementation. Offsets pass 2^31 at eight images.
+// The attention residual: offsets and sizes that every implementation shares. Offsets pass 2^31 at eight
+// images.
 #pragma once
 
 #include <cstdint>
@@ -16,11 +17,11 @@ struct Sizes {
 
   SOLO_ATTN_HOST_DEVICE int64_t cells() const { return side * side; }
   SOLO_ATTN_HOST_DEVICE int64_t pixels() const { return height * width; }
-  // Of cell n of image b in [B, N, H, W].
+  // Offset of cell n of image b in [B, N, H, W].
   SOLO_ATTN_HOST_DEVICE int64_t logits_offset(int64_t b, int64_t n) const {
     return (b * cells() + n) * pixels();
   }
-  // Of image b in [B, C, S, S].
+  // Offset of image b in [B, C, S, S].
   SOLO_ATTN_HOST_DEVICE int64_t features_offset(int64_t b) const { return b * channels * cells(); }
 };
 

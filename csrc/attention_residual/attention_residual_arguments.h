@@ -1,4 +1,4 @@
-// What every compiled attention_residual demands of its arguments, and does with those it writes over.
+// Checks of the arguments that every compiled attention_residual makes, and the in-place variant's result.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -11,7 +11,7 @@
 
 namespace solo_attn::attention_residual {
 
-// `there`: both are on the device of the implementation.
+// `there`: whether both tensors are on the device of the implementation.
 inline void check_arguments(const char* what, const Tensor& logits, const Tensor& features, bool there) {
   check(features.dim() == 4 && features.size(2) == features.size(3),
         "attention_residual: expected grid_features of shape [B, C, S, S], got ", shape_of(features));
@@ -27,7 +27,8 @@ inline Sizes sizes(const Tensor& logits, const Tensor& features) {
   return {features.size(0), features.size(1), features.size(2), logits.size(2), logits.size(3)};
 }
 
-// add(in, out) of contiguous tensors, which may be one, with the result in mask_logits.
+// Calls add(in, out) with contiguous tensors, which may be the same one, and leaves the result in
+// mask_logits.
 template <class Add>
 void write_over(Tensor& mask_logits, const Add& add) {
   for (int64_t d = 0; d < 4; ++d) {
@@ -38,7 +39,7 @@ void write_over(Tensor& mask_logits, const Add& add) {
   }
   if (mask_logits.is_contiguous()) {
     add(mask_logits, mask_logits);
-    // Autograd counts writes to a tensor and its views; what is written here through a pointer it would miss.
+    // Autograd counts writes to a tensor and its views, but does not see writes through a pointer.
     Tensor nothing = torch::stable::narrow(mask_logits, 0, 0, 0);
     torch::stable::zero_(nothing);
   } else {

@@ -1,13 +1,14 @@
-// The mask logits, and the attention maps of their cells enlarged, in one pass over the logits.
+// Mask logits plus the upsampled attention maps of their cells, in one pass over the logits.
 //
-// S = 40, C = 256, 168 x 336, float32: 361 MB are read and 361 MB written, in place the same lines; out of
-// place the result is fresh memory besides, whose page faults take longer than everything else: a copy of the
-// logits takes 5/6 of it. (With large pages by madvise it was 2/3 of it at best, and three times as long
-// where a virtual machine had to fetch them from its host first: so it asks for none.) The dot products are 2
-// C N^2 = 1.31 GFLOP: 8 ms on two cores of 2.5 GHz with AVX-512. The enlarging is 3 flops a pixel from rows
-// in the first cache, 0.27 GFLOP, and the rows along x a quarter of that. So the floor is one read-and-write
-// of the logits plus the product. The S x S maps live in the L2 cache, 48 cells at a time. Backward: one
-// read of 361 MB, two multiply-adds for each pixel, and the product of grid_attention_bwd.
+// S = 40, C = 256, 168 x 336, float32: 361 MB are read and 361 MB written; in place these are the same cache
+// lines. Out of place the result is new memory, whose page faults take longer than everything else: 5/6 of
+// the time of a copy of the logits. (With huge pages by madvise they took 2/3 of it at best, and three times
+// as long where a virtual machine had to get the pages from its host first; so no huge pages are requested.)
+// The dot products are 2 C N^2 = 1.31 GFLOP: 8 ms on two cores of 2.5 GHz with AVX-512. Upsampling is 3 flops
+// per pixel from rows in the L1 cache, 0.27 GFLOP, and the interpolation along x a quarter of that. So the
+// lower bound is one read and one write of the logits plus the product. The S x S maps stay in the L2 cache,
+// 48 cells at a time. Backward: one read of 361 MB, two multiply-adds per pixel, and the product of
+// grid_attention_bwd.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -27,10 +28,10 @@
 namespace solo_attn::attention_residual {
 namespace {
 
-// Groups of 12 cells that go through a panel of features while that is in the first cache.
+// Groups of 12 cells that are multiplied with a panel of features while it is in the L1 cache.
 constexpr int64_t kGroups = 4;
 
-// The maps of the groups [begin, end), at most kGroups of them, as rows of `stride`.
+// The maps of groups [begin, end), at most kGroups of them, as rows of `stride` elements.
 template <class T>
 struct Maps {
   template <Isa isa>
@@ -45,7 +46,7 @@ struct Maps {
   }
 };
 
-// out = logits + map enlarged, for one cell. `logits` may be `out`.
+// out = logits + upsampled map, for one cell. `logits` may be `out`.
 template <class S, class T>
 struct Add {
   template <Isa isa>
@@ -86,7 +87,7 @@ void check_arguments(const char* what, const Tensor& logits, const Tensor& featu
   attention_residual::check_arguments(what, logits, features, features.is_cpu() && logits.is_cpu());
 }
 
-// Both contiguous, both [B, N, H, W]; they may be one tensor.
+// Both are contiguous and [B, N, H, W]; they may be the same tensor.
 void add(const Tensor& logits, const Tensor& grid_features, double scale, Tensor& out) {
   const Tensor features = torch::stable::contiguous(grid_features);
   const Sizes size = sizes(logits, features);

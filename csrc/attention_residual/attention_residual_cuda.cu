@@ -1,11 +1,11 @@
-// The mask logits, and the attention maps of their cells enlarged.
+// Mask logits plus the upsampled attention maps of their cells.
 //
-// Forward: the maps, by grid_attention's kernel (grid_attention/map.cuh), in float32 where the logits are of
-// half precision: 10 MB an image of 40 x 40 cells, which stay in the L2 cache for stream.cuh, which adds
-// them to the logits. It begins while the maps are still computed.
+// Forward: the maps by grid_attention's kernel (grid_attention/map.cuh), in float32 if the logits are half
+// precision: 10 MB per image of 40 x 40 cells, which stay in the L2 cache for stream.cuh, which adds them to
+// the logits. That kernel starts while the maps are still being computed.
 //
-// Backward: gather.cuh, the adjoint of the enlarging, and grid_attention's gradient (gradient.cuh) of what it
-// leaves, 10 MB again.
+// Backward: gather.cuh, the adjoint of the upsampling, then grid_attention's gradient (gradient.cuh) of its
+// result, again 10 MB.
 #include <algorithm>
 
 #include "../common/check.h"
@@ -39,8 +39,8 @@ void check_arguments(const char* what, const Tensor& logits, const Tensor& featu
         "attention_residual: expected grid_features of at most 32768 cells a side, got ", features.size(2));
 }
 
-// What a block reads begins at multiples of `step` pixels. If those are of 16 bytes: f(the pixels of 16
-// bytes), else f(1).
+// A block's reads begin at multiples of `step` pixels. If those are multiples of 16 bytes, calls f(number of
+// pixels in 16 bytes), otherwise f(1).
 template <class S, class F>
 void with_width(int64_t step, const S* a, const S* b, const F& f) {
   if (step % kPer16Bytes<S> == 0 && aligned16(a) && aligned16(b)) {
@@ -50,10 +50,11 @@ void with_width(int64_t step, const S* a, const S* b, const F& f) {
   }
 }
 
-// Bytes of maps at a time, unless a single row takes more; few for the shim, whose grids are small.
+// Bytes of maps that are held at a time, unless a single row takes more; few in the emulator, whose grids are
+// small.
 constexpr int64_t kMapBytes = kPlayed ? 40 << 10 : 256 << 20;
 
-// Adds to `cells` cells the maps, which have just been computed.
+// Adds the maps that have just been computed to the logits of `cells` cells.
 template <class S>
 void stream(const Device& device, const char* op, const S* logits, S* out, const accumulator_t<S>* maps,
             int64_t cells, const Sizes& size) {
@@ -72,8 +73,8 @@ void stream(const Device& device, const char* op, const S* logits, S* out, const
   });
 }
 
-// Both contiguous, both [B, N, H, W]; they may be one tensor. As many images at a time as kMapBytes have room
-// for; of one that they have none for, as many rows of its map.
+// Both are contiguous and [B, N, H, W]; they may be the same tensor. Takes as many images at a time as
+// kMapBytes has room for; if not even one fits, as many rows of its map.
 void add(const Tensor& logits, const Tensor& grid_features, double scale, bool tf32, Tensor& out) {
   constexpr const char* op = "attention_residual";
   const Device device(logits);

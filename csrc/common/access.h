@@ -1,4 +1,4 @@
-// Several elements by one instruction, 16 bytes where they are aligned.
+// Loads and stores of several elements by one instruction: 16 bytes where they are aligned.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ constexpr int kPer16Bytes = 16 / static_cast<int>(sizeof(S));
 
 inline bool aligned16(const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
 
-// kCount elements that were read by one instruction, or are to be written by one.
+// kCount elements that one instruction has read or will write.
 template <class S, int kCount>
 struct alignas(kCount * sizeof(S) < 16 ? kCount * sizeof(S) : 16) Run {
   S at[kCount];
@@ -35,7 +35,7 @@ __device__ __forceinline__ Run<S, kCount> load(const S* from) {
   return run;
 }
 
-// The same of what is read once: it is the first that a cache gives up.
+// The same for data that is read once: the caches evict it first.
 template <class S, int kCount>
 __device__ __forceinline__ Run<S, kCount> load_once(const S* from) {
 #if !defined(SOLO_ATTN_SHIM)
@@ -64,12 +64,12 @@ __device__ __forceinline__ void store_once(S* to, const Run<S, kCount>& run) {
   }
 }
 
-// The next kAhead rows of one thread, on their way to places of its own in shared memory while it works on
-// those before, by copies that need no registers. Of half precision one by one there is no such copy: a row
-// is then there when it was asked for.
+// The next kAhead rows of one thread, copied asynchronously to its own places in shared memory while it works
+// on the rows before; these copies need no registers. Single elements of half precision have no such copy:
+// their row is loaded when it is requested.
 //
-// A place is read, and then given to the next copy, by the same thread with no barrier between: the order of
-// the program holds for it, as in a cuda::pipeline of one thread, and no other thread touches it.
+// A place is read and then given to the next copy by the same thread, without a barrier in between: program
+// order is enough, as in a cuda::pipeline of one thread, since no other thread touches it.
 template <class S, int kWidth, int kAhead, int kThreads>
 class Ahead {
  public:
@@ -81,7 +81,7 @@ class Ahead {
 
   __device__ __forceinline__ explicit Ahead(Places& places) : own_(&places.at[0][threadIdx.x]) {}
 
-  // Asks for a row, where there is one; `slot` is that of the row kAhead before.
+  // Starts the copy of a row, if there is one; `slot` is that of the row kAhead before it.
   __device__ __forceinline__ void ask(int slot, const S* from, bool wanted) {
     if constexpr (kAsync) {
       if (wanted) copy_async<kBytes>(own_ + slot * kThreads, from);
@@ -90,7 +90,7 @@ class Ahead {
       own_[slot * kThreads] = load<S, kWidth>(from);
     }
   }
-  // The row of `slot`, the first of the kAhead that were asked for last.
+  // The row of `slot`, the oldest of the kAhead that were last requested.
   __device__ __forceinline__ Run<S, kWidth> take(int slot) {
     if constexpr (kAsync) copy_async_wait<kAhead - 1>();
     return load<S, kWidth>(own_[slot * kThreads].at);

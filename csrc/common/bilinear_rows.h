@@ -1,6 +1,6 @@
-// Bilinear enlarging on the CPU, a row at a time: along x once for each input row, and then, for each output
-// row, along y between two of those. That is one multiply-add for each output pixel and input row, whatever
-// the taps.
+// Bilinear upsampling on the CPU, row by row: along x once for each input row, then, for each output row,
+// along y between two of those. That is one multiply-add per output pixel and input row, whatever the taps
+// are.
 #pragma once
 
 #include <algorithm>
@@ -20,14 +20,14 @@ constexpr int64_t kLanes = 16;  // tables and rows are as long as whole vectors
 
 inline int64_t padded(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
-// Memory of a thread, not initialised.
+// Uninitialised scratch memory of a thread.
 template <class T>
 std::unique_ptr<T[]> scratch(int64_t count) {
   return std::unique_ptr<T[]>(new T[count]);
 }
 
-// The taps of one axis, forward: of output d, `near[d]` of input `low[d]` and `far[d]` of the one after it,
-// which is not looked at where `far[d]` is 0: it may be infinite or NaN.
+// The taps of one axis, forward: output d is `near[d]` times input `low[d]` plus `far[d]` times the input
+// after it, which is not read where `far[d]` is 0, since it may be infinite or NaN.
 template <class T>
 struct Axis {
   int64_t in;
@@ -57,8 +57,8 @@ class AxisTable {
   std::vector<T> near_, far_;
 };
 
-// The taps of one axis, backward: input i gathers outputs [begin[i], begin[i] + count[i]) with the weights
-// from `weight[place[i]]` on.
+// The taps of one axis, backward: input i sums outputs [begin[i], begin[i] + count[i]) with the weights from
+// `weight[place[i]]` on.
 template <class T>
 struct Parts {
   int64_t in;
@@ -76,7 +76,7 @@ class PartsTable {
     for (int64_t i = 0; i < in; ++i) {
       begin_[i] = bilinear_first(i - 1, in, out);
       const int64_t end = bilinear_first(i + 1, in, out);
-      // A weight of 0 is left out: an infinite gradient beside this input is none of its own.
+      // Weights of 0 are left out: an infinite gradient of a neighbour must not become NaN here.
       while (begin_[i] < end && part(i, begin_[i]) == 0) ++begin_[i];
       place_[i] = static_cast<int64_t>(weight_.size());
       for (int64_t d = begin_[i]; d < end; ++d) weight_.push_back(part(i, d));
@@ -94,7 +94,7 @@ class PartsTable {
 };
 
 #if defined(SOLO_ATTN_X86)
-// Where an axis is enlarged, the inputs of 16 (8) outputs beside each other lie within 16 (8) of the first.
+// In an upsampled axis, the inputs of 16 (8) adjacent outputs lie within 16 (8) of the first one.
 SOLO_ATTN_AVX512 inline void expand_avx512(const float* line, Axis<float> x, float* out) {
   for (int64_t d = 0; d < x.out; d += 16) {
     const int32_t base = x.low[d];
@@ -123,7 +123,7 @@ SOLO_ATTN_AVX2 inline void expand_avx2(const float* line, Axis<float> x, float* 
 }
 #endif
 
-// A row of an image enlarged along x. `line` has kLanes + 1 elements more than the row.
+// A row of an image upsampled along x. `line` has kLanes + 1 elements more than the row.
 template <Isa isa, class T>
 SOLO_ATTN_INLINE void expand(const T* line, const Axis<T>& x, T* out) {
 #if defined(SOLO_ATTN_X86)
@@ -141,7 +141,7 @@ SOLO_ATTN_INLINE void expand(const T* line, const Axis<T>& x, T* out) {
   }
 }
 
-// The rows of one image enlarged along x, of which the last two asked for are kept.
+// The rows of one image upsampled along x; the last two that were requested are kept.
 template <class S, class T>
 struct Expanded {
   const S* image;
@@ -168,7 +168,7 @@ int64_t expanded_room(const Axis<T>& x) {
   return 2 * padded(x.out) + x.in + kLanes + 1;
 }
 
-// One output row: where it lies between two expanded rows.
+// The two expanded rows that one output row lies between, and their weights.
 template <class T>
 struct Between {
   const T* low;
@@ -216,7 +216,7 @@ SOLO_ATTN_INLINE T dot(const T* a, const T* b, int64_t count) {
   return sum;
 }
 
-// The transpose of the enlarging: an image [y.out, x.out] to [y.in, x.in]. `row` has x.out elements.
+// The adjoint of the upsampling: an image [y.out, x.out] to [y.in, x.in]. `row` has x.out elements.
 template <Isa isa, class T>
 SOLO_ATTN_INLINE void gather(const T* grad, const Parts<T>& y, const Parts<T>& x, T* row, T* out) {
   for (int64_t i = 0; i < y.in; ++i) {

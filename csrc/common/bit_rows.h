@@ -1,4 +1,4 @@
-// Masks read once: their bits, where these begin and end, and their areas.
+// Reads masks once: their bits, the range of words that are not 0, and their areas.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -14,7 +14,7 @@
 
 namespace solo_attn {
 
-// A mask's bits; none is set outside the words [first, last).
+// A mask's bits; no bit is set outside of the words [first, last).
 struct BitRow {
   const uint64_t* words;
   int64_t first;
@@ -33,7 +33,7 @@ struct MeasureRow {
   template <Isa isa>
   static SOLO_ATTN_INLINE BitRow run(const uint64_t* words, int64_t count) {
     BitRow row{words, 0, count, 0};
-    // Eight words at a time: most of most masks is empty, and so is most of the time spent here.
+    // Eight words at a time: most words of most masks are 0, and most of the time is spent on them.
     while (row.last - row.first >= 8 && none(words + row.first)) row.first += 8;
     while (row.last - row.first >= 8 && none(words + row.last - 8)) row.last -= 8;
     for (int64_t w = row.first; w < row.last; ++w) row.area += popcount<isa>(words[w]);
@@ -45,7 +45,7 @@ struct MeasureRow {
   }
 };
 
-// Pixels that both have, from the words that both have.
+// The number of pixels that both masks have, from the words that both have.
 template <Isa isa>
 SOLO_ATTN_INLINE int64_t intersection(const BitRow& a, const BitRow& b) {
   const int64_t last = std::min(a.last, b.last);
@@ -56,13 +56,14 @@ SOLO_ATTN_INLINE int64_t intersection(const BitRow& a, const BitRow& b) {
   return both;
 }
 
-// How many words a mask of `masks`, [n, pixels] or [n, words] (int64), has.
+// The number of words of a mask of `masks`: [n, pixels], or [n, words] (int64).
 inline int64_t words_of(const Tensor& masks) {
   return masks.scalar_type() == ScalarType::Long ? masks.size(1) : (masks.size(1) + 63) / 64;
 }
 
-// Reads each mask once; rows may repeat or lie far apart, but each must be contiguous. Row j is mask
-// place(j); what place gives as -1 is not read, and has no pixel. `store` keeps what had to be packed.
+// Reads each mask once; rows may be equal or far apart in memory, but each must be contiguous. Row j is mask
+// place(j); a row whose place is -1 is not read and has no pixel. `store` owns the words that had to be
+// packed.
 template <class Place>
 std::vector<BitRow> read_rows(const Tensor& masks, std::unique_ptr<uint64_t[]>& store, const Place& place) {
   const int64_t count = masks.size(0), width = masks.size(1), stride = masks.stride(0);
@@ -88,8 +89,8 @@ std::vector<BitRow> read_rows(const Tensor& masks, std::unique_ptr<uint64_t[]>& 
   return rows;
 }
 
-// The k-th of count items, one from the end after each from the front: where work grows along the items and
-// each thread takes a run of k.
+// The k-th of count items, alternately from the front and from the end: this balances the work of threads
+// that take runs of k where the work grows with the item.
 inline int64_t folded(int64_t k, int64_t count) { return k % 2 == 0 ? k / 2 : count - 1 - k / 2; }
 
 }  // namespace solo_attn

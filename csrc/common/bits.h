@@ -35,7 +35,7 @@ inline uint64_t pack64_plain(const uint8_t* bytes) {
   return word;
 }
 
-// 64 bytes, of which any value but 0 is a set pixel.
+// 64 bytes, one per pixel; any value other than 0 is a set pixel.
 template <Isa isa>
 SOLO_ATTN_INLINE uint64_t pack64(const uint8_t* bytes) {
 #if defined(SOLO_ATTN_X86)
@@ -59,7 +59,7 @@ SOLO_ATTN_INLINE void pack_row(const uint8_t* bytes, int64_t pixels, uint64_t* w
 template <Isa isa>
 SOLO_ATTN_INLINE int64_t popcount(uint64_t x) {
 #if defined(__GNUC__)
-  // Plain x86-64 has no instruction for it, and GCC would call a function.
+  // Plain x86-64 has no popcount instruction, and GCC would call a function.
   if constexpr (isa != Isa::plain) return __builtin_popcountll(x);
 #endif
   x -= x >> 1 & 0x5555555555555555;

@@ -1,4 +1,4 @@
-// What the ops on chosen cells check of their arguments.
+// Checks of the arguments of ops on chosen cells.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

@@ -1,4 +1,4 @@
-// Errors in the one form of this library, without the file and line that STD_TORCH_CHECK puts before them.
+// Errors in this library's one form, without the file and line that STD_TORCH_CHECK prepends.
 #pragma once
 
 #include <sstream>

@@ -1,4 +1,4 @@
-// Rows of half precision to the type that sums are made in, and back with one rounding.
+// Conversion of rows of half precision to the accumulator type, and back with one rounding.
 #pragma once
 
 #include <torch/headeronly/util/Half.h>
@@ -13,7 +13,8 @@ namespace solo_attn {
 using torch::headeronly::Half;
 
 #if defined(SOLO_ATTN_X86)
-// The masked forms also where all lanes are meant: of the others GCC 12 says that they read what is not set.
+// The masked intrinsics, even where all lanes are meant: GCC 12 warns that the others read uninitialised
+// values.
 SOLO_ATTN_AVX512 inline void widen_half_avx512(const Half* in, int64_t count, float* out) {
   for (int64_t k = 0; k < count; k += 16) {
     const __mmask16 some = count - k < 16 ? (1u << (count - k)) - 1 : 0xffff;

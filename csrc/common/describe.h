@@ -1,4 +1,4 @@
-// How messages name what came, in PyTorch's words.
+// Describes a tensor that was given, for messages, in PyTorch's words.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -9,7 +9,7 @@
 
 namespace solo_attn {
 
-// PyTorch's name in C++ where no op has a use for the dtype.
+// PyTorch's C++ name for dtypes that no op uses.
 inline const char* dtype_name(torch::headeronly::ScalarType dtype) {
   using torch::headeronly::ScalarType;
   switch (dtype) {

@@ -1,4 +1,4 @@
-// From a tensor's dtype to a C++ type, and the type that sums are made in.
+// From a tensor's dtype to its C++ type, and the accumulator type of a C++ type.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -12,7 +12,7 @@ namespace solo_attn {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// float32 for half precision, else the type itself.
+// float32 for half precision, otherwise the type itself.
 template <class T>
 struct Accumulator {
   using type = float;

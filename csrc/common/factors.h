@@ -1,6 +1,6 @@
-// Mask logits as the product of two factors, made band by band on the CPU: of each image its chosen cells'
-// kernels [K, E] times its features [E, P], P = h w pixels. A band is kBand pixels of every mask of the
-// image; it lives in a thread's cache, so features are read once and no map of logits is ever whole.
+// Mask logits as the product of two factors, computed band by band on the CPU: the kernels [K, E] of an
+// image's chosen cells times its features [E, P], P = h w pixels. A band is kBand pixels of every mask of the
+// image; it stays in a thread's cache, so features are read once and the whole map of logits is never stored.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -20,7 +20,8 @@
 
 namespace solo_attn {
 
-// Pixels of a band: whole words of bits and whole tiles of the product. 200 masks of it are 400 KB.
+// Pixels of a band: a multiple of the words of bits and of the tiles of the product. A band of 200 masks is
+// 400 KB.
 constexpr int64_t kBand = 512;
 static_assert(kBand % 64 == 0 && kBand % kTileColumns == 0);
 
@@ -50,7 +51,7 @@ inline void check_factors(const char* op, const Tensor& kernels, const Tensor& f
         described(*attention));
 }
 
-// The masks of one image. Mask k of them is number place[k] of the op.
+// The masks of one image. Mask k of them has the index place[k] in the op's input.
 template <class S, class T>
 struct ImageMasks {
   const T* rows;      // their kernels, packed in groups of 12: [groups, E, 12]
@@ -59,20 +60,20 @@ struct ImageMasks {
   int64_t count;
   int64_t depth;  // E
   int64_t pixels;
-  const S* attention;  // of all masks of the op, [.., S, S], or nullptr
-  Taps<T> down;        // of its enlarging
+  const S* attention;  // [.., S, S] of all masks of the op, or nullptr
+  Taps<T> down;        // of its upsampling
   Taps<T> across;
 
-  // Rows of a band's logits: whole groups.
+  // Rows of a band's logits, in whole groups.
   int64_t height() const { return tiles(count, kTileRows) * kTileRows; }
   int64_t bands() const { return tiles(pixels, kBand); }
-  // Scratch memory of a thread: a panel of features, the band's logits, two rows of attention.
+  // Scratch memory of a thread: a panel of features, the logits of a band, two rows of attention.
   int64_t panel_room() const { return depth * kTileColumns; }
   int64_t band_room() const { return height() * kBand; }
   int64_t row_room() const { return RowPair<S, T>::size(across.in, across.out) + kSlack; }
 };
 
-// The op's inputs, each contiguous, and its masks by image.
+// The op's inputs, all contiguous, and its masks grouped by image.
 template <class S, class T>
 class Factors {
  public:
@@ -103,7 +104,7 @@ class Factors {
   const std::vector<int64_t>& places(int64_t image) const { return places_[image]; }
   const S* kernel(int64_t place) const { return kernels_.template const_data_ptr<S>() + place * depth(); }
 
-  // Masks of an image; `store` takes the packed kernels.
+  // The masks of an image; `store` holds the packed kernels.
   ImageMasks<S, T> at(int64_t image, std::unique_ptr<T[]>& store) const {
     const std::vector<int64_t>& place = places_[image];
     const auto count = static_cast<int64_t>(place.size());
@@ -134,7 +135,8 @@ class Factors {
 };
 
 // Logits of the image's masks at pixels [first, first + some) of features [E, pixels]: [height(), kBand].
-// What is beyond `some` is 0 up to a whole panel and not written after it; rows beyond the last mask are 0.
+// Columns from `some` on are 0 up to the end of a panel and not written after it; rows after the last mask
+// are 0.
 template <Isa isa, class S, class T, class F>
 SOLO_ATTN_INLINE void product_band(const ImageMasks<S, T>& masks, const F* features, int64_t pixels,
                                    int64_t first, int64_t some, T* panel, T* logits) {
@@ -146,7 +148,7 @@ SOLO_ATTN_INLINE void product_band(const ImageMasks<S, T>& masks, const F* featu
   }
 }
 
-// Adds the enlarged attention of a mask to its logits of a band. `store` has row_room() elements.
+// Adds the upsampled attention of a mask to its logits of a band. `store` has row_room() elements.
 template <Isa isa, class S, class T>
 SOLO_ATTN_INLINE void add_attention(const ImageMasks<S, T>& masks, int64_t k, int64_t first, int64_t some,
                                     T* store, T* logits) {

@@ -14,9 +14,9 @@
 
 namespace solo_attn {
 
-// Asks for huge pages in what lies between whole ones. The system brings in memory page by page when it is
-// first written: of 4 KiB, that takes several times as long as writing does. Where the system does not do
-// that, nothing changes.
+// Asks for huge pages for the whole ones in this range. The system maps memory page by page when it is first
+// written; with pages of 4 KiB that takes several times as long as the writes. Where the system has no huge
+// pages, nothing changes.
 inline void ask_for_huge_pages(void* data, std::size_t bytes) {
 #if defined(MADV_HUGEPAGE)
   constexpr std::uintptr_t kPage = std::uintptr_t{2} << 20, kWorthwhile = 2 * kPage;
@@ -29,7 +29,7 @@ inline void ask_for_huge_pages(void* data, std::size_t bytes) {
 #endif
 }
 
-// A result with nothing in it yet, of the dtype of `like` unless another is given.
+// A new, uninitialised result with the dtype of `like` unless another one is given.
 inline torch::stable::Tensor fresh(const torch::stable::Tensor& like,
                                    torch::headeronly::IntHeaderOnlyArrayRef sizes,
                                    std::optional<torch::headeronly::ScalarType> dtype = std::nullopt) {

@@ -1,5 +1,5 @@
-// Products of two small matrices whose rows and columns were packed: tiles of 12 x 32, each element summed
-// over the depth in one order, whoever computes it.
+// Products of two small matrices whose rows and columns were packed: tiles of 12 x 32; each element is summed
+// over the depth in a fixed order, by whichever thread.
 #pragma once
 
 #include <algorithm>
@@ -11,15 +11,17 @@
 
 namespace solo_attn {
 
-// 24 of AVX-512's 32 registers hold the tile; AVX2 makes it from four of 6 x 16, in 12 of its 16.
+// The tile is held in 24 of AVX-512's 32 registers; AVX2 computes it as four tiles of 6 x 16, in 12 of its
+// 16.
 constexpr int64_t kTileRows = 12;
 constexpr int64_t kTileColumns = 32;
-// So many products are summed before they are added to the rest: long sums keep the precision of short ones.
+// This many products are summed before they are added to the total: long sums keep the precision of short
+// ones.
 constexpr int64_t kTileDepth = 64;
 
 inline int64_t tiles(int64_t count, int64_t tile) { return (count + tile - 1) / tile; }
 
-// Columns [first, first + 32) of a row-major [depth, count] as [depth, 32]; what is beyond the last is 0.
+// Columns [first, first + 32) of a row-major [depth, count] as [depth, 32]; columns after the last are 0.
 template <Isa isa, class S, class T>
 SOLO_ATTN_INLINE void pack_columns(const S* in, int64_t depth, int64_t count, int64_t first, T* out) {
   const int64_t some = std::min(kTileColumns, count - first);
@@ -29,7 +31,7 @@ SOLO_ATTN_INLINE void pack_columns(const S* in, int64_t depth, int64_t count, in
   }
 }
 
-// The same columns, at most 12 of them and anywhere, as the rows of the left factor: [depth, 12].
+// The same for at most 12 arbitrary columns, as the rows of the left factor: [depth, 12].
 template <class S, class T>
 SOLO_ATTN_INLINE void pack_rows(const S* in, int64_t depth, int64_t stride, const int64_t* columns,
                                 int64_t some, T* out) {
@@ -93,7 +95,7 @@ SOLO_ATTN_AVX2 inline void tile_avx2(const float* a, const float* b, int64_t dep
 }
 #endif
 
-// One tile: out (or what it holds, if `add`) = scale * rows . columns.
+// One tile: out = scale * rows . columns, plus the old value of out if `add`.
 template <Isa isa, class T>
 SOLO_ATTN_INLINE void tile(const T* a, const T* b, int64_t depth, T scale, bool add, T* out, int64_t stride) {
 #if defined(SOLO_ATTN_X86)

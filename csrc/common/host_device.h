@@ -1,4 +1,4 @@
-// Marks maths that CUDA kernels use as well.
+// Marks functions that CUDA kernels use as well.
 #pragma once
 
 #if defined(__CUDACC__)

@@ -1,5 +1,5 @@
-// Sums in 16 lanes, the same on every instruction set, by GCC's vectors: the compiler makes of them as many
-// registers as the processor needs.
+// Sums in 16 lanes with the same result on every instruction set, by GCC's vector types: the compiler uses as
+// many registers as the processor needs.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ constexpr int64_t kSumLanes = 16;
 template <class T>
 using Lanes __attribute__((vector_size(kSumLanes * sizeof(T)))) = T;
 
-// By reference: a vector that is returned has another ABI on each instruction set, and GCC warns of it.
+// By reference: a returned vector has another ABI on each instruction set, and GCC warns about it.
 template <class T, class V>
 SOLO_ATTN_INLINE void load(const T* from, V& value) {
   std::memcpy(&value, from, sizeof(value));

@@ -1,8 +1,7 @@
-// What a .cu file of this library is written against: launching, the current stream, shared memory,
-// registration.
+// What every .cu file of this library uses: launches, the current stream, shared memory, registration.
 //
-// nvcc compiles it for GPUs. The tests compile the same file with a C++ compiler and SOLO_ATTN_SHIM, where
-// tests/cuda_shim plays the GPU on CPU tensors: that proves the logic, and no more.
+// nvcc compiles it for GPUs. Tests compile the same file with a C++ compiler and SOLO_ATTN_SHIM, where
+// tests/cuda_shim emulates the GPU on CPU tensors: that tests the logic only.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -36,14 +35,15 @@
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
 
-// Weak, so that an extension built for CUDA loads into a torch without it and serves CPU tensors there.
+// Weak, so that an extension built for CUDA also loads with a torch without CUDA, and serves CPU tensors
+// there.
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**) __attribute__((weak));
 
 // At the end of a file: SOLO_ATTN_CUDA_LIBRARY(m) { m.impl("<op>", TORCH_BOX(&<op>_cuda)); }
 #define SOLO_ATTN_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(solo_attn, CUDA, m)
 // Shared memory of a fixed size: SOLO_ATTN_SHARED(tile, float[32][33]);
 #define SOLO_ATTN_SHARED(name, ...) __shared__::solo_attn::Same<__VA_ARGS__> name
-// That of the launch's `shared` bytes, aligned to 16, as a T*.
+// The `shared` bytes of dynamic shared memory of the launch, aligned to 16, as a T*.
 #define SOLO_ATTN_DYNAMIC_SHARED(T, name)                                   \
   extern __shared__ __align__(16) unsigned char solo_attn_dynamic_shared[]; \
   T* name = reinterpret_cast<T*>(solo_attn_dynamic_shared)
@@ -69,7 +69,8 @@ SOLO_ATTN_HOST_DEVICE constexpr I ceil_div(I a, I b) {
   return (a + b - 1) / b;
 }
 
-// The device that a kernel's tensors are on, made the current one while this lives, and its current stream.
+// The device of a kernel's tensors, which is the current device while this object lives, and its current
+// stream.
 class Device {
  public:
 #if defined(SOLO_ATTN_SHIM)
@@ -93,17 +94,17 @@ class Device {
 #endif
 };
 
-// What is known of one kernel on one device.
+// What has been set and looked up for one kernel on one device.
 struct KernelState {
-  size_t allowed = 0;  // bytes of dynamic shared memory that it may ask for
-  int version = 0;     // of the architecture whose code runs, as 90; 0: not looked up yet
+  size_t allowed = 0;  // limit of its dynamic shared memory, in bytes
+  int version = 0;     // compute capability that its code was compiled for, such as 90; 0: not looked up yet
 };
 
-// Of all kernels, by their address and the device's index. Two threads may launch one kernel with different
-// sizes at a time, so what is allowed is only ever raised: the larger launch would fail otherwise.
+// The state of all kernels, by address and device index. Two threads may launch one kernel with different
+// sizes at the same time, so the limit is only ever raised: otherwise the larger launch would fail.
 class KernelStates {
  public:
-  // Calls allow(bytes) if more is wanted than is allowed; what it returns is an error unless it is 0.
+  // Calls allow(bytes) if more than the current limit is needed; a result other than 0 is an error.
   template <class Allow>
   int allow(const void* kernel, int device, size_t wanted, const Allow& allow) {
     const std::lock_guard<std::mutex> one_at_a_time(mutex_);
@@ -131,13 +132,14 @@ inline KernelStates& kernel_states() {
   return states;
 }
 
-// When a kernel begins: after all that the one before it in the stream does, or (`early`) once that one's
-// blocks have all called let_next_start() or ended, where the GPU can do so. An early one calls
-// wait_for_previous() before it touches what the one before writes, or writes what that one touches.
+// When a kernel starts: after the previous kernel in the stream has ended, or (`early`) as soon as each block
+// of that one has called let_next_start() or ended, if the GPU supports it. An early kernel calls
+// wait_for_previous() before it reads or writes anything that the previous one writes, and before it writes
+// what that one reads.
 enum class Start { in_order, early };
 
 // Runs kernel<<<grid, block, shared>>>(args...) on the device's current stream. An empty grid runs nothing.
-// Blocks are of whole warps.
+// Blocks consist of whole warps.
 template <class... Parameters, class... Args>
 void launch_as(Start start, const Device& device, const char* op, void (*kernel)(Parameters...), dim3 grid,
                dim3 block, size_t shared, Args&&... args) {
@@ -152,14 +154,14 @@ void launch_as(Start start, const Device& device, const char* op, void (*kernel)
   kernel_states().allow(function, 0, shared, [&](size_t bytes) { return ::shim::allow(function, bytes); });
   ::shim::run(op, function, grid, block, shared, start == Start::early, [&] { std::apply(kernel, values); });
 #else
-  // Beyond 48 KB, those of a fixed size among them, a GPU gives only what it is asked for. Those of a fixed
-  // size alone are never more: nvcc sees to it.
+  // Above 48 KB, statically sized shared memory included, the limit must be raised first. Static shared
+  // memory alone is never above it: nvcc checks that.
   auto error = static_cast<cudaError_t>(
       kernel_states().allow(function, device.index(), shared, [&](size_t bytes) -> int {
         return cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(bytes));
       }));
-  // Code for an older architecture knows no wait_for_previous().
+  // Code for older architectures has no wait_for_previous().
   const bool early = start == Start::early && kernel_states().version(function, device.index(), [&]() -> int {
     cudaFuncAttributes attributes{};
     return cudaFuncGetAttributes(&attributes, function) == cudaSuccess ? attributes.binaryVersion : 1;
@@ -193,7 +195,7 @@ void launch(const Device& device, const char* op, void (*kernel)(Parameters...),
   launch_as(Start::in_order, device, op, kernel, grid, block, shared, std::forward<Args>(args)...);
 }
 
-// `x` must be where `like` is.
+// Checks that `x` is on the device of `like`.
 inline void check_on_device(const char* op, const char* name, const Tensor& x, const Tensor& like) {
   check(Device::holds(x) && x.get_device_index() == like.get_device_index(), op, ": expected ", name,
         " on the device of the other tensors, ", device_name(like), ", got ", device_name(x));

@@ -1,6 +1,6 @@
-// Instructions that C++ has no name for: tensor cores, copies to shared memory that run on their own, and
-// kernels that begin before the one before them has ended, fast approximations. nvcc gets the instruction,
-// the tests' shim a plain twin of it.
+// Instructions that C++ has no name for: tensor cores, asynchronous copies to shared memory, kernels that
+// start before the previous one has ended, fast approximations. nvcc compiles the instruction, the tests'
+// emulator an equivalent in plain C++.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -14,7 +14,7 @@
 
 namespace solo_attn {
 
-// mma: C [16, 8] += A [16, depth] B [depth, 8], by all lanes of a warp; with g = lane / 4 and t = lane % 4 a
+// mma: C [16, 8] += A [16, depth] B [depth, 8], by all lanes of a warp. With g = lane / 4 and t = lane % 4, a
 // lane holds
 //   of C, float:  (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
 //   half precision, depth 16, two elements in a word, the first low:
@@ -24,7 +24,7 @@ namespace solo_attn {
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
-// A float32 that products may take the 10 upper bits of mantissa of; sums of them are float32.
+// A float32 of which products use the upper 10 bits of the mantissa; their sums are float32.
 struct Tf32 {
   Tf32() = default;
   SOLO_ATTN_HOST_DEVICE explicit Tf32(float x) : value(x) {}
@@ -56,7 +56,7 @@ __device__ __forceinline__ void mma(Type<Tf32>, float (&c)[4], const uint32_t (&
 }
 #undef SOLO_ATTN_MMA
 
-// One instruction up to compute capability 9.0; from 10.0 on the compiler makes it of products of bytes.
+// One instruction up to compute capability 9.0; from 10.0 on the compiler emulates it by products of bytes.
 __device__ __forceinline__ void mma(Type<Bits>, int (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(
       "mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
@@ -65,14 +65,14 @@ __device__ __forceinline__ void mma(Type<Bits>, int (&c)[4], const uint32_t (&a)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Rounded to the 10 bits of mantissa that tensor cores read; they would cut the others off.
+// Rounded to the 10 bits of mantissa that tensor cores read, which would truncate the others.
 __device__ __forceinline__ uint32_t to_tf32(float x) {
   uint32_t word;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(word) : "f"(x));
   return word;
 }
 
-// 2^x and 1 / x, off by one or two units in the last place, denormals as 0.
+// 2^x and 1 / x with an error of one or two units in the last place; denormals become 0.
 __device__ __forceinline__ float fast_exp2(float x) {
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
@@ -84,8 +84,8 @@ __device__ __forceinline__ float fast_reciprocal(float x) {
   return result;
 }
 
-// 16 bytes (or 4, or 8), both addresses aligned to as many, on their way when this returns. Of them `bytes`
-// are read, and the rest is filled with 0.
+// Starts a copy of 16 bytes (or 4, or 8) between addresses aligned to as many. The first `bytes` are copied,
+// and the rest is filled with 0.
 template <int kBytes = 16>
 __device__ __forceinline__ void copy_async(void* shared, const void* global, int bytes = kBytes) {
   const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
@@ -99,14 +99,15 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, int
   }
 }
 __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;"); }
-// Until all but the `left` last committed groups of this lane are there; other lanes need a barrier besides.
+// Waits until all but the last `left` committed groups of this lane have arrived; other lanes also need a
+// barrier.
 template <int left>
 __device__ __forceinline__ void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(left) : "memory");
 }
 
-// Four 8 x 8 matrices of half precision, turned: lane l gives the address of row l % 8 of matrix l / 8, 16
-// bytes aligned to 16, and gets of each matrix the words (row 2t.., column g), with g = l / 4, t = l % 4.
+// Four 8 x 8 matrices of half precision, transposed: lane l gives the address of row l % 8 of matrix l / 8,
+// 16 bytes aligned to 16, and gets of each matrix the words (row 2t.., column g), with g = l / 4, t = l % 4.
 __device__ __forceinline__ void load_turned(uint32_t (&words)[4], const void* shared) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
@@ -114,7 +115,7 @@ __device__ __forceinline__ void load_turned(uint32_t (&words)[4], const void* sh
                : "memory");
 }
 
-// The compiler moves no access to memory across this.
+// A compiler barrier: no access to memory is moved across it.
 __device__ __forceinline__ void keep_order() { asm volatile("" ::: "memory"); }
 
 // See Start in launch.h. Code for architectures before 9.0 is never launched early.
@@ -138,7 +139,7 @@ __device__ __forceinline__ void wait_for_previous() {
 template <class S, class C>
 SHIM_UNINSTRUMENTED void mma(Type<S>, C (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   constexpr bool half = std::is_same_v<S, Half> || std::is_same_v<S, BFloat16>;
-  constexpr uint32_t kRead = ~0x1fffu;  // what tensor cores read of a tf32
+  constexpr uint32_t kRead = ~0x1fffu;  // the bits of a tf32 that tensor cores read
   const auto pair = [](uint32_t low, uint32_t high) { return low | static_cast<uint64_t>(high) << 32; };
   const uint64_t mine[3] = {pair(a[0], a[1]), pair(a[2], a[3]), pair(b[0], b[1])};
   const uint64_t* all = ::shim::sync_warp(kAllLanes, mine, 3, __LINE__);
@@ -147,8 +148,8 @@ SHIM_UNINSTRUMENTED void mma(Type<S>, C (&c)[4], const uint32_t (&a)[4], const u
   };
   const int g = static_cast<int>(::shim::lane()) / 4, t = static_cast<int>(::shim::lane()) % 4;
   for (int k = 0; k < 4; ++k) {
-    // The sum is exact here until it is truncated, as tensor cores do instead of rounding it; how many more
-    // bits theirs keep is not documented.
+    // The sum is exact here until it is truncated, as on tensor cores, which do not round; how many more bits
+    // theirs keep is not documented.
     auto sum = static_cast<double>(c[k]);
     for (int w = 0; w < 8; ++w) {  // of the depth
       const uint32_t x = word(4 * g + w % 4, k / 2 + w / 4 * 2),
@@ -192,7 +193,7 @@ inline void keep_order() {}
 inline void let_next_start() {}
 inline void wait_for_previous() { ::shim::wait_for_previous(); }
 
-// The shim goes on: what a kernel does where a GPU would have stopped it is looked at by a test.
+// The emulator continues: tests look at what a kernel does after the point where a GPU stops it.
 #define SOLO_ATTN_DEVICE_ASSERT(good, text) ::shim::device_assert(good, text)
 
 template <int kBytes = 16>

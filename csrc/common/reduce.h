@@ -1,4 +1,5 @@
-// Sums and extremes over the lanes of a warp or a block; every lane gets the result. Each in one fixed order.
+// Sums, minima and maxima over the lanes of a warp or a block, each in a fixed order; every lane gets the
+// result.
 #pragma once
 
 #include "launch.h"
@@ -17,8 +18,8 @@ __device__ __forceinline__ T warp_sum(T x) {
   return warp_reduce(x, [](T a, T b) { return a + b; });
 }
 
-// `parts` is shared memory of a T for each warp, not in use when the first lane arrives nor after the last
-// left.
+// `parts` is shared memory for one T per warp; nothing else may use it from before the first lane arrives
+// until after the last one has left.
 template <class T>
 __device__ __forceinline__ T block_sum(T x, T* parts) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;

@@ -1,4 +1,4 @@
-// Bilinear enlarging row by row: no enlarged map is kept, only the two of its rows that are blended next.
+// Bilinear upsampling row by row: of the upsampled map only the two rows that are blended next are kept.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@
 
 namespace solo_attn {
 
-// The taps of one axis, as tables that vector loops read. Where a sample falls on an input, that input is
-// both taps, each of one half: a NaN beside it stays out, and an infinity is not multiplied by 0.
+// The taps of one axis, as tables for vectorised loops. Where a sample falls on an input, both taps are that
+// input, with weights of one half: a NaN of its neighbour stays out, and an infinity is not multiplied by 0.
 template <class T>
 struct Taps {
   const int32_t* low;
@@ -46,8 +46,8 @@ class TapTable {
   std::vector<T> weight_;
 };
 
-// Both exactly a where a = b and the sum of the two weights rounds to 1, which it always does. `mix` also
-// keeps an infinity that both taps have; `lerp` is an operation less, for probabilities.
+// Both give exactly a where a = b, since the sum of the two weights rounds to 1. `mix` also keeps an infinity
+// that both taps have; `lerp` is one operation less, for probabilities.
 template <class T>
 SOLO_ATTN_INLINE T mix(T a, T b, T weight) {
   return (1 - weight) * a + weight * b;
@@ -57,17 +57,17 @@ SOLO_ATTN_INLINE T lerp(T a, T b, T weight) {
   return a + weight * (b - a);
 }
 
-// Vector loads may read this many elements past the end of what is enlarged: leave room for them.
+// Vector loads may read this many elements past the end of the input row: allocate them.
 constexpr int64_t kSlack = 32;
 
 #if defined(SOLO_ATTN_X86)
-// from[index[0..15]], index ascending. Neighbours in an enlarged row come from neighbours, so that two loads
-// and a permutation mostly do what a gather needs sixteen loads for.
+// from[index[0..15]], index ascending. Adjacent outputs have adjacent inputs, so two loads and a permutation
+// usually replace the sixteen loads of a gather.
 SOLO_ATTN_AVX512 inline __m512 take_avx512(const float* from, const int32_t* index) {
   const __m512i places = _mm512_loadu_si512(index);
   const int32_t first = index[0];
   if (index[15] - first >= 32)
-    return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xffff, places, from, 4);  // plain one: GCC warns
+    return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xffff, places, from, 4);  // unmasked, GCC warns
   const __m512 low = _mm512_loadu_ps(from + first), high = _mm512_loadu_ps(from + first + 16);
   return _mm512_permutex2var_ps(low, _mm512_sub_epi32(places, _mm512_set1_epi32(first)), high);
 }
@@ -80,7 +80,7 @@ SOLO_ATTN_AVX2 inline __m256 take_avx2(const float* from, const int32_t* index) 
   return _mm256_permutevar8x32_ps(_mm256_loadu_ps(from + first), offsets);
 }
 
-// out[x] = mix of `from` at the taps of x. Returns the first x that is left over.
+// out[x] = mix of `from` at the taps of x, vectorised. Returns the first x that is left for the scalar loop.
 SOLO_ATTN_AVX512 inline int64_t mix_taps_avx512(const float* from, const Taps<float>& taps, int64_t begin,
                                                 int64_t end, float* out) {
   int64_t x = begin;
@@ -126,7 +126,7 @@ SOLO_ATTN_AVX2 inline int64_t add_taken_avx2(const float* from, const int32_t* p
 }
 #endif
 
-// One row enlarged in x, in columns [begin, end): out[x] = mix of `from` at the taps of x.
+// One row upsampled in x, in columns [begin, end): out[x] = mix of `from` at the taps of x.
 template <Isa isa, class T>
 SOLO_ATTN_INLINE void mix_taps(const T* __restrict from, const Taps<T>& taps, int64_t begin, int64_t end,
                                T* __restrict out) {
@@ -156,11 +156,11 @@ SOLO_ATTN_INLINE void add_taken(const T* __restrict from, const int32_t* __restr
   for (; i < count; ++i) sum[i] += part[i] * from[place[i]];
 }
 
-// A map of which two rows are held, enlarged in x, in columns [begin, end) of the result. Rows are asked for
-// from top to bottom, so each is enlarged once.
+// A map upsampled in x, in columns [begin, end) of the result, of which two rows are held. Rows are requested
+// from top to bottom, so each one is upsampled once.
 template <class S, class T>
 struct RowPair {
-  const S* map;  // nullptr: there is none, and it counts as 0
+  const S* map;  // nullptr: no map, which counts as 0
   Taps<T> rows;
   Taps<T> columns;
   T* store;  // size(): one row as T, then the two

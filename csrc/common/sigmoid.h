@@ -1,5 +1,5 @@
-// The logistic function as straight-line arithmetic, which loops over it vectorise. Exact where masks are
-// decided: 1/2 at 0, and 0 far below it. NaN stays NaN.
+// The logistic function without branches, so that loops over it vectorise. Exact where masks are decided: 1/2
+// at 0, and 0 for very negative logits. NaN stays NaN.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace solo_attn {
 
-// exp(x) = 2^n exp(r), n the integer next to x / ln 2. Adding kRound leaves n in the low bits of the sum.
+// exp(x) = 2^n exp(r) with n = round(x / ln 2). Adding kRound leaves n in the low bits of the sum.
 template <class T>
 struct Exponential;
 
@@ -20,7 +20,8 @@ struct Exponential<float> {
   static constexpr float kLimit = 88.0f;
   static constexpr int kMantissa = 23, kBias = 127;
   static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
-  // (exp(r) - 1 - r) / r^2 for |r| <= ln(2) / 2, off by 3e-9 of exp(r) at most (weighted least squares).
+  // (exp(r) - 1 - r) / r^2 for |r| <= ln(2) / 2; the error is at most 3e-9 of exp(r) (weighted least
+  // squares).
   static SOLO_ATTN_INLINE float tail(float r) {
     return (((1.3814466741e-3f * r + 8.3687804291e-3f) * r + 4.1668394217e-2f) * r + 1.6666520108e-1f) * r +
            4.9999993412e-1f;
@@ -35,7 +36,7 @@ struct Exponential<double> {
   static constexpr int kMantissa = 52, kBias = 1023;
   // The high part has 32 bits, so that n times it is exact.
   static constexpr double kLn2High = 0x1.62e42feep-1, kLn2Low = 0x1.a39ef35793c76p-33;
-  // Taylor's series: what is left out, r^12 / 14!, is 4e-17.
+  // Taylor series; the first omitted term, r^12 / 14!, is 4e-17.
   static SOLO_ATTN_INLINE double tail(double r) {
     double sum = 1.0 / 6227020800.0;
     sum = sum * r + 1.0 / 479001600.0;

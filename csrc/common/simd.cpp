@@ -31,7 +31,7 @@ Isa best() {
 #endif
 }
 
-// A name that is unknown, or that this processor cannot run, gives the best.
+// An unknown name, or one that this processor does not support, gives the best supported set.
 Isa named(const char* name) {
   const int top = static_cast<int>(best());
   for (int level = 0; name != nullptr && level <= top; ++level) {
@@ -51,7 +51,7 @@ Isa isa() { return current().load(std::memory_order_relaxed); }
 
 }  // namespace solo_attn
 
-// Test hook, called through ctypes: nullptr asks, a name sets; the name in use comes back.
+// Test hook, called through ctypes: nullptr only queries, a name sets; returns the name in use.
 SOLO_ATTN_EXPORT const char* solo_attn_simd(const char* name) {
   if (name != nullptr) solo_attn::current().store(solo_attn::named(name));
   return solo_attn::kNames[static_cast<int>(solo_attn::isa())];

@@ -1,7 +1,8 @@
-// One body of code, compiled for several instruction sets and chosen when it runs.
+// One function body, compiled for several instruction sets and chosen at run time.
 //
 // A body is a struct with `template <Isa isa> static SOLO_ATTN_INLINE R run(Args...)`; `call<Body>(args...)`
-// runs it on the best instruction set of this processor. Explicit targets and not GCC's target_clones: those
+// runs it on the best instruction set of this processor. Explicit targets instead of GCC's target_clones,
+// which choose when the library is loaded, so that tests could not run the other sets.
 // choose while the library loads, and a test could not reach the paths its processor does not prefer.
 #pragma once
 
@@ -18,8 +19,8 @@
 #define SOLO_ATTN_INLINE inline
 #endif
 
-// Before a loop: what it writes is read by none of its other iterations. Otherwise GCC tests for overlap as
-// the loop starts, and takes the scalar one where a result is written in place.
+// Before a loop: no iteration reads what another one writes. Otherwise GCC checks for overlap at run time,
+// and runs the scalar loop where a result is written in place.
 #if defined(__clang__)
 #define SOLO_ATTN_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
 #elif defined(__GNUC__)
@@ -29,7 +30,7 @@
 #endif
 
 #if defined(SOLO_ATTN_X86)
-// Lists of features and not arch=...: GCC inlines no body across two values of arch.
+// Lists of features instead of arch=...: GCC does not inline a body across two values of arch.
 #define SOLO_ATTN_AVX2 __attribute__((target("avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt")))
 #if defined(__clang__)
 #define SOLO_ATTN_WIDE ""
@@ -46,7 +47,7 @@ namespace solo_attn {
 
 enum class Isa : int { plain, avx2, avx512 };
 
-// The instruction set in use: the best of this processor, or what the test hook of simd.cpp asked for.
+// The instruction set in use: the best of this processor, or what the test hook in simd.cpp has set.
 Isa isa();
 
 #if defined(SOLO_ATTN_X86)
@@ -61,7 +62,7 @@ SOLO_ATTN_AVX512 auto call_avx512(Args... args) {
 }
 #endif
 
-// Arguments are taken by value: hand over pointers and numbers.
+// Arguments are passed by value: use pointers and numbers.
 template <class Body, class... Args>
 auto call(Args... args) {
 #if defined(SOLO_ATTN_X86)

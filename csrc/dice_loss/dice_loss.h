@@ -1,4 +1,4 @@
-// Dice loss (docs/method.md, "Losses" step 2): the maths that every implementation shares.
+// Dice loss (docs/method.md, "Losses" step 2): the arithmetic that every implementation shares.
 #pragma once
 
 #include "../common/host_device.h"
@@ -20,7 +20,7 @@ SOLO_ATTN_HOST_DEVICE inline T loss(T overlap, T total) {
   return 1 - 2 * overlap / total;
 }
 
-// DL/dlogit of a pixel: (a p - b t) p (1 - p), with a and b of its row.
+// dL/dlogit of a pixel: (a p - b t) p (1 - p), with a and b of its row.
 template <class T>
 struct Slope {
   T a;

@@ -1,4 +1,4 @@
-// What the forward and the backward pass are given, as every implementation checks it.
+// Checks of the arguments of the forward and the backward pass, which every implementation makes.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -12,7 +12,7 @@
 
 namespace solo_attn::dice_loss {
 
-// `first` are the coarse logits or the kernels, by whichever name.
+// `first` is the coarse logits or the kernels; `name` is what messages call it.
 inline void check_pixels(const Tensor& targets, const Tensor& first, const char* name) {
   check(targets.dim() == 3 && targets.size(0) == first.size(0) && targets.size(1) > 0 && targets.size(2) > 0,
         "dice_loss: expected targets of shape [K, H, W] with H, W >= 1, K = ", first.size(0), " as ", name,
@@ -29,7 +29,7 @@ inline void check_arguments(const Tensor& coarse, const std::optional<Tensor>& a
   check_pixels(targets, coarse, "coarse_logits");
 }
 
-// Of the form that takes factors: targets are of the features' size.
+// For the form with factors, whose targets have the size of the features.
 inline void check_targets(const Tensor& targets, const Tensor& kernels, const Tensor& features) {
   check_pixels(targets, kernels, "kernels");
   check(targets.size(1) == features.size(2) && targets.size(2) == features.size(3),

@@ -4,7 +4,7 @@
 // and core (AVX-512) on two cores of 2.5 GHz; 69 MB are read. A sigmoid and the sums are about 4 cycles for
 // 16 pixels of a mask, where the product takes 16 E / 32 = 128.
 //
-// No map of logits or probabilities is kept: they live for one band of pixels (factors.h).
+// No map of logits or probabilities is stored: they exist for one band of pixels (factors.h).
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

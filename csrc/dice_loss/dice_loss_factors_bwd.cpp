@@ -1,11 +1,11 @@
-// The gradients of dice_loss_factors: of both factors, and of the attention.
+// The gradients of dice_loss_factors with respect to both factors and the attention.
 //
 // 60 masks of 200 x 336, E = 256: three products of 2.1 GFLOP (the logits once more, and the gradient of each
 // factor), 39 ms at 32 multiply-adds a cycle and core (AVX-512) on two cores of 2.5 GHz; 69 MB of features
 // are read and their gradient, as large, is written, which costs page faults where its memory is new.
 //
-// What goes back to the logits lives for one band of pixels (factors.h), from which each factor has its part
-// at once.
+// The gradient of the logits exists for one band of pixels (factors.h), from which the gradients of both
+// factors are accumulated at once.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -25,12 +25,13 @@
 namespace solo_attn::dice_loss {
 namespace {
 
-// Groups of bands: the sums of one are made one after another, those of groups added in their order, so that
-// results do not depend on the number of threads. There are fewer where many masks would need more memory.
+// Groups of bands: bands of a group are summed one after another, and the groups' sums are added in order, so
+// that results do not depend on the number of threads. There are fewer groups where many masks would need
+// more memory.
 constexpr int64_t kGroups = 32;
 constexpr int64_t kSums = 1 << 24;
 
-// Rows of a tile of dots: 4 of one matrix and 6 of the other keep 24 sums of whole AVX-512 vectors.
+// Tile of dot products: 4 rows of one matrix and 6 of the other keep 24 sums in AVX-512 registers.
 template <Isa isa, class T>
 struct Dots {
   static constexpr bool kWide = isa == Isa::avx512 && sizeof(T) == 4;
@@ -39,7 +40,7 @@ struct Dots {
 constexpr int64_t kDotColumns = 6;  // both divide it
 static_assert(kTileRows % 4 == 0);
 
-// out[r, c] += sum over `count` pixels of a[r, x] b[c, x], rows of both kBand apart.
+// out[r, c] += sum over `count` pixels of a[r, x] b[c, x]; rows of both are kBand elements apart.
 template <Isa isa, class T>
 SOLO_ATTN_INLINE void add_dots(const T* a, const T* b, int64_t count, T* out, int64_t stride) {
   using D = Dots<isa, T>;
@@ -63,7 +64,7 @@ SOLO_ATTN_INLINE void add_dots(const T* a, const T* b, int64_t count, T* out, in
   }
 }
 
-// Where the gradients of an image's masks go; nullptr is not wanted.
+// Where the gradients of an image's masks are written; nullptr: not needed.
 template <class S, class T>
 struct Gradients {
   T* kernels;       // of a group of bands, sums: [height, columns]
@@ -98,7 +99,7 @@ struct Backward {
         scatter(masks, first, some, slope, store, to.attention + k * masks.down.in * masks.across.in);
       }
     }
-    // Rows beyond the last mask are 0 of the product.
+    // Rows after the last mask are 0 because the product's are.
     if (to.kernels != nullptr) {
       using D = Dots<isa, T>;
       for (int64_t e = 0; e < to.columns; e += D::kColumns) {
@@ -123,7 +124,8 @@ struct Backward {
     }
   }
 
-  // The transpose of add_attention: into the two rows of the map that each row of pixels comes from.
+  // The adjoint of add_attention: adds each row of pixels to the two rows of the map that it was interpolated
+  // from.
   static SOLO_ATTN_INLINE void scatter(const ImageMasks<S, T>& masks, int64_t first, int64_t some,
                                        const T* slope, T* line, T* map) {
     const int64_t width = masks.across.out, side = masks.across.in;
@@ -160,7 +162,7 @@ std::unique_ptr<T[]> turned_kernels(const Factors<S, T>& factors, const ImageMas
   return out;
 }
 
-// Sums over groups, in their order.
+// Adds up the sums of the groups, in order.
 template <class S, class T>
 void add_groups(const T* parts, int64_t groups, int64_t stride, int64_t count, S* out) {
   for (int64_t i = 0; i < count; ++i) {
@@ -170,7 +172,7 @@ void add_groups(const T* parts, int64_t groups, int64_t stride, int64_t count, S
   }
 }
 
-// The gradients of one image's masks; nullptr is one that is not wanted.
+// The gradients of one image's masks; nullptr: not needed.
 template <class S, class T>
 void image_gradients(const Factors<S, T>& factors, int64_t image, const uint8_t* truth, const T* grad,
                      const T* sums, S* to_kernels, S* to_features, S* to_attention) {

@@ -1,8 +1,8 @@
 // The rows of chosen cells of the attention map, and their gradient.
 //
-// The list of (image, cell) is on the GPU and stays there: to look at it from the host would mean to wait.
-// The device refuses what points outside of the batch or the grid, by an assertion, and never follows it: its
-// row is NaN, and it has no part in a gradient.
+// The list of (image, cell) stays on the GPU: reading it on the host would mean a synchronisation. An entry
+// outside of the batch or the grid fails a device-side assertion and is never used as an index: its row is
+// NaN, and it does not contribute to a gradient.
 #pragma once
 
 #include "../common/reduce.h"
@@ -17,7 +17,7 @@ struct Chosen {
   int64_t batch;
   int64_t cells;
 
-  // -1 for what is outside.
+  // The image, or -1 if the entry is out of range.
   __device__ int64_t image(int64_t k) const {
     const int64_t b = pairs[2 * k], n = pairs[2 * k + 1];
     return b >= 0 && b < batch && n >= 0 && n < cells ? b : -1;
@@ -27,8 +27,8 @@ struct Chosen {
 
 constexpr int kListed = kWarp;  // of the list, that a block looks at together
 
-// Calls f for each image that is among `images` [kListed] in shared memory, -1 apart, in the order of their
-// first places. All warps find the same.
+// Calls f for each image that occurs in `images` [kListed] in shared memory, without -1, in the order of
+// first occurrence, which is the same for all warps.
 template <class F>
 __device__ __forceinline__ void each_image(const int64_t* images, const F& f) {
   const int lane = threadIdx.x % kWarp;
@@ -52,11 +52,12 @@ struct alignas(16) ChosenStage {
   P right[kMapDepth<S>][kRight];
 };
 
-// A block takes 32 of the list and 128 columns, once for each image among the 32: mostly one. As the whole
-// map's, products go through the tensor cores; the 32 vectors are gathered, an element of each channel.
+// A block computes 32 entries of the list times 128 columns, once for each image among the 32: usually one.
+// As for the whole map, the products use the tensor cores; the 32 vectors are gathered, one element per
+// channel.
 //
-// 2 C N flops a cell, of exact float32 three times that; V is read once for 32 cells, 1.6 MB at S = 40,
-// C = 256, float32, and 6.4 KB a cell written.
+// 2 C N flops per cell, three times that for exact float32; V is read once for 32 cells, 1.6 MB at S = 40, C
+// = 256, float32, and 6.4 KB are written per cell.
 template <class S, bool kAligned>
 __global__ void __launch_bounds__(kThreads, 2)
     grid_attention_chosen_kernel(const stored_t<S>* features, Chosen chosen, int64_t channels,
@@ -125,8 +126,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 constexpr int kParts = 8;  // that sums over the cells are cut into, to have blocks for more of the GPU
 
-// picked [kParts, K, C], whose sum over the parts is D V^T of each one's image: what a cell's own vector gets
-// from its row D of the gradient. 128 blocks for 100 cells of 256 channels.
+// picked [kParts, K, C], whose sum over the parts is D V^T with the V of each entry's image: the gradient
+// that a cell's own vector gets from its row D. 128 blocks for 100 cells of 256 channels.
 template <class S>
 __global__ void __launch_bounds__(kThreads, 2)
     grid_attention_picked_kernel(const S* grad, const S* features, Chosen chosen, int64_t channels,
@@ -168,11 +169,12 @@ __global__ void __launch_bounds__(kThreads, 2)
   });
 }
 
-// dV = scale * (V_chosen D + picked at the chosen cells), added in the order of the list, in which a cell may
-// stand more than once.
+// dV = scale * (V_chosen D + picked at the chosen cells), added in the order of the list, which may name a
+// cell more than once.
 //
-// 4 C N flops a cell with grid_attention_picked_kernel's, and two reads of D and V. A block looks at the part
-// of the list that its image spans: all of it is its own where the list is sorted by image.
+// 4 C N flops per cell together with grid_attention_picked_kernel, and two reads of D and V. A block looks at
+// the entries from the first to the last one of its image, which are all its own if the list is sorted by
+// image.
 template <class S>
 __global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 2 : 4)
     grid_attention_chosen_gradient_kernel(const S* grad, const S* features, const accumulator_t<S>* picked,
@@ -215,7 +217,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 2 : 4)
         return mine ? static_cast<T>(grad[k * cells + n0 + column]) : T(0);
       });
   for (int64_t k0 = range[0]; k0 < range[1]; k0 += kWarp) {
-    // Each warp looks at 32 of the list at once, of which few are in this block.
+    // Each warp looks at 32 entries of the list at once, of which few belong to this block.
     const int64_t k = k0 + threadIdx.x % kWarp;
     const int64_t own = k < range[1] && chosen.image(k) == b ? chosen.cell(k) - n0 : -1;
     const unsigned here = __ballot_sync(kAllLanes, own >= 0 && own < Sum::kColumns);

@@ -1,11 +1,12 @@
-// The gradient of the whole map: dV = scale * V (dG + dG^T) of each image, V and dV being [C, N], dG [N, N].
+// The gradient of the whole map: dV = scale * V (dG + dG^T) for each image; V and dV are [C, N], dG is [N,
+// N].
 //
-// S = 40, C = 256: 1.31 GFLOP an image, three times that of tf32 for float32: 13 us at the 300 TFLOP/s that
-// mma.sync reaches of them, 9 in half precision (two of tf32), 4.5 as tf32. dG, 10 MB of float32, is read
-// twice for each 128 channels, V once for each 64 cells: 82 MB from the L2 cache. dG + dG^T is formed as
-// it is read from shared memory. The sum over the cells is cut into parts where a GPU has room for more
-// blocks than an image has tiles: 250 blocks of 264. Their sums are stored, and added in one order by a
-// second kernel.
+// S = 40, C = 256: 1.31 GFLOP per image, three times that in tf32 for float32: 13 us at the 300 TFLOP/s that
+// mma.sync reaches in tf32, 9 in half precision (two products in tf32), 4.5 as tf32. dG, 10 MB of float32, is
+// read twice for each 128 channels, V once for each 64 cells: 82 MB from the L2 cache. dG + dG^T is added
+// when it is read from shared memory. The sum over the cells is split into parts if the GPU has room for more
+// blocks than an image has tiles: 250 blocks of 264. The parts' sums are stored, and added in a fixed order
+// by a second kernel.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +21,7 @@ constexpr int kGradientColumns = 2 * 32;
 constexpr int kGradientStages = 2;
 constexpr int64_t kGradientBlocks = 264;  // two for each of an H200's multiprocessors
 
-// How the sum over the cells is cut.
+// How the sum over the cells is split.
 struct GradientPlan {
   int64_t across;
   int64_t down;
@@ -30,7 +31,7 @@ struct GradientPlan {
   GradientPlan(int64_t batch, int64_t channels, int64_t cells, int depth) {
     across = ceil_div<int64_t>(cells, kGradientColumns);
     down = ceil_div<int64_t>(channels, kGradientRows);
-    // Four steps of a part at least, for its sums are written and read again.
+    // At least four steps per part, since its sums are written and read again.
     const int64_t steps = ceil_div<int64_t>(cells, depth), least = kPlayed ? 1 : 4;
     const int64_t wanted =
         std::max<int64_t>(1, kGradientBlocks / std::max<int64_t>(1, batch * across * down));
@@ -43,8 +44,8 @@ struct GradientPlan {
 template <class T>
 constexpr int kGradientDepth = 128 / static_cast<int>(sizeof(T));  // cells at a time
 
-// Rows lie 16 bytes longer than they are: reads of 8 rows x 4 places meet no bank twice. So do those of 4
-// rows x 8 places of `turned`, 32 bytes longer.
+// Rows are padded by 16 bytes: reads of 8 rows x 4 columns have no bank conflict. Neither have those of 4
+// rows x 8 columns of `turned`, which is padded by 32 bytes.
 template <class S, class G>
 struct alignas(16) GradientStage {
   using P = stored_t<S>;
@@ -108,7 +109,7 @@ __global__ void __launch_bounds__(kGradientThreads, sizeof(S) == 8 || !kAligned 
   });
 }
 
-// out [size] = scale * the sum of parts [count, size], in their order.
+// out [size] = scale * the sum of parts [count, size], added in order.
 template <class S>
 __global__ void __launch_bounds__(kGradientThreads)
     grid_attention_gradient_sum_kernel(const accumulator_t<S>* parts, int64_t count, int64_t size,

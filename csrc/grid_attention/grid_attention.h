@@ -1,4 +1,4 @@
-// Grid attention (docs/method.md, "Identities" step 5): the maths that every implementation shares.
+// Grid attention (docs/method.md, "Identities" step 5): the arithmetic that every implementation shares.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// What every compiled grid_attention demands of its arguments, but for the device.
+// Checks of the arguments that every compiled grid_attention makes, except for the device.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -16,14 +16,14 @@ inline void check_features(const char* op, const Tensor& features) {
         ": expected grid_features of shape [B, C, S, S], got ", shape_of(features));
 }
 
-// `there`: it is on the device of the features.
+// `there`: whether it is on the device of the features.
 inline void check_list(const Tensor& cells, const Tensor& features, bool there) {
   check(cells.dim() == 2 && cells.size(1) == 2 && cells.scalar_type() == ScalarType::Long && there,
         "grid_attention: expected cells int64 of shape [K, 2] on ", device_name(features), ", got ",
         described(cells));
 }
 
-// `there`: it is on the device of the features.
+// `there`: whether it is on the device of the features.
 inline void check_grad(const Tensor& grad, const Tensor& features, const std::optional<Tensor>& cells,
                        bool there) {
   const int64_t side = features.size(2);

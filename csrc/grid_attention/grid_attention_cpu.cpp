@@ -1,9 +1,9 @@
 // The dot products of every pair of cells.
 //
-// S = 40, C = 256, float32: 2 C N^2 = 1.31 GFLOP, of which half is done, the rest being its mirror image; 1.6
-// MB are read and 10.2 MB written. At 32 multiply-adds a cycle and core (AVX-512) the half takes 4 ms on two
-// cores of 2.5 GHz, and the writes 1 to 4 ms. Backward: dV = scale * V (dG + dG^T) is 1.31 GFLOP, dG + dG^T
-// being made while its panels are packed. Chosen cells: 2 C N flops a cell, and one read of V.
+// S = 40, C = 256, float32: 2 C N^2 = 1.31 GFLOP, of which half is computed and mirrored; 1.6 MB are read and
+// 10.2 MB written. At 32 multiply-adds per cycle and core (AVX-512) that half takes 4 ms on two cores of 2.5
+// GHz, and the writes 1 to 4 ms. Backward: dV = scale * V (dG + dG^T) is 1.31 GFLOP; dG + dG^T is added while
+// its panels are packed. Chosen cells: 2 C N flops per cell, and one read of V.
 #include "grid_attention_cpu.h"
 
 #include <torch/csrc/stable/library.h>
@@ -28,7 +28,8 @@ constexpr int64_t kTurned = 16;  // a square that is transposed at a time
 static_assert(kBlock % kTileRows == 0 && kBlock % kTileColumns == 0 && kBlock % kTurned == 0);
 
 #if defined(SOLO_ATTN_X86)
-// Pairs of rows, then pairs of pairs, within lanes of four; then the lanes.
+// Transposes 16 x 16: interleaves pairs of rows, then pairs of pairs, within lanes of four; then exchanges
+// lanes.
 SOLO_ATTN_AVX512 inline void turn_avx512(const float* in, int64_t stride, float* out, int64_t out_stride) {
   __m512d a[16];
   __m512 b[16];
@@ -78,8 +79,9 @@ SOLO_ATTN_AVX512 inline void write_avx512(const float* in, int64_t count, float*
 }
 #endif
 
-// narrow(), past the caches where whole lines are written: short runs all over a result that is larger than
-// they are would each be fetched first, which takes as long as the products. Ended by an sfence.
+// narrow() with non-temporal stores where whole cache lines are written: short runs all over a result that is
+// larger than the caches would first fetch every line, which takes as long as the products. Ended by an
+// sfence.
 template <Isa isa, class S, class T>
 SOLO_ATTN_INLINE void write(const T* in, int64_t count, S* out) {
 #if defined(SOLO_ATTN_X86)
@@ -141,7 +143,7 @@ void full_map(const S* features, int64_t channels, int64_t cells, T scale, S* ou
   });
 }
 
-// Chosen cells of one image: their places in the list, and their numbers.
+// The chosen cells of one image: their positions in the list, and their indices.
 struct Chosen {
   std::vector<int64_t> place;
   std::vector<int64_t> cell;
@@ -171,7 +173,7 @@ std::vector<Chosen> by_image(const Tensor& cells, const Tensor& features) {
   return images;
 }
 
-// The rows of at most 12 cells at one panel of columns.
+// The rows of at most 12 cells for one panel of columns.
 template <class S, class T>
 struct ChosenTile {
   template <Isa isa>
@@ -234,8 +236,8 @@ void product(const T* left, int64_t row_count, const T* right, int64_t column_co
   });
 }
 
-// Where only the chosen rows D [k, N] of dG are not zero: dV = scale * (V_chosen D + V D^T at the chosen
-// cells).
+// The gradient where only the chosen rows D [k, N] of dG are not zero: dV = scale * (V_chosen D + V D^T at
+// the chosen cells).
 template <class S, class T>
 void chosen_gradient(const S* grad, const S* features, const Chosen& chosen, int64_t channels, int64_t cells,
                      T scale, S* out) {
@@ -262,7 +264,7 @@ void chosen_gradient(const S* grad, const S* features, const Chosen& chosen, int
   });
 }
 
-// What is said of tf32 is for GPUs.
+// The setting for tf32 is for GPUs.
 Tensor grid_attention_cpu(const Tensor& grid_features, double scale, const std::optional<Tensor>& cells,
                           bool) {
   check_features("grid_attention", grid_features);

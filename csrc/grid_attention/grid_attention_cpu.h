@@ -19,8 +19,8 @@ struct PackColumns {
   }
 };
 
-// Rows [begin, end) of V [C, N], packed for all panels of columns and, unless `rows` is null, all groups of
-// 12 columns as the left factor.
+// Packs rows [begin, end) of V [C, N] for all panels of columns and, unless `rows` is null, as the left
+// factor for all groups of 12 columns.
 template <class S, class T>
 struct PackAll {
   template <Isa isa>
@@ -49,7 +49,7 @@ struct PackAll {
   }
 };
 
-// A few rows of V at a time: what is read lies in few streams, where one panel after the other would touch a
+// A few rows of V at a time, so that few memory streams are read; one panel after the other would touch a
 // page for every 32 elements.
 template <class S, class T>
 void pack_all(const S* in, int64_t depth, int64_t count, T* rows, T* columns) {
@@ -91,7 +91,7 @@ void channel_rows(const S* in, int64_t channels, int64_t cells, const int64_t* c
   });
 }
 
-// A panel of dG + dG^T, which is made nowhere else: [N, 32] from column 32 p on.
+// A panel of dG + dG^T, which is computed only here: [N, 32] from column 32 p on.
 template <class G, class T>
 struct PackSymmetric {
   template <Isa isa>
@@ -110,7 +110,8 @@ struct PackSymmetric {
 };
 
 // One panel of columns times all groups of rows, written to out [rows, columns]. A part of the panel stays in
-// the first cache while all groups go through it; `memory` holds the sums, 32 for each row of whole groups.
+// the L1 cache while it is multiplied with all groups; `memory` holds the sums, 32 for each row of whole
+// groups.
 template <class S, class T>
 struct Panel {
   template <Isa isa>

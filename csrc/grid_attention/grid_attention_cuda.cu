@@ -1,4 +1,4 @@
-// The dot products of every pair of cells: map.cuh, and gradient.cuh. Chosen cells: chosen.cuh.
+// The dot products of all pairs of cells: map.cuh and gradient.cuh. Chosen cells: chosen.cuh.
 #include <optional>
 
 #include "../common/dtypes.h"
@@ -20,7 +20,7 @@ bool beside(const Tensor& x, const Tensor& features) {
   return Device::holds(x) && x.get_device_index() == features.get_device_index();
 }
 
-// The list as the kernels want it; `kept` keeps its memory alive.
+// The list in the form that the kernels read; `kept` keeps its memory alive.
 Chosen chosen_of(const char* op, const Tensor& cells, const Tensor& features, Tensor& kept) {
   check_list(cells, features, beside(cells, features));
   check(cells.size(0) <= 1 << 30, op, ": expected at most 2^30 cells, got ", cells.size(0));

@@ -1,10 +1,10 @@
-// The attention map, [N, N] of an image's N cells: the whole forward pass of grid_attention, the first half
+// The attention map, [N, N] for an image's N cells: the whole forward pass of grid_attention, the first half
 // of attention_residual's.
 //
-// S = 40, C = 256, one image: 2 C N^2 = 1.31 GFLOP, of which half is done, the rest being its mirror image.
-// Float32 takes three products of tf32 for one: 2.0 GFLOP at the 300 TFLOP/s that mma.sync reaches of them
-// are 6.5 us; as tf32 2 us, in half precision 1. 1.6 MB are read and 10.2 MB written, which stay in the
-// L2 cache. 325 blocks, three to an SM.
+// S = 40, C = 256, one image: 2 C N^2 = 1.31 GFLOP, of which half is computed and mirrored. Float32 takes
+// three products in tf32: 2.0 GFLOP at the 300 TFLOP/s that mma.sync reaches in tf32 are 6.5 us; as tf32 2
+// us, in half precision 1. 1.6 MB are read and 10.2 MB written, which stay in the L2 cache. 325 blocks, three
+// to an SM.
 #pragma once
 
 #include "grid_attention.h"
@@ -20,7 +20,7 @@ constexpr int kMapStages = 4;
 template <class S>
 constexpr int kMapDepth = 64 / static_cast<int>(sizeof(S));
 
-// Of rows [first, first + rows) of the map.
+// The tiles of rows [first, first + rows) of the map.
 struct MapRows {
   int64_t first;
   int64_t rows;
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kMapThreads, sizeof(S) == 8 ? 2 : 3)
   if (plan.mirrored) write(j, i, cells, [&](int row, int column) { return shared.tile[column][row]; });
 }
 
-// out [images, rows, N] of features [images, C, S, S], contiguous, whose first is at `features`.
+// out [images, rows, N] of contiguous features [images, C, S, S], whose first element is at `features`.
 template <class S, class O>
 void map(const Device& device, const char* op, const stored_t<S>* features, int64_t images, int64_t channels,
          int64_t cells, MapRows plan, double scale, O* out) {

@@ -1,4 +1,5 @@
-// Products of matrices that both lie with the sum's index last, for the gradient of chosen cells' rows.
+// Products of two matrices that are both contiguous along the index of the sum, for the gradient of chosen
+// rows.
 #pragma once
 
 #include "../common/access.h"
@@ -6,16 +7,17 @@
 
 namespace solo_attn::grid_attention {
 
-// sum [64, 32] of a block of 128 threads. Float types multiply and add; half precision goes through the
-// tensor cores as tf32, which holds each of its values exactly. Tf32 is rounded.
+// sum [64, 32] of a block of 128 threads. Float types use multiply-adds; half precision uses the tensor cores
+// in tf32, which represents each of its values exactly. Tf32 is rounded.
 template <class S>
 struct Product {
   using T = accumulator_t<S>;
-  // Of the sum, which the callers keep below 2^31. For float types 32 bits leave fewer registers, not more.
+  // The index of the sum, which the callers keep below 2^31. For float types 32 bits leave fewer registers,
+  // not more.
   using Index = std::conditional_t<kTensorCores<S>, int, int64_t>;
   static constexpr int kRows = 64, kColumns = 32, kPart = 32;
-  // Four words apart in the banks, row by row: reads of eight rows x four columns, or of eight rows by 16
-  // bytes, meet no bank twice.
+  // Rows start four banks apart: reads of eight rows x four columns, or of eight rows x 16 bytes, have no
+  // bank conflict.
   static constexpr int kStride = kPart + 4;
   struct alignas(16) Shared {
     T left[kRows][kStride];
@@ -28,9 +30,9 @@ struct Product {
     for (int i = 0; i < 16; ++i) sum[i] = 0;
   }
 
-  // sum += left . right over k in [begin, end). left(row, k) is read with k from lane to lane, and so is
-  // right(column, k), or, kTurned, right(k, column) with the column from lane to lane. What lies outside of
-  // the matrices they return as 0.
+  // sum += left . right over k in [begin, end). For left(row, k), k increases from lane to lane, and also for
+  // right(column, k); with kTurned, right(k, column) is read with the column increasing. Outside of the
+  // matrix they return 0.
   template <bool kTurned, class L, class R>
   __device__ __forceinline__ void run(Shared& shared, Index begin, Index end, const L& left, const R& right) {
     T a[16], b[8];
@@ -80,7 +82,7 @@ struct Product {
   }
 
  private:
-  // A factor as it stands in shared memory: Tf32 rounded, once for all that read it.
+  // A factor as it is stored in shared memory: Tf32 is rounded once for all reads.
   static __device__ __forceinline__ T held(T x) {
     if constexpr (std::is_same_v<S, Tf32>) {
       return __uint_as_float(to_tf32(x));

@@ -1,4 +1,4 @@
-// Products of matrices, tile by tile on the tensor cores: what the map and its gradient share.
+// Products of matrices, tile by tile on the tensor cores, for the map and its gradient.
 #pragma once
 
 #include "../common/access.h"
@@ -6,13 +6,13 @@
 
 namespace solo_attn::grid_attention {
 
-// How two factors that are held as T are multiplied.
-//   fma      float64: multiplied and added.
+// How two factors of type T are multiplied.
+//   fma      float64: by multiply-adds.
 //   exact    float32 as the sum of two tf32, x = high + low: high * high + high * low + low * high. What is
 //            left out, low * low and the rounding of each low, is at most 3 * 2^-22 |x y| of a product.
-//            Tensor cores cut sums off where they should round; so each eight products of the high parts are
-//            summed from 0 and added by FADD. (Ootomo and Yokota, Recovering single precision accuracy from
-//            Tensor Cores, 2022.)
+//            Tensor cores truncate sums instead of rounding them, so every eight products of the high parts
+//            are summed from 0 and added by FADD. (Ootomo and Yokota, Recovering single precision accuracy
+//            from Tensor Cores, 2022.)
 //   tf32     rounded to tf32.
 //   split    the left factor is half precision, which tf32 holds; the right one is split as in exact.
 enum class Factors { fma, exact, tf32, split };
@@ -79,9 +79,9 @@ class WarpTile {
     }
   }
 
-  // The same of half precision, from `left` and `right` in shared memory: [kDepth][kLeft] and
-  // [kDepth][kRight] with the rows, or the columns, of this tile first. kDepth is a multiple of 16, and rows
-  // of both lie at 16 bytes.
+  // The same for half precision, from `left` and `right` in shared memory: [kDepth][kLeft] and
+  // [kDepth][kRight], which start at the first row or column of this tile. kDepth is a multiple of 16, and
+  // rows of both are aligned to 16 bytes.
   template <class S, int kDepth, int kLeft, int kRight>
   __device__ __forceinline__ void add_half(const S* left, const S* right) {
     const int lane = threadIdx.x % kWarp, row = lane % 8, matrix = lane / 8;
@@ -112,7 +112,7 @@ class WarpTile {
     for (int i = 0; i < kSums; ++i) {
       const int m = i / 16, n = i / 4 % 4;
       T value = sum_[m][n][i % 4];
-      // Of an infinite factor the parts have other signs than the whole, or are 0: its product is in sum_.
+      // The parts of an infinite factor have other signs than the factor, or are 0: its product is in sum_.
       if constexpr (kHow == Factors::exact) value += value - value == 0 ? rest_[m][n][i % 4] : T(0);
       f(16 * m + g + i % 4 / 2 * 8, 8 * n + 2 * t + i % 2, value);
     }
@@ -121,8 +121,8 @@ class WarpTile {
  private:
   static constexpr int kSums = 32;
 
-  // x = high + low, each as tensor cores read it: they ignore the last 13 bits, so half of the 13th is added
-  // first.
+  // x = high + low, each as tensor cores read it: they ignore the last 13 bits, so half of the 13th bit is
+  // added first.
   template <Factors kHow>
   static __device__ __forceinline__ void cut(float x, uint32_t& high, uint32_t& low) {
     if constexpr (kHow == Factors::tf32) {
@@ -130,7 +130,7 @@ class WarpTile {
     } else {
       high = (__float_as_uint(x) + 0x1000u) & ~0x1fffu;
       float rest = x - __uint_as_float(high);
-      // Where the sums of both parts are one, an infinite x must have no rest.
+      // Where both parts go into one sum, the low part of an infinite x must be 0.
       if (kHow == Factors::split && __uint_as_float(high) == x) rest = 0;
       low = __float_as_uint(rest) + 0x1000u;
     }
@@ -167,12 +167,12 @@ class WarpTile {
   T rest_[2][4][4];  // of exact
 };
 
-// Elements that lie between the ends of one channel and the next, of so many multiples of 32 cells: with 32
-// bytes 8 cells x 4 channels meet no bank twice, and with 16 the 8 channels x 16 bytes of load_turned.
+// Padding between channels, in elements, for rows of a multiple of 32 cells: with 32 bytes, reads of 8 cells
+// x 4 channels have no bank conflict; with 16, those of 8 channels x 16 bytes by load_turned.
 template <class P>
 constexpr int kPadding = sizeof(P) == 2 ? 8 : 32 / static_cast<int>(sizeof(P));
 
-// Copies one element to shared memory, or 0; what has 4 bytes or 8 is on its way when this returns.
+// Copies one element to shared memory, or 0; copies of 4 or 8 bytes are asynchronous.
 template <class S>
 __device__ __forceinline__ void stage_one(S* to, const S* from, bool inside) {
   if constexpr (sizeof(S) >= 4) {
@@ -182,9 +182,9 @@ __device__ __forceinline__ void stage_one(S* to, const S* from, bool inside) {
   }
 }
 
-// Copies kRows x kColumns elements to shared memory, rows kStride apart, those of `from` `stride`; what is
-// not in its first `rows` and `columns` is 0. kAligned: 16 bytes at a time, which are on their way when this
-// returns.
+// Copies kRows x kColumns elements to shared memory, in rows of kStride elements, from rows of `stride`
+// elements of `from`; elements outside of its first `rows` and `columns` are 0. kAligned: 16 bytes at a time,
+// asynchronously.
 template <int kRows, int kColumns, int kStride, int kThreads, bool kAligned, class S>
 __device__ __forceinline__ void stage(S* to, const S* from, int64_t stride, int64_t rows, int64_t columns) {
   constexpr int kStep = kAligned ? kPer16Bytes<S> : 1, kAcross = kColumns / kStep, kDown = kThreads / kAcross;
@@ -205,9 +205,9 @@ __device__ __forceinline__ void stage(S* to, const S* from, int64_t stride, int6
   }
 }
 
-// Calls use(i % kStages) for i in [0, count), each after ask(i % kStages, i) has copied what it needs, of
-// which kStages - 1 are on their way. All threads of the block come here; a barrier is needed before what
-// `use` read is written by other means.
+// Calls use(i % kStages) for i in [0, count), each after ask(i % kStages, i) has copied its input; kStages -
+// 1 copies are in flight. All threads of the block call it. Before anything else writes to what `use` has
+// read, a barrier is needed.
 template <int kStages, class Ask, class Use>
 __device__ __forceinline__ void in_stages(int count, const Ask& ask, const Use& use) {
 #pragma unroll
@@ -219,7 +219,7 @@ __device__ __forceinline__ void in_stages(int count, const Ask& ask, const Use& 
   for (int i = 0; i < count; ++i) {
     copy_async_wait<kStages - 2>();
     __syncthreads();
-    const int next = i + kStages - 1;  // takes the place of i - 1, which all have used
+    const int next = i + kStages - 1;  // reuses the buffer of i - 1, which all threads have used
     if (next < count) ask(next % kStages, next);
     copy_async_commit();
     use(i % kStages);

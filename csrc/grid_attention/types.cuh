@@ -1,4 +1,4 @@
-// How float types are multiplied, and what every kernel of grid_attention and attention_residual shares.
+// How the float types are multiplied, and what all kernels of grid_attention and attention_residual share.
 #pragma once
 
 #include <type_traits>
@@ -12,12 +12,12 @@ namespace solo_attn::grid_attention {
 
 constexpr int kThreads = 128;  // of the kernels for chosen cells
 
-// What the gradient of chosen cells puts through the tensor cores: half precision, and float32 where the
+// The type in which the gradient of chosen cells uses the tensor cores: half precision, and float32 where the
 // caller allows tf32.
 template <class S>
 constexpr bool kTensorCores = sizeof(S) == 2 || std::is_same_v<S, Tf32>;
 
-// dispatch_float, with Tf32 for float32 where the caller allows that: it is no longer float32 then.
+// dispatch_float, but with Tf32 in place of float32 where the caller allows that.
 template <class F>
 void dispatch_product(const char* op, ScalarType dtype, bool tf32, const F& f) {
   if (tf32 && dtype == ScalarType::Float) {
@@ -27,7 +27,7 @@ void dispatch_product(const char* op, ScalarType dtype, bool tf32, const F& f) {
   }
 }
 
-// What lies in memory as S does, for all that is no product.
+// The type that S has in memory, for everything that is not a product.
 template <class S>
 using stored_t = std::conditional_t<std::is_same_v<S, Tf32>, float, S>;
 

@@ -1,4 +1,5 @@
-// Bits, areas and maskness (docs/method.md, "Inference" steps 3 and 4): the maths that all of them share.
+// Bits, areas and maskness (docs/method.md, "Inference" steps 3 and 4): the arithmetic that all
+// implementations share.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +8,7 @@
 
 namespace solo_attn::mask_bits {
 
-// The mean probability of the pixels that are set; 0, and not 0 / 0, where none is.
+// The mean probability of the set pixels; 0, and not 0 / 0, if there is none.
 template <class T>
 SOLO_ATTN_HOST_DEVICE inline T maskness(double sum, int64_t area) {
   return area == 0 ? T(0) : static_cast<T>(sum / static_cast<double>(area));

@@ -1,11 +1,12 @@
 // K cells, from h x w (and S x S) by way of `size` to bits at out_size H x W, by the walk down
 // (common/probability.cuh).
 //
-// Bytes: 4 h w + 4 S^2 of a cell are read, H W / 8 are written: 200 cells at 200 x 336 take 16 MB, 4 us. So
-// it computes: a sigmoid, of two of the slow instructions that a quarter of the lanes has units for, and some
-// 25 others a pixel. Every thread has four columns (two in float64); neighbours make a byte. A row that
-// begins in the middle of a byte goes to a scratch of whole bytes a row, [K, H, ceil(W / 8)], and a second
-// kernel puts the words together: nothing is cleared before, and no two threads meet in a word.
+// Bytes: 4 h w + 4 S^2 per cell are read, H W / 8 are written: 200 cells at 200 x 336 take 16 MB, 4 us. So it
+// is bound by arithmetic: per pixel a sigmoid, of two of the slow instructions that only a quarter of the
+// lanes have units for, and some 25 others. Every thread has four columns (two in float64); two (four)
+// neighbours make a byte. If rows begin in the middle of a byte, they are written to scratch memory in whole
+// bytes, [K, H, ceil(W / 8)], and a second kernel assembles the words: nothing has to be cleared first, and
+// no two threads write to the same word.
 //
 // Areas and sums are added up in each thread, in each block, and then, in order, over a cell's blocks.
 #include <optional>

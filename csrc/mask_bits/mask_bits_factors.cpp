@@ -1,8 +1,9 @@
-// K masks from kernels [K, E] and features [B, E, h, w] to bits at h x w, each logit made where it is used.
+// Bits at h x w of K masks from kernels [K, E] and features [B, E, h, w]; each logit is computed where it is
+// used.
 //
-// 200 masks of 200 x 336, E = 256: 6.9 GFLOP for the product, 69 MB read once and 1.7 MB written. At 32
-// multiply-adds a cycle and core (AVX-512) that is 43 ms on two cores of 2.5 GHz; a sigmoid (about 2 cycles a
-// pixel) is asked for only in words of 64 pixels that may have one above the threshold.
+// 200 masks of 200 x 336, E = 256: 6.9 GFLOP for the product, 69 MB are read once and 1.7 MB written. At 32
+// multiply-adds per cycle and core (AVX-512) that is 43 ms on two cores of 2.5 GHz; sigmoids (about 2 cycles
+// per pixel) are computed only for words of 64 pixels that may have one above the threshold.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -26,7 +27,7 @@ namespace {
 
 constexpr int64_t kWord = 64;
 
-// What a band adds to a mask.
+// What one band adds to a mask's area and sum of probabilities.
 struct Part {
   int64_t area;
   double sum;
@@ -34,7 +35,7 @@ struct Part {
 
 template <class S, class T>
 struct Threshold {
-  // `words` are those of all masks of the op, `parts` of the image's masks.
+  // `words` covers all masks of the op, `parts` the masks of the image.
   template <Isa isa>
   static SOLO_ATTN_INLINE void run(ImageMasks<S, T> masks, int64_t first, T threshold, T cut, T* panel,
                                    T* logits, T* store, uint64_t* words, Part* parts) {

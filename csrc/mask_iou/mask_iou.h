@@ -1,4 +1,4 @@
-// IoU of masks: the maths that every implementation shares.
+// IoU of masks: the arithmetic that every implementation shares.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace solo_attn::mask_iou {
 
-// Rounded from double, as the reference does. Only for masks that meet: their union is not 0.
+// Rounded from double, as in the reference. Only for masks that overlap: their union is not 0.
 template <class T>
 SOLO_ATTN_HOST_DEVICE inline T iou(int64_t both, int64_t area, int64_t other) {
   return static_cast<T>(static_cast<double>(both) / static_cast<double>(area + other - both));

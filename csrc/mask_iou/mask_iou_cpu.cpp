@@ -18,11 +18,11 @@
 namespace solo_attn::mask_iou {
 namespace {
 
-// Masks that are compared with each other mask while that is in the cache.
+// Masks that are compared with one other mask while that one is in the cache.
 constexpr int64_t kTile = 8;
 
-// Rows [begin, end) of the result. Of a set of masks with itself, those from `begin` on and their mirror
-// image.
+// Computes rows [begin, end) of the result; if `mirrored` (a set of masks with itself), those from column
+// `begin` on and their mirror image.
 struct Rows {
   template <Isa isa>
   static SOLO_ATTN_INLINE void run(const BitRow* masks, const BitRow* others, int64_t begin, int64_t end,
@@ -58,7 +58,7 @@ Tensor mask_iou_cpu(const Tensor& masks, const std::optional<Tensor>& others) {
           words_of(masks), " words of 64 pixels, got ", words_of(*others));
   }
   const bool mirrored = !others.has_value();
-  // What is read stays alive as long as the rows, which point into it.
+  // The packed masks must live as long as the rows, which point into them.
   const Tensor masks_in = one_run_a_row(masks), others_in = mirrored ? masks_in : one_run_a_row(*others);
   const auto in_order = [](int64_t j) { return j; };
   std::unique_ptr<uint64_t[]> store, other_store;

@@ -1,4 +1,4 @@
-// Matrix NMS (docs/method.md, "Matrix NMS"): the maths that every implementation shares.
+// Matrix NMS (docs/method.md, "Matrix NMS"): the arithmetic that every implementation shares.
 #pragma once
 
 #include <cmath>
@@ -10,8 +10,8 @@ namespace solo_attn::matrix_nms {
 
 using mask_iou::iou;
 
-// Whether mask i, with this score, stands before mask j: the higher score, then the lower index. NaN stands
-// last, so that it suppresses nothing.
+// Whether mask i, with this score, comes before mask j: the higher score first, then the lower index. NaN
+// comes last, so that it suppresses nothing.
 template <class T>
 SOLO_ATTN_HOST_DEVICE inline bool better(T score, int64_t i, T other, int64_t j) {
   const bool nan = score != score, other_nan = other != other;
@@ -21,7 +21,7 @@ SOLO_ATTN_HOST_DEVICE inline bool better(T score, int64_t i, T other, int64_t j)
 }
 
 // decay_j = finish(min over i of bind(d_ij, c_i)), the min starting at neutral().
-// An overlap of 0 never binds, so pairs that do not meet may be left out.
+// An overlap of 0 never attains the minimum, so pairs without overlap may be left out.
 
 // min exp(sigma (c^2 - d^2)) = exp(sigma min (c^2 - d^2)): one exponential for each mask, not for each pair.
 template <class T>
@@ -37,14 +37,14 @@ struct Gaussian {
 template <class T>
 struct Linear {
   SOLO_ATTN_HOST_DEVICE static T neutral() { return 1; }
-  // A mask with a twin before it (c_i = 1) decays no other mask: its twin does.
+  // A mask with an identical one before it (c_i = 1) decays no other mask: the earlier one does.
   SOLO_ATTN_HOST_DEVICE static T bind(T overlap, T worst) {
     return worst < 1 ? (1 - overlap) / (1 - worst) : T(1);
   }
   SOLO_ATTN_HOST_DEVICE T finish(T least) const { return least; }
 };
 
-// A score that is decayed to nothing is 0, also where it was infinite.
+// A score with a decay of 0 is 0, even if it was infinite.
 template <class T>
 SOLO_ATTN_HOST_DEVICE inline T decayed_score(T score, T decay) {
   return decay == 0 && std::isinf(score) ? T(0) : score * decay;

@@ -1,4 +1,4 @@
-// What every compiled matrix_nms demands of its arguments, but for the device.
+// Checks of the arguments that every compiled matrix_nms makes, except for the device.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

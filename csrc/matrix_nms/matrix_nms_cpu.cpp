@@ -20,13 +20,13 @@
 namespace solo_attn::matrix_nms {
 namespace {
 
-// Overlaps that are held at a time, or one row of them where that is longer: memory that does not grow with
-// n^2.
+// The number of overlaps that are held at a time, or one row of them if that is longer, so that memory does
+// not grow with n^2.
 constexpr int64_t kHeld = 1 << 20;
-// Masks that are compared with one earlier mask while that is in the cache.
+// Masks that are compared with one earlier mask while that one is in the cache.
 constexpr int64_t kTile = 8;
 
-// Masks stand by label, then best first; a mask's group is the index of the first of its label.
+// Masks are sorted by label, then by score; a mask's group is the index of the first mask with its label.
 template <class T>
 struct Pairs {
   const BitRow* rows;
@@ -55,7 +55,7 @@ struct Overlaps {
   }
 };
 
-// decay_j for one j, once the c_i of those before it are known.
+// decay_j for one j, after the c_i of the masks before it.
 template <class T, class Kernel>
 struct Decay {
   template <Isa isa>
@@ -69,7 +69,7 @@ struct Decay {
   }
 };
 
-// Indices by label, then the better first.
+// Indices sorted by label, then by score, the best first.
 template <class T>
 std::vector<int64_t> by_label_best_first(const std::vector<T>& scores, const int64_t* labels) {
   std::vector<int64_t> order(scores.size());
@@ -89,7 +89,7 @@ std::vector<int64_t> groups(const std::vector<int64_t>& order, const int64_t* la
   return group;
 }
 
-// One that is alone with its label overlaps nothing, and is not read at all.
+// A mask that is the only one of its label overlaps nothing, and is not read.
 std::vector<BitRow> measure(const Tensor& masks, const std::vector<int64_t>& order,
                             const std::vector<int64_t>& group, std::unique_ptr<uint64_t[]>& store) {
   const int64_t count = masks.size(0);
@@ -107,7 +107,7 @@ std::vector<T> decays(const std::vector<BitRow>& rows, const std::vector<int64_t
   std::vector<T> worst(count), decay(count);
   std::unique_ptr<T[]> overlap;
   int64_t room = 0;
-  // Blocks of rows, in order: a decay needs the c_i of all masks before it, of its own block too.
+  // Blocks of rows, in order: a decay needs the c_i of all masks before it, also those of its own block.
   for (int64_t begin = 0, end = 0; begin < count; begin = end) {
     int64_t held = 0;
     do {
@@ -140,7 +140,7 @@ std::tuple<Tensor, Tensor> matrix_nms_cpu(const Tensor& masks, const Tensor& lab
   check(masks.is_cpu() && labels.is_cpu(), "matrix_nms: expected masks and labels on cpu, as scores, got ",
         device_name(masks), " and ", device_name(labels));
   const int64_t count = scores.size(0);
-  // Rows may repeat or lie far apart, but each must be contiguous.
+  // Rows may be equal or far apart in memory, but each must be contiguous.
   const Tensor rows_in = masks.stride(1) == 1 ? masks : torch::stable::contiguous(masks);
   const Tensor labels_in = torch::stable::contiguous(labels), scores_in = torch::stable::contiguous(scores);
   const auto* label = labels_in.const_data_ptr<int64_t>();

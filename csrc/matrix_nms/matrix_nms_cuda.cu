@@ -1,16 +1,15 @@
 // Three launches for n masks of P pixels, none of which waits for the host:
 //
-// 1. prepare, a block for each mask: its place in the order (by label, then the better first) by counting
-// those
-//    before it, and its bits, written there. Reads P bytes a mask, or P / 8; writes P / 8.
-// 2. overlaps, a block for each 32 x 32 tile of pairs that holds two masks of one label: their common bits by
-//    tensor cores (32,768 products of bits an instruction), the IoUs d_ij, and c_j by atomic maximum.
-// 3. decay, a warp for each mask.
+// 1. prepare, a block per mask: counts the masks before it in the order (by label, then by score), and writes
+//    its bits at that position. Reads P bytes per mask, or P / 8; writes P / 8.
+// 2. overlaps, a block per 32 x 32 tile of pairs that contains two masks of one label: their common bits by
+//    tensor cores (32,768 products of bits per instruction), the IoUs d_ij, and c_j by atomic maximum.
+// 3. decay, a warp per mask.
 //
-// Nothing grows with n^2: 2 and 3 run again for each panel of so many masks that their IoUs with all others
-// fill kHeldBytes. Ballots are not used for the bits: 16 bytes a lane and a multiplication take a sixteenth
-// of the loads. Nor is shared memory for the words: a tile's rows are read as 16 bytes a lane, and the L1
-// cache holds what a block reads twice.
+// Memory does not grow with n^2: 2 and 3 run once for each panel of masks whose IoUs with all others fill
+// kHeldBytes. Bits are not packed by ballots: loads of 16 bytes per lane and a multiplication need a
+// sixteenth of the loads. Words do not go through shared memory: a tile's rows are read as 16 bytes per lane,
+// and the L1 cache holds what a block reads twice.
 #include <algorithm>
 #include <string>
 #include <tuple>
@@ -26,9 +25,10 @@ namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
 constexpr int kTile = 32;
-constexpr int kChunk = 16;  // words of 32 bits that four lanes read of a row at a time; rows are padded to it
-constexpr int kPitch = kTile + 8;  // of a tile in shared memory: eight rows of a fragment fall on all banks
-constexpr int64_t kHeldBytes = kPlayed ? 16 << 10 : 64 << 20;  // the shim's masks are few
+constexpr int kChunk = 16;  // words of 32 bits of a row that four lanes read at a time; rows are padded to it
+constexpr int kPitch =
+    kTile + 8;  // of a tile in shared memory: the eight rows of a fragment have no bank conflict
+constexpr int64_t kHeldBytes = kPlayed ? 16 << 10 : 64 << 20;  // the emulator's masks are few
 
 // By place in the order.
 template <class T>
@@ -42,7 +42,7 @@ struct Masks {
   T* worst;  // c_j
 };
 
-// Packs a row of bytes, or copies one of words; returns how many bits this lane set.
+// Packs a row of bytes, or copies a row of words; returns the number of bits that this lane has set.
 template <bool kBytes>
 __device__ __forceinline__ int write_row(const void* masks, int64_t offset, int64_t width, int64_t words,
                                          uint32_t* to) {
@@ -54,7 +54,7 @@ __device__ __forceinline__ int write_row(const void* masks, int64_t offset, int6
       halves[half] = static_cast<uint16_t>(bits);
       area += __popc(bits);
     };
-    // 16 pixels at a time, four reads on their way before the first is used; then what is left, one by one.
+    // 16 pixels at a time, with four loads in flight; then the remaining pixels one by one.
     const int whole = reinterpret_cast<uintptr_t>(from) % 16 == 0 ? static_cast<int>(width / 16) : 0;
     for (int first = threadIdx.x; first < whole; first += 4 * kThreads) {
       ulonglong2 read[4];
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kThreads, 5)
   before = block_sum(before, parts);
   peers = block_sum(peers, parts);
   const int64_t place = first + before;
-  // One that is alone with its label overlaps nothing, and is not read: it counts as empty.
+  // A mask that is the only one of its label overlaps nothing, and is not read: its bits are 0.
   if (peers == 1) width = 0;
   const int area = block_sum(
       write_row<kBytes>(masks, mine * stride, width, out.words, out.bits + place * out.words), parts);
@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kThreads, 5)
   }
 }
 
-// IoUs are not negative, and such floats are ordered like the integers of the same bits.
+// IoUs are not negative, and such floats have the order of the integers with the same bits.
 __device__ __forceinline__ void atomic_max(float* address, float x) {
   atomicMax(reinterpret_cast<int*>(address), __float_as_int(x));
 }
@@ -130,15 +130,15 @@ __device__ __forceinline__ void atomic_max(double* address, double x) {
   atomicMax(reinterpret_cast<long long*>(address), __double_as_longlong(x));
 }
 
-// Common bits of masks j and i, rows and columns of a tile, over every kWarps-th chunk of their words. The
-// order of words within a chunk does not matter to a count, as long as it is one for i and j: a lane reads
-// four that lie together, which makes fragments of two products.
+// Common bits of masks j and i, rows and columns of a tile, over every kWarps-th chunk of their words. A
+// count does not depend on the order of the words within a chunk, if it is the same for i and j: a lane reads
+// four adjacent words, which are the fragments of two products.
 __device__ __forceinline__ void count_common(const uint32_t* bits, int64_t words, int64_t count, int64_t j,
                                              int64_t i, int (&common)[2][4][4]) {
   const int lane = threadIdx.x % kWarp;
   const uint32_t *rows[4], *columns[4];
 #pragma unroll
-  for (int k = 0; k < 4; ++k) {  // past the end the last mask stands in: what comes of it is not kept
+  for (int k = 0; k < 4; ++k) {  // past the end the last mask is read; its results are not stored
     rows[k] = bits + min(j + 8 * k + lane / 4, count - 1) * words + lane % 4 * 4;
     columns[k] = bits + min(i + 8 * k + lane / 4, count - 1) * words + lane % 4 * 4;
   }
@@ -277,7 +277,7 @@ std::tuple<Tensor, Tensor> matrix_nms_cuda(const Tensor& masks, const Tensor& la
         op, ": expected masks of fewer than 2^31 rows and pixels, got [", masks.size(0), ", ", masks.size(1),
         "]");
   const Device device(scores);
-  // Rows may repeat or lie far apart, but each must be contiguous.
+  // Rows may be equal or far apart in memory, but each must be contiguous.
   const Tensor rows = masks.stride(1) == 1 ? masks : torch::stable::contiguous(masks);
   const Tensor label = torch::stable::contiguous(labels), score = torch::stable::contiguous(scores);
   Tensor decayed = torch::stable::new_empty(score, scores.sizes());

@@ -1,4 +1,4 @@
-// What the op is given, as every implementation checks it, and how it gives run lengths.
+// Checks of the op's arguments that every implementation makes, and how run lengths are returned.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -34,7 +34,7 @@ inline void check_arguments(const Tensor& coarse, const std::optional<Tensor>& a
         described(s.image_size));
 }
 
-// Texts end to end, and where each begins and ends, on the CPU.
+// Concatenated texts, and the begin and end of each, on the CPU.
 inline std::tuple<Tensor, Tensor> joined(const std::vector<std::string>& texts) {
   const auto count = static_cast<int64_t>(texts.size());
   const auto empty = [](const std::vector<int64_t>& shape, ScalarType dtype) {

@@ -1,13 +1,14 @@
 // K cells, from their map at stride 4 (h x w) to 4 h x 4 w, cropped, and to H x W of the original image.
 //
-// Bytes: H W a mask are written, 210 MB for 100 masks at 1024 x 2048, 49 us at an H200's 4.3 TB/s. The maps
-// are made once by the walk down (common/probability.cuh), for kMapPixels of them at a time, which the second
-// cache holds. A pixel is then some ten instructions, a row of a map along x ten more for every fifth of them
-// (paste.cuh); where nothing can be set, the store alone. 16 pixels are written by one instruction.
+// Bytes: H W per mask are written, 210 MB for 100 masks at 1024 x 2048, 49 us at an H200's 4.3 TB/s. The maps
+// are computed once by the loop over rows in common/probability.cuh, for kMapPixels of them at a time, which
+// stay in the L2 cache. A pixel then takes some ten instructions, and interpolating a row of a map along x
+// ten more for every fifth pixel (paste.cuh); where nothing can be set, only the store. 16 pixels are stored
+// by one instruction.
 //
-// Run lengths go down columns, as a thread does: it keeps 32 rows of each of its columns in a word. A block
-// for each mask counts the changes of its columns, and where they are is written from there. How many there
-// are is not known before, so the host waits for their number, and then for them; it makes text of them.
+// Run lengths go down columns, one thread per column: it keeps 32 rows of each of its columns in a word. A
+// block per mask counts the changes of its columns, from which follows where each column writes them. Their
+// number is not known before, so the host waits for it, and then for the changes, of which it makes text.
 #include <optional>
 #include <string>
 #include <tuple>
@@ -52,10 +53,10 @@ __global__ void __launch_bounds__(kWalkThreads, (kProbabilityBlocks<S, kSame>))
   });
 }
 
-// Four bits to as many bytes of 0 or 1.
+// Expands four bits to four bytes of 0 or 1.
 __device__ __forceinline__ uint32_t spread(uint32_t bits) { return (bits & 15) * 0x00204081u & 0x01010101u; }
 
-// kStore pixels by one instruction, all of a thread's, four, or one.
+// Stores kStore pixels by one instruction: all of a thread's, four, or one.
 template <class T, int kStore>
 __global__ void __launch_bounds__(kPasteThreads, kPasteBlocks)
     paste_masks_fwd_kernel(PasteMaps<T> maps, WalkPlan plan, T threshold, uint8_t* masks) {
@@ -117,8 +118,8 @@ struct ColumnBits {
   int64_t height;
   int64_t width;
 
-  // Calls change(w, the bits of word w that differ from the pixel before) of a column. What comes before the
-  // first pixel of a mask is not set.
+  // Calls change(w, the bits of word w that differ from the pixel before) for a column. The pixel before the
+  // first one of a mask counts as not set.
   template <class F>
   __device__ __forceinline__ void changes(int64_t mask, int64_t x, const F& change) const {
     const int64_t tall = ceil_div<int64_t>(height, 32);
@@ -133,7 +134,7 @@ struct ColumnBits {
   }
 };
 
-// A block for each mask: how many changes come before each of its columns, and how many there are in all.
+// A block per mask: the number of changes before each of its columns, and the total.
 __global__ void __launch_bounds__(kThreads)
     paste_masks_count_kernel(ColumnBits bits, int64_t* before, int64_t* totals) {
   SOLO_ATTN_SHARED(parts, int64_t[kThreads / kWarp]);
@@ -196,7 +197,7 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
-// The arguments of one call, and what its maps are made with.
+// The arguments of one call, and how its maps are computed.
 struct Call {
   const char* op = "paste_masks";
   CellInputs cells;
@@ -219,7 +220,7 @@ struct Call {
     return torch::stable::new_empty(cells.coarse(), shape, dtype);
   }
 
-  // Calls each(T, maps, first, count) for some cells at a time, no more than `most`.
+  // Calls each(T, maps, first, count) for at most `most` cells at a time.
   template <class F>
   void for_maps(int64_t most, const F& each) const {
     const int64_t count = cells.count();

@@ -1,4 +1,4 @@
-// Two enlargements added: where things lie, for every implementation.
+// Two upsampled maps added: offsets and sizes that every implementation shares.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ struct Images {
   int64_t width;
 
   SOLO_ATTN_HOST_DEVICE int64_t pixels() const { return height * width; }
-  // Of image k; rows of all images are numbered through.
+  // Offset of image k; rows are numbered through all images.
   SOLO_ATTN_HOST_DEVICE int64_t image(int64_t k) const { return k * pixels(); }
   SOLO_ATTN_HOST_DEVICE int64_t row(int64_t r) const { return r * width; }
 };

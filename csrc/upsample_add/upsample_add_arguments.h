@@ -1,4 +1,4 @@
-// What the backward pass is given, as every implementation checks it.
+// Checks of the arguments of the backward pass, which every implementation makes.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

@@ -1,9 +1,9 @@
-// Two bilinear enlargements and one write.
+// Two bilinear upsamplings, added in one write.
 //
 // K = 100 cells, h x w = 100 x 168 and S = 40 to H x W = 200 x 336 in float32: 27 MB are written and 7.4 MB
-// read. 4 multiply-adds for each output pixel from rows in the first cache, 54 MFLOP, and as much again for
-// the rows along x: far below what the writes take, which are the floor. Backward: one read of 27 MB, two
-// multiply-adds for each pixel and image.
+// read. 4 multiply-adds per output pixel from rows in the L1 cache, 54 MFLOP, and as much again for the rows
+// along x: far less than the time of the writes, which are the lower bound. Backward: one read of 27 MB, two
+// multiply-adds per pixel and image.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -31,7 +31,7 @@ struct Axes {
   Axis<T> x;
 };
 
-// Rows [begin, end) of the output's K * H; `attention` may be null.
+// Rows [begin, end) of the output's K * H rows; `attention` may be null.
 template <class S, class T>
 struct Add {
   template <Isa isa>
@@ -71,7 +71,7 @@ struct Adjoint {
   Parts<T> x;
 };
 
-// Both gradients of one cell; that of the attention is left out where `rows` is null.
+// Both gradients of one cell; that of the attention is skipped if `rows` is null.
 template <class S, class T>
 struct Gather {
   template <Isa isa>

@@ -1,9 +1,10 @@
-// Two bilinear enlargements and one write, by the walk down (common/walk.cuh).
+// Two bilinear upsamplings, added in one write, by the loop over rows in common/walk.cuh.
 //
 // K = 100 cells, h x w = 100 x 168 and S = 40 to H x W = 200 x 336 in float32: 27 MB are written and 7.4 MB
-// read. A pixel is four multiply-adds; with the rows along x, of which there are half as many for the coarse
-// logits and a fifth for the attention rows, some 15 instructions. Backward (common/walk_back.cuh): 27 MB are
-// read once for both gradients, four multiply-adds a pixel along y, and as much again along x.
+// read. A pixel is four multiply-adds; with the interpolation along x of the input rows, of which there are
+// half as many for the coarse logits and a fifth for the attention, some 15 instructions. Backward
+// (common/walk_back.cuh): 27 MB are read once for both gradients, four multiply-adds per pixel along y, and
+// as many along x.
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -17,14 +18,14 @@ namespace {
 
 constexpr int kAhead = 4;  // rows of the gradient that a thread has on their way
 
-// Of a thread: 16 bytes, or what registers allow where they are not written by one instruction.
+// Columns of a thread: 16 bytes, or what registers allow where they are not stored by one instruction.
 template <class S, bool kAligned>
 constexpr int kColumns = std::min(kPer16Bytes<S>, kAligned ? 8 : 4);
-// Of 256 threads, that an SM holds: eight columns need more registers, and so does float64.
+// Blocks of 256 threads per SM: eight columns need more registers, and so does float64.
 template <class S, bool kAligned>
 constexpr int kBlocks = kColumns<S, kAligned> == 8 || sizeof(S) == 8 ? 2 : 3;
 
-// kAligned: a thread's columns are 16 bytes, aligned, in every row.
+// kAligned: a thread's columns are 16 aligned bytes in every row.
 template <class S, bool kAligned>
 __global__ void __launch_bounds__(kWalkThreads, (kBlocks<S, kAligned>))
     upsample_add_fwd_kernel(CellMaps<S> maps, WalkPlan plan, S* out) {
@@ -63,7 +64,8 @@ class Upstream {
   using T = accumulator_t<S>;
   using Rows = Ahead<S, kCount, kAhead, kWalkThreads>;
 
-  // `from`: the thread's first pixel of row `begin`; `left`: columns from there on, none if it has none.
+  // `from`: the thread's first pixel of row `begin`; `left`: the number of columns from there on, which may
+  // be 0.
   __device__ __forceinline__ Upstream(typename Rows::Places& places, const S* from, int width, int left,
                                       int begin, int end)
       : rows_(places), from_(from), width_(width), left_(left), begin_(begin), count_(end - begin) {
@@ -117,7 +119,7 @@ __global__ void __launch_bounds__(kWalkThreads, (kBlocks<S, kAligned>))
   }
 }
 
-// f(std::true_type{}) where `data`, in rows of `width`, can be read or written 16 bytes at a time.
+// Calls f(std::true_type{}) if `data`, in rows of `width`, can be read or written 16 bytes at a time.
 template <class S, class F>
 void with_runs(int64_t width, const S* data, const F& f) {
   if (width % kPer16Bytes<S> == 0 && aligned16(data)) {

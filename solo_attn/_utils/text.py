@@ -30,6 +30,11 @@ def shown(value: Any, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
+def quantity(number: int, noun: str, plural: str = "") -> str:
+    """ "1 image", "2 images"; ``plural`` is for nouns that do not add an s."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 def printable(text: str) -> str:
     """``text`` with control characters escaped, except line breaks and tabs: terminals obey them."""
     if text.isprintable():

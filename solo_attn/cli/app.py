@@ -17,7 +17,7 @@ from rich.text import Text
 
 from .. import __version__
 from .._utils.console import plain_console
-from .._utils.errors import SoloAttnError, extra_train
+from .._utils.errors import SoloAttnError, extra_needed
 from .._utils.signals import SignalledError, as_interrupt, name_of, signal_of
 from .._utils.text import printable
 
@@ -29,7 +29,7 @@ ConfigFile = Annotated[Path, typer.Argument(help="YAML file; see configs/.", met
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Settings to change, such as train.epochs=3 model.attention=false.", metavar="[KEY=VALUE]..."
+        help="Settings to change, such as train.epochs=3 model.attention=null.", metavar="[KEY=VALUE]..."
     ),
 ]
 
@@ -84,7 +84,7 @@ def command_of(group: typer.Typer, function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            with as_interrupt(), extra_train(f"solo-attn {name}"):
+            with as_interrupt(), extra_needed(f"solo-attn {name}"):
                 result = function(*args, **kwargs)
                 sys.stdout.flush()  # a failed write is found here, and not after the exit status
                 return result

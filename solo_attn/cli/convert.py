@@ -11,6 +11,7 @@ import typer
 
 from .._utils.console import plain_console, progress
 from .._utils.errors import UsageError
+from .._utils.text import quantity
 from .app import app, command_of
 
 OutFile = Annotated[Path, typer.Argument(help="The JSON to write.", metavar="OUT.json")]
@@ -49,7 +50,7 @@ def mmdet(
         console.print(f"note: {note}")
     model = done.info.model
     console.print(
-        f"{out}: {model['head']}, {model['backbone']}, {model['num_classes']} classes "
+        f"{out}: {model['head']}, {model['backbone']}, {quantity(model['num_classes'], 'class', 'classes')} "
         f"({', '.join(done.info.class_names[:5])}{', ...' if model['num_classes'] > 5 else ''})"
     )
 

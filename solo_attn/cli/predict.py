@@ -12,6 +12,7 @@ import typer
 
 from .._utils.console import plain_console, progress
 from .._utils.errors import UsageError
+from .._utils.text import quantity
 from .app import command
 
 
@@ -108,7 +109,8 @@ def predict(
     rate = done.images / max(time.monotonic() - began, 1e-9)
     console = plain_console(soft_wrap=True)
     console.print(
-        f"{done.instances} instances in {done.images} images, in {out} ({rate:.2g} images a second)"
+        f"{quantity(done.instances, 'instance')} in {quantity(done.images, 'image')}, in {out} "
+        f"({rate:.2g} images a second)"
     )
     if not done.complete:
         console.print("this shard is done; others are not yet, and the last one collects the results")

@@ -1,8 +1,8 @@
 """COCO-format datasets, augmentation and synthetic scenes."""
 
-from .._utils.errors import extra_train
+from .._utils.errors import extra_needed
 
-with extra_train("solo_attn.data"):
+with extra_needed("solo_attn.data"):
     from .coco import CocoInstances, classes_differ, collate
     from .copy_paste import CopyPaste, paste_objects
     from .images import ImageError, read_image

@@ -13,7 +13,7 @@ from .._utils.checks import is_finite
 from .._utils.errors import SoloAttnError
 from .._utils.limits import PREFIX, limits
 from .._utils.readers import read_json
-from .._utils.text import name_fault, printable, shown
+from .._utils.text import name_fault, printable, quantity, shown
 from .images import Percentiles, file_fault
 from .segmentation import FAR, segmentation_fault
 
@@ -50,8 +50,10 @@ class DatasetSummary:
     def __str__(self) -> str:
         left_out = f", {self.degenerate} without width or height" if self.degenerate else ""
         return (
-            f"{self.images} images ({self.images_without_objects} without objects), {self.annotations} "
-            f"annotations ({self.crowds} crowd regions{left_out}), {self.categories} categories"
+            f"{quantity(self.images, 'image')} ({self.images_without_objects} without objects), "
+            f"{quantity(self.annotations, 'annotation')} "
+            f"({quantity(self.crowds, 'crowd region')}{left_out}), "
+            f"{quantity(self.categories, 'category', 'categories')}"
         )
 
 

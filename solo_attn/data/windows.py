@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .._utils.errors import MissingExtraError
+from .._utils.errors import extra_needed
 from .._utils.limits import PREFIX, limits
 
 LOOKED_AT = 2**22  # the largest number of pixels for percentiles, on a regular grid of rows and columns
@@ -118,14 +118,9 @@ def open_tiff(path: str | Path) -> Windows:
         NotByWindowsError: stacks, palettes, other colours than grey and RGB, values that are no numbers.
         OSError, ValueError: a broken file.
     """
-    try:
+    with extra_needed(str(path)):
         import tifffile
         import zarr
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        raise MissingExtraError(
-            f'{path}: expected {package} to be installed; run: pip install "solo-attn[tiff]"', name=error.name
-        ) from error
     try:
         with tifffile.TiffFile(path) as file:
             series = file.series[0]

@@ -1,8 +1,8 @@
 """COCO's numbers, the paper's tables, and pictures; needs the extra "train"."""
 
-from .._utils.errors import extra_train
+from .._utils.errors import extra_needed
 
-with extra_train("solo_attn.evaluation"):
+with extra_needed("solo_attn.evaluation"):
     from .coco_metrics import METRICS, CocoMetrics, evaluate, evaluate_model
     from .curves import learning_curve
     from .errors import ErrorReport, find_errors

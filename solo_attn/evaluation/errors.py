@@ -23,6 +23,7 @@ from pycocotools.cocoeval import COCOeval
 
 from .._utils.checks import fail
 from .._utils.files import replacing
+from .._utils.text import quantity
 from ..data import CocoInstances
 from ..formats import coco_results
 from ..models import SOLO
@@ -144,9 +145,9 @@ class ErrorReport:
 
     def table(self) -> str:
         """Counts by reason and kind, and AP with perfect masks and with perfect scores."""
-        lines = [f"{len(self.missed)} of {self.objects} objects missed at IoU {self.iou:g}"]
+        lines = [f"{len(self.missed)} of {quantity(self.objects, 'object')} missed at IoU {self.iou:g}"]
         lines += _rows(Counter(one.reason for one in self.missed), MISSED, self.objects)
-        lines.append(f"{len(self.false_positives)} instances that match no object")
+        lines.append(f"{quantity(len(self.false_positives), 'instance')} that match no object")
         lines += _rows(Counter(one.kind for one in self.false_positives), FALSE, len(self.false_positives))
         lines.append("per cent                     AP   AP50   AP75")
         for name, metrics in {

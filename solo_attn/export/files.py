@@ -11,7 +11,7 @@ from torch.export import Dim, ExportedProgram
 
 from .. import __version__
 from .._utils.checks import is_integer
-from .._utils.errors import UsageError, extra_train
+from .._utils.errors import UsageError, extra_needed
 from .._utils.files import replacing
 from ..models import SOLO, ModelInfo, load_model
 from ..models.layers import DeformConv
@@ -100,7 +100,7 @@ def metadata(model: SOLO, info: ModelInfo, candidates: int) -> dict[str, str]:
 
 
 def _write_onnx(program: ExportedProgram, told: dict[str, str], path: Path) -> None:
-    with extra_train("export"):
+    with extra_needed("export"):
         import onnx
         import onnxscript  # noqa: F401 - torch.onnx wants it, and would say so less clearly
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.checks import fail
-from .._utils.errors import extra_train
+from .._utils.errors import extra_needed
 from .._utils.limits import refuse_pixels
 from .._utils.readers import one_line
 from ..models import CheckpointError, ModelInfo, ModelSettings
@@ -163,7 +163,7 @@ def load_exported(path: str | Path) -> tuple[ExportedModel, ModelInfo]:
 
 
 def _onnx(path: Path) -> tuple[Run, dict[str, str]]:
-    with extra_train("export"):
+    with extra_needed("export"):
         import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -4,9 +4,9 @@
 objects, and ``write_<format>`` writes these. Needs the extra "train".
 """
 
-from .._utils.errors import extra_train
+from .._utils.errors import extra_needed
 
-with extra_train("solo_attn.formats"):
+with extra_needed("solo_attn.formats"):
     from .cityscapes import PAPER_CLASSES, convert_cityscapes
     from .coco import coco_annotations, coco_results, write_dataset, write_results
     from .geojson import to_geojson, write_geojson

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._utils.errors import MissingExtraError
+from .._utils.errors import extra_needed
 from .._utils.files import replacing
 
 if TYPE_CHECKING:
@@ -91,9 +91,6 @@ def read_parquet(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _pyarrow() -> Any:
-    try:
+    with extra_needed("parquet"):
         import pyarrow
-    except ModuleNotFoundError as error:
-        message = 'parquet: expected pyarrow to be installed; run: pip install "solo-attn[parquet]"'
-        raise MissingExtraError(message, name=error.name) from error
     return pyarrow

@@ -1,8 +1,8 @@
 """Statistics of a dataset, the objects that a grid setting loses, and a proposal; needs the extra "train"."""
 
-from .._utils.errors import extra_train
+from .._utils.errors import extra_needed
 
-with extra_train("solo_attn.inspection"):
+with extra_needed("solo_attn.inspection"):
     from .advice import grid_setting, with_proposal
     from .dataset import Inspection, inspect_dataset
     from .grids import GridCount, GridSetting, LevelCount, count_cells

@@ -15,6 +15,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from .._utils.checks import is_integer
+from .._utils.errors import extra_needed
 from .layers import DeformConv
 from .pretrained import load_weights, package_weights, plain, read_weights
 
@@ -141,7 +142,7 @@ def build_backbone(
         ValueError: an unknown ``name``, ``norm`` or ``freeze``; "gn" with weights, of which there are none,
             or with timm; an architecture whose maps are of other strides; another architecture's weights.
         FileNotFoundError: no file of weights.
-        ImportError: timm, or the package that carries the weights, is not installed.
+        MissingExtraError: timm, or the package that carries the weights, is not installed.
     """
     if not isinstance(pretrained, (bool, str)):
         _fail("pretrained", "a bool, 'package' or a file", pretrained)
@@ -232,12 +233,8 @@ def _timm_body(name: str, norm: str, pretrained: bool | str) -> tuple[nn.Module,
 
 
 def _timm() -> Any:
-    try:
+    with extra_needed("build_backbone"):
         import timm
-    except ImportError as error:
-        raise ImportError(
-            "build_backbone: expected timm to be installed: pip install 'solo-attn[pretrained]'"
-        ) from error
     return timm
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .._utils.checks import is_integer
-from .._utils.errors import SoloAttnError, extra_train
+from .._utils.errors import SoloAttnError, extra_needed
 from .._utils.files import write_durably
 from .._utils.limits import PREFIX as PREFIX_OF_LIMITS
 from .._utils.limits import limits
@@ -173,7 +173,7 @@ def save_model(model: SOLO, info: ModelInfo, out: str | Path) -> None:
 
 
 def _safetensors(model: SOLO, info: ModelInfo) -> bytes:
-    with extra_train("a .safetensors file"):
+    with extra_needed("a .safetensors file"):
         from safetensors.torch import save as to_safetensors
 
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
@@ -230,7 +230,7 @@ def info_of(checkpoint: dict[str, Any], path: str | Path) -> ModelInfo:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
-    with extra_train("a .safetensors file"):
+    with extra_needed("a .safetensors file"):
         from safetensors import SafetensorError, safe_open
 
     try:

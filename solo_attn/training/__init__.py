@@ -1,8 +1,8 @@
 """Training, comparison and checkpoints; needs the extra "train"."""
 
-from .._utils.errors import extra_train
+from .._utils.errors import extra_needed
 
-with extra_train("solo_attn.training"):
+with extra_needed("solo_attn.training"):
     from .callbacks import UnfinishedError
     from .compare import Comparison, compare, read_systems, system_config, systems_of
     from .config import (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -175,10 +176,11 @@ class SOLODataModule(pl.LightningDataModule):
 
         Raises:
             DatasetError: folders or annotations that cannot be read, or images too thin for the model.
-            ConfigError: other categories in one part than in training.
+            ConfigError: a path that is not there; other categories in one part than in training.
         """
         if self._read:
             return
+        self._refuse_missing()
         config, data = self.config, self.config.data
         self.train_set = CocoInstances(
             data.train_images,
@@ -199,6 +201,17 @@ class SOLODataModule(pl.LightningDataModule):
             if part is not None:
                 self._refuse_thin(part, sizes[-1])
         self._read = True
+
+    def _refuse_missing(self) -> None:
+        """Refuse paths that are not there: whoever uses a configuration of the clone may lack its data."""
+        for part in ("train", "val", "test"):
+            for key, kind in ((f"{part}_images", "folder"), (f"{part}_annotations", "file")):
+                path = getattr(self.config.data, key)
+                if path and not Path(path).exists():
+                    raise ConfigError(
+                        f"config: expected data.{key} to be a {kind}, got {path}, which is not there; the "
+                        "first lines of a configuration and docs/data.md say where its data comes from"
+                    )
 
     def _refuse_thin(self, dataset: CocoInstances, min_size: int) -> None:
         """Refuse images of which the model's resizing would leave nothing: it would reach them hours later.

@@ -11,12 +11,10 @@ pytest.importorskip("pycocotools", reason='the extra "train" is not installed')
 pytest.importorskip("lightning", reason='the extra "train" is not installed')
 
 from solo_attn._utils.errors import (
-    EXTRA_CLI,
-    EXTRA_EXPORT,
-    EXTRA_TRAIN,
+    EXTRAS,
     MissingExtraError,
     SoloAttnError,
-    extra_train,
+    extra_needed,
 )
 from solo_attn.data import ImageError
 
@@ -45,16 +43,17 @@ def test_they_come_whole_out_of_another_process() -> None:
     assert str(error) == "a.png: is empty"
 
 
-@pytest.mark.parametrize("package", sorted(EXTRA_TRAIN | EXTRA_CLI | EXTRA_EXPORT))
-def test_a_missing_extra_has_one_wording(package: str) -> None:
-    extra = "cli" if package in ("rich", "typer") else "export" if package.startswith("onnx") else "train"
-    expected = f'^here: expected {package} to be installed; run: pip install "solo-attn\\[{extra}\\]"$'
-    with pytest.raises(MissingExtraError, match=expected) as caught, extra_train("here"):
+@pytest.mark.parametrize(
+    ("extra", "package"), [(name, one) for name in EXTRAS for one in sorted(EXTRAS[name])]
+)
+def test_a_missing_extra_has_one_wording(extra: str, package: str) -> None:
+    expected = f'^here: expected {package} to be installed; run in the clone: pip install "\\.\\[{extra}\\]"$'
+    with pytest.raises(MissingExtraError, match=expected) as caught, extra_needed("here"):
         raise ModuleNotFoundError(f"No module named '{package}.part'", name=f"{package}.part")
     assert caught.value.name == f"{package}.part"
 
 
 @pytest.mark.parametrize("name", ["solo_attn.nothing", "numpy", None])
 def test_other_missing_modules_are_not_the_extra(name: str | None) -> None:
-    with pytest.raises(ModuleNotFoundError), extra_train("here"):
+    with pytest.raises(ModuleNotFoundError), extra_needed("here"):
         raise ModuleNotFoundError("no", name=name)

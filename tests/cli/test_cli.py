@@ -147,10 +147,10 @@ def test_paths_are_printed_as_they_are(
     )
     for arguments, told in [
         (["scenes", f"{name}/scenes", "--train", 1, "--val", 1], f"  {name}/scenes/"),
-        (["predict", trained.last, "a.png", "--out", f"{name}/found"], f"in 1 images, in {name}/found"),
+        (["predict", trained.last, "a.png", "--out", f"{name}/found"], f"in 1 image, in {name}/found"),
         (
             ["convert", "labelme", f"{name}/labelled", f"{name}/a.json"],
-            f"{name}/a.json: 1 images (0 without objects), 1 annotations (0 crowd regions), 1 categories\n"
+            f"{name}/a.json: 1 image (0 without objects), 1 annotation (0 crowd regions), 1 category\n"
             f"  its images: {name}/labelled\n",
         ),
         (
@@ -185,7 +185,7 @@ def test_names_the_missing_extra(module: str, tmp_path: Path) -> None:
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert found.returncode == 2
     assert f"expected {module} to be installed" in found.stderr
-    assert 'run: pip install "solo-attn[train]"' in found.stderr
+    assert 'run in the clone: pip install ".[train]"' in found.stderr
     assert "Traceback" not in found.stderr
 
 
@@ -196,7 +196,7 @@ def test_the_command_names_its_own_extra(module: str, tmp_path: Path) -> None:
     code += "from solo_attn.__main__ import main; main()"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert found.returncode == 2
-    expected = f'error: solo-attn: expected {module} to be installed; run: pip install "solo-attn[cli]"'
+    expected = f'error: solo-attn: expected {module} to be installed; run in the clone: pip install ".[cli]"'
     assert found.stderr.splitlines() == [expected]
 
 

@@ -57,7 +57,7 @@ def test_id_masks_and_labelme(tmp_path: Path) -> None:
     out = tmp_path / "ids.json"
     given = ("--class-name", "[cell]", "--mask-suffix", "_mask")
     code, text = run("convert", "id-masks", tmp_path / "images", tmp_path / "masks", out, *given)
-    assert (code, "1 images (0 without objects), 2 annotations" in text) == (0, True)
+    assert (code, "1 image (0 without objects), 2 annotations" in text) == (0, True)
     assert check_dataset(tmp_path / "images", out).annotations == 2
     box = {"label": "cell", "shape_type": "rectangle", "points": [[5, 5], [19, 19]]}
     content = {"imagePath": "a.png", "imageData": None, "shapes": [box, box]}
@@ -74,5 +74,5 @@ def test_yolo(tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text("val: images\nnames: [leaf]\n")
     out = tmp_path / "val.json"
     code, text = run("convert", "yolo", tmp_path / "data.yaml", out, "--split", "val")
-    assert (code, "1 images (0 without objects), 1 annotations" in text) == (0, True), text
+    assert (code, "1 image (0 without objects), 1 annotation" in text) == (0, True), text
     assert check_dataset(tmp_path, out).annotations == 1

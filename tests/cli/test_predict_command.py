@@ -149,12 +149,12 @@ def test_predict_again_leaves_its_own_pictures_out(trained: TrainResult, tmp_pat
     for _ in range(2):
         code, output = run("predict", trained.last, tmp_path, "--out", tmp_path / "deep" / "found")
         assert code == 0
-        assert "in 1 images" in output
+        assert "in 1 image," in output
         assert {p.name for p in (tmp_path / "deep" / "found").iterdir()} == {"a.png", "results.json"}
     # Named on purpose, they are images as others are.
     code, output = run("predict", trained.last, tmp_path / "deep" / "found", "--out", tmp_path / "o")
     assert code == 0
-    assert "in 1 images" in output
+    assert "in 1 image," in output
 
 
 def test_predict_again_into_the_folder_of_the_images(trained: TrainResult, tmp_path: Path) -> None:

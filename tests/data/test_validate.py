@@ -177,7 +177,7 @@ def test_a_folder_that_is_not_there_is_one_fault(coco_set: CocoSet, tmp_path: Pa
 def test_faultless(coco_set: CocoSet) -> None:
     summary = check_dataset(*coco_set.write(), decode=True)
     assert summary == DatasetSummary(2, 1, 4, 1, 2)
-    assert str(summary) == "2 images (1 without objects), 4 annotations (1 crowd regions), 2 categories"
+    assert str(summary) == "2 images (1 without objects), 4 annotations (1 crowd region), 2 categories"
 
 
 def test_a_crowd_is_marked_by_a_number_or_a_truth_value(coco_set: CocoSet) -> None:
@@ -292,7 +292,7 @@ except ImportError as error:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "pycocotools" in done.stdout
-    assert 'pip install "solo-attn[train]"' in done.stdout
+    assert 'pip install ".[train]"' in done.stdout
 
 
 def test_summary_is_plain_data() -> None:

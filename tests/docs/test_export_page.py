@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from command_line import run
-from pages import blocks
+from pages import follow_here
 
 import solo_attn
 
@@ -17,20 +17,7 @@ pytest.importorskip("onnxscript", reason='the extra "export" is not installed')
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     folder = tmp_path_factory.mktemp("page")
-    printed: list[str] = []
-    scope = {"print": lambda *words: printed.append(" ".join(map(str, words)))}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for language, block in blocks("export.md"):
-            if language == "python":
-                exec(block, scope)
-                continue
-            for line in block.splitlines():
-                if not line.startswith("pip install"):
-                    code, output = run(*line.split()[1:])
-                    assert code == 0, output
-                    printed.append(output)
-    return folder / "runs" / "export", printed
+    return folder / "runs" / "export", follow_here("export.md", folder)
 
 
 def test_the_page(followed: tuple[Path, list[str]]) -> None:
@@ -40,7 +27,7 @@ def test_the_page(followed: tuple[Path, list[str]]) -> None:
     assert len(instances) > 2
     assert all(line.split()[0] in ("cell", "debris") for line in instances)
     assert same == "True True"
-    assert f"{len(instances)} instances in 1 images" in predicted
+    assert f"{len(instances)} instances in 1 image," in predicted
     assert {path.name for path in (folder / "found").iterdir()} >= {"photo.png", "results.json"}
 
 

@@ -30,7 +30,7 @@ def test_the_page(followed) -> None:
     folder, output = followed
     (count,) = re.findall(r"(\d+) instances\n", output)
     assert int(count) > 5
-    assert f"{count} instances in 1 images, in runs/formats/found" in output
+    assert f"{count} instances in 1 image, in runs/formats/found" in output
     assert re.search(r"\{'id': 1, 'label': '(car|bus)', 'score': 0\.\d+, .*\} (Multi)?Polygon", output)
     assert "uint16 (240, 320)" in output
     assert re.search(rf"^{count} \d+ \['(car|bus)'", output, flags=re.MULTILINE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pages import ROOT, blocks
+from pages import ROOT, blocks, commands
 
 from solo_attn.models.settings import OF_HEADS
 from solo_attn.training import load_config
@@ -27,4 +27,13 @@ def test_every_head_has_its_row_and_its_configuration() -> None:
         assert model.head == head
         published = OF_HEADS[head].get("max_size", 1333), OF_HEADS[head].get("min_size", 800)
         assert (model.max_size, model.sizes[-1]) == published
-    assert (ROOT / re.findall(r"train (configs/\S+)", TEXT)[0]).exists()
+
+
+def test_the_training_is_one_of_that_head() -> None:
+    scenes, (_, train, config, *options) = commands("heads.md")
+    assert (scenes[1], train) == ("scenes", "train")
+    at = options.index("--out")
+    overrides = options[:at] + options[at + 2 :]
+    settings = load_config(ROOT / config, overrides)
+    assert (settings.model.head, settings.model.attention) == ("solov2_light", None)
+    assert settings.data.val_annotations == f"{scenes[2]}/val.json"

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from command_line import run
-from pages import blocks
+from pages import follow_here
 
 from solo_attn.formats import read_parquet
 
@@ -15,19 +14,7 @@ from solo_attn.formats import read_parquet
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     folder = tmp_path_factory.mktemp("page")
-    printed: list[str] = []
-    scope = {"print": lambda *words: printed.append(" ".join(map(str, words)))}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for language, block in blocks("predict.md"):
-            if language == "python":
-                exec(block, scope)
-                continue
-            for line in block.splitlines():
-                code, output = run(*line.split()[1:])
-                assert code == 0, output
-                printed.append(output)
-    return folder / "runs" / "predict", printed
+    return folder / "runs" / "predict", follow_here("predict.md", folder)
 
 
 def test_the_page(followed) -> None:

@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +14,12 @@ from hypothesis import strategies as st
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from small_coco import real_data
 
 from solo_attn.data import DatasetError
 from solo_attn.evaluation import METRICS, evaluate
 from solo_attn.formats import coco_results, write_results
 
-REFERENCE = Path(__file__).parents[2].parent / "shared" / "data" / "cocoapi_ref"
 CATEGORIES = [{"id": 7, "name": "car"}, {"id": 3, "name": "bus"}]
 IDS = [7, 3]
 ONE = pytest.approx(1.0)  # pycocotools adds an epsilon to a denominator: 1 may come out 2e-16 short
@@ -77,14 +76,13 @@ def keep(prediction, index):
 @pytest.mark.data
 @pytest.mark.parametrize("iou_type", ["segm", "bbox"])
 def test_reference_numbers(iou_type, capsys):
-    if not REFERENCE.is_dir():
-        pytest.skip(f"the COCO API's reference case is not at {REFERENCE}")
+    reference = real_data("cocoapi_ref")
     found = evaluate(
-        REFERENCE / "instances_val2014_100.json",
-        str(REFERENCE / f"instances_val2014_fake{iou_type}100_results.json"),
+        reference / "instances_val2014_100.json",
+        str(reference / f"instances_val2014_fake{iou_type}100_results.json"),
         iou_type=iou_type,
     )
-    assert list(found.as_dict().values()) == json.loads((REFERENCE / "expected.json").read_text())[iou_type]
+    assert list(found.as_dict().values()) == json.loads((reference / "expected.json").read_text())[iou_type]
     assert capsys.readouterr().out == ""
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+
+import command_line
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,3 +53,29 @@ def follow(page: str, folder: Path, *libraries: Path) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def commands(page: str) -> list[list[str]]:
+    """The words of each command of a page."""
+    code = "\n".join(code for language, code in blocks(page) if language == "sh")
+    return [words for line in code.splitlines() if (words := shlex.split(line, comments=True))]
+
+
+def follow_here(page: str, folder: Path) -> list[str]:
+    """What the page prints if it is followed in this process: an entry a ``print`` and an entry a command."""
+    printed: list[str] = []
+    scope = {"print": lambda *words: printed.append(" ".join(map(str, words)))}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for language, block in blocks(page):
+            if language == "python":
+                exec(block, scope)
+                continue
+            for line in block.splitlines():
+                words = shlex.split(line, comments=True)
+                if words[:2] != ["pip", "install"]:
+                    assert words[0] == "solo-attn", line
+                    code, output = command_line.run(*words[1:])
+                    assert code == 0, output
+                    printed.append(output)
+    return printed

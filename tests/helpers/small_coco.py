@@ -12,16 +12,17 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-SHARED = Path(__file__).parents[2] / ".." / "shared"
+from tools.real_data import find
+
 HEIGHT, WIDTH = 20, 30  # not square, so that mixing them up shows
 
 
-def shared_data(name: str) -> Path:
+def real_data(name: str) -> Path:
     """A folder of the real data, or skip the test."""
-    folder = (SHARED / "data" / name).resolve()
-    if not folder.is_dir():
-        pytest.skip(f"no real data at {folder}")
-    return folder
+    folder = find(name)
+    if folder is None:
+        pytest.skip(f"no real data {name} (tools/real_data.py)")
+    return folder.resolve()
 
 
 def runs(mask: np.ndarray) -> list[int]:

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
-from small_coco import shared_data
+from small_coco import real_data
 
 from solo_attn.data import CocoInstances
 from solo_attn.data.transforms import FitBoxes
@@ -88,6 +88,6 @@ def test_no_object(coco_set: CocoSet) -> None:
     ],
 )
 def test_real_objects(name: str, images: str, annotations: str) -> None:
-    data: Path = shared_data(name)
+    data: Path = real_data(name)
     dataset = CocoInstances(data / images, data / f"{annotations}.json")
     compare(dataset, list(range(0, len(dataset), 4)))

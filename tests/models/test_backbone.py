@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet
 
+from solo_attn._utils.errors import MissingExtraError
 from solo_attn.models import build_backbone, build_solo
 from solo_attn.models.backbone import image_statistics
 
@@ -187,5 +188,8 @@ def test_errors_of_timm(name, settings, message):
 
 def test_without_timm(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ImportError, match=r"build_backbone: expected timm to be installed: pip install"):
+    message = (
+        r'^build_backbone: expected timm to be installed; run in the clone: pip install "\.\[pretrained\]"$'
+    )
+    with pytest.raises(MissingExtraError, match=message):
         build_backbone("timm/resnet18")

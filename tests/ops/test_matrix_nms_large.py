@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import op_oracles as naive
 import pytest
@@ -13,9 +12,10 @@ import torch
 from op_cases import close
 
 from solo_attn import BitMasks
+from tools.real_data import find
 
 OP = "matrix_nms"
-POOL = Path(__file__).parents[2].parent / "shared" / "data" / "yolact_pool" / "pool_A.json.gz"
+POOL = find("yolact_pool")
 
 MEMORY = """
 import sys, torch, solo_attn
@@ -58,7 +58,7 @@ def test_bounded_memory(runner, shape, limit):
 def images():
     """Of three images, the busiest of those with at most 40 masks: masks, labels, scores, IoU in loops."""
     coco_mask = pytest.importorskip("pycocotools.mask", reason='the extra "train" is not installed')
-    with gzip.open(POOL, "rt") as file:
+    with gzip.open(POOL / "pool_A.json.gz", "rt") as file:
         results = json.load(file)
     counts = Counter(result["image_id"] for result in results)
     busy = sorted((image for image in counts if counts[image] <= 40), key=lambda image: -counts[image])[:3]
@@ -74,7 +74,7 @@ def images():
 
 @pytest.mark.not_interpreted("a minute and a half each; test_matrix_nms.py has smaller masks")
 @pytest.mark.data
-@pytest.mark.skipif(not POOL.exists(), reason="shared/data/yolact_pool is not beside the repository")
+@pytest.mark.skipif(POOL is None, reason="no real data yolact_pool (tools/real_data.py)")
 @pytest.mark.parametrize("kernel", ["gaussian", "linear"])
 def test_real_masks(runner, images, kernel):
     """Four models pooled: two thirds of the masks overlap a peer."""

@@ -110,6 +110,17 @@ def test_sizes_that_make_no_model_are_no_fault_of_the_images(tmp_path: Path, mod
         train(configured(tmp_path, model=model), tmp_path / "run")
 
 
+@pytest.mark.parametrize(("key", "kind"), [("train_images", "folder"), ("val_annotations", "file")])
+def test_a_path_that_is_not_there_is_told_with_its_setting(tmp_path: Path, key: str, kind: str) -> None:
+    config = configured(tmp_path)
+    setattr(config.data, key, "nowhere")
+    message = (
+        rf"^config: expected data\.{key} to be a {kind}, got nowhere, which is not there; .*docs/data\.md "
+    )
+    with pytest.raises(ConfigError, match=message):
+        read(config)
+
+
 def test_crowded_images_are_drawn_more_often(tmp_path: Path) -> None:
     """By (objects + 1) ** sample_power, in which crowd regions and the empty image count as none."""
     config = configured(tmp_path)

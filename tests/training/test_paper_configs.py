@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from command_line import run
+from small_coco import real_data
 
 from solo_attn.cli.compare import TRY_AGAIN
 
 ROOT = Path(__file__).parents[2]
-NUCLEI = ROOT.parent / "shared" / "data" / "dsb2018"
 SYSTEMS = [
     "SOLO (no coords)",
     "SOLO",
@@ -74,17 +74,20 @@ def check(out: Path) -> dict:
 
 
 @pytest.mark.data
-@pytest.mark.skipif(not NUCLEI.is_dir(), reason="dsb2018 is not beside the repository")
-def test_nuclei(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)  # the configuration's paths are relative
+def test_nuclei(tmp_path: Path) -> None:
+    nuclei = real_data("dsb2018")
     files = {"train": "paper_train450", "val": "paper_val50", "test": "test"}
     for part, file in files.items():
-        content = json.loads((NUCLEI / f"instances_{file}.json").read_text(encoding="utf-8"))
+        content = json.loads((nuclei / f"instances_{file}.json").read_text(encoding="utf-8"))
         content["images"] = sorted(content["images"], key=lambda image: image["width"] * image["height"])[:2]
         ids = {image["id"] for image in content["images"]}
         content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]
         (tmp_path / f"{part}.json").write_text(json.dumps(content), encoding="utf-8")
     changes = [f"data.{part}_annotations={tmp_path / part}.json" for part in files]
+    changes += [
+        f"data.{part}_images={nuclei / folder}"
+        for part, folder in (("train", "images_train"), ("val", "images_train"), ("test", "images_test"))
+    ]
     in_pieces(command("paper_nuclei", tmp_path / "out", *changes, "data.shortest_size=[96]"))
     assert check(tmp_path / "out")["summary"]["max_detections"] == 400
 
