@@ -12,8 +12,9 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from ..models import SOLO
+from ..models.candidates import points_nms
 from ..models.heads import STRIDES, CellMasks, Head, HeadResult
-from ..models.inference import draw_candidates, points_nms, predict, suppress
+from ..models.inference import draw_candidates, predict, suppress
 from ..models.layers import bilinear
 from ..models.settings import InferenceSettings
 from ..models.targets import find_objects, owned_cells, reduce_masks
