@@ -12,9 +12,11 @@ from torchvision.ops import masks_to_boxes
 from .._utils.limits import refuse_pixels
 from ..ops import mask_bits, matrix_nms, paste_masks
 from .candidates import Candidates, Drawn, find_candidates, points_nms
-from .fixed_inference import find_detections
+from .fixed_inference import CANDIDATES, find_detections
 from .heads import STRIDES, Head, HeadResult
 from .settings import InferenceSettings
+
+MOST_PIXELS = 2**28  # of a level's masks that may be drawn in vain: 1 GiB of float32 at stride 4
 
 
 def predict(
@@ -62,21 +64,27 @@ def instances(
 
 def _detect(head: Head, result: HeadResult, options: InferenceSettings) -> tuple[Candidates, Drawn]:
     """Steps 1 to 8."""
-    if waits_long(result.features[0]):
+    if waits_long(result.features[1]):
         found = find_detections(head, result, options)
         count, left_out = torch.stack([found.count, found.left_out]).tolist()  # the one time that it waits
         if not any(left_out):
             return found.kept(count), found.drawn
+        del found  # its masks need the memory that all candidates' masks may need
     drawn = draw_candidates(head, result, options)
     return suppress(drawn, head.num_classes, options), drawn
 
 
-def waits_long(tensor: Tensor) -> bool:
+def waits_long(features: Tensor) -> bool:
     """Whether asking how many candidates there are takes longer than drawing masks that are not needed.
 
-    So it is where the host gives the device its work in advance. A CPU computes each step when it is called.
+    So it is where the host gives the device its work in advance, unless these masks are large. A CPU computes
+    each step when it is called.
+
+    Args:
+        features: of the level of stride 8, [B, C, h, w]; masks are compared at 2h x 2w.
     """
-    return tensor.is_cuda
+    pixels = 4 * CANDIDATES * features.shape[0] * features.shape[2] * features.shape[3]
+    return features.is_cuda and pixels <= MOST_PIXELS
 
 
 def draw_candidates(head: Head, result: HeadResult, options: InferenceSettings) -> Drawn:

@@ -78,7 +78,7 @@ def test_predict_takes_it_on_a_gpu_and_starts_again_where_k_was_too_small(monkey
     model = exportable(attention="gated")
     images = list(IMAGES)
     expected = model.predict(images, rle=rle)
-    monkeypatch.setattr(inference, "waits_long", lambda tensor: True)
+    monkeypatch.setattr(inference, "waits_long", lambda features: True)
     left_out = []
 
     for limit in (ENOUGH, 5):
@@ -110,7 +110,8 @@ def test_every_tensor_lies_on_the_gpu(head):
         with torch.device("cuda"):
             model = exportable(head, attention, attention_vectors="position" if attention else "features")
             images = torch.rand(2, 3, 64, 96)
-        assert inference.waits_long(model.features(images).features[0])
+        assert inference.waits_long(model.features(images).features[1])
+        assert not inference.waits_long(torch.empty(9, 1, 200, 200, device="cuda"))  # 23 million pixels
         with NoWaits():
             found = model.detect(images)
     assert {x.device.type for x in (found.scores, found.labels, found.count, found.left_out)} == {"cuda"}
