@@ -11,8 +11,9 @@ from torch import Tensor
 
 from solo_attn.bench import plain
 from solo_attn.models import SOLO
+from solo_attn.models.candidates import points_nms
 from solo_attn.models.heads import STRIDES
-from solo_attn.models.inference import boxes_of, points_nms
+from solo_attn.models.inference import boxes_of
 from solo_attn.models.layers import bilinear
 from solo_attn.models.losses import DICE_EPS, category_loss
 from solo_attn.models.targets import LevelTargets, assign

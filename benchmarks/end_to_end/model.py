@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from solo_attn.models import SOLO, build_solo
-from solo_attn.models.inference import boxes_of, find_candidates, points_nms
+from solo_attn.models.candidates import find_candidates, points_nms
+from solo_attn.models.inference import boxes_of
 
 from .dense_solo import Compiler, DenseSOLO
 

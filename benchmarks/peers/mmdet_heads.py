@@ -12,8 +12,9 @@ from torch import Tensor
 from solo_attn.bench import agree
 from solo_attn.interop.mmdet.weights import own_name
 from solo_attn.models import ModelSettings, SOLOHead
+from solo_attn.models.candidates import points_nms
 from solo_attn.models.heads import Head
-from solo_attn.models.inference import boxes_of, points_nms, predict
+from solo_attn.models.inference import boxes_of, predict
 from solo_attn.models.losses import category_loss, mask_loss
 from solo_attn.models.targets import BACKGROUND, MASK_STRIDES, assign
 

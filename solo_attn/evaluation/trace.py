@@ -12,8 +12,9 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from ..models import SOLO
+from ..models.candidates import points_nms
 from ..models.heads import STRIDES, CellMasks, Head, HeadResult
-from ..models.inference import draw_candidates, points_nms, predict, suppress
+from ..models.inference import draw_candidates, instances, suppress
 from ..models.layers import bilinear
 from ..models.settings import InferenceSettings
 from ..models.targets import find_objects, owned_cells, reduce_masks
@@ -104,11 +105,13 @@ def trace(model: SOLO, image: Tensor, target: Mapping[str, Tensor], least_iou: f
             lost.append(_STAGES[int(right.max())] if len(right) else "mask")
         ious.append(float(iou.max()) if len(iou) else 0.0)
         scores.append(float(score.max()) if len(iou) else 0.0)
-    perfect: Any = _PerfectMasks(head, own)  # it has the parts of a head that `predict` uses
-    prediction, perfect_masks, perfect_scores = (
-        predict(one, given, *sizes, options, rle=True)[0]
-        for one, given in ((head, result), (perfect, result), (head, _perfect_scores(result, own)))
-    )
+    perfect: Any = _PerfectMasks(head, own)  # it has the parts of a head that candidates are drawn with
+    found_by: list[dict[str, Any]] = []
+    for one, given in ((head, result), (perfect, result), (head, _perfect_scores(result, own))):
+        drawn = draw_candidates(one, given, options)  # as on a CPU, wherever it runs
+        kept = suppress(drawn, head.num_classes, options)
+        found_by += instances(kept, drawn, *sizes, options, rle=True)
+    prediction, perfect_masks, perfect_scores = found_by
     return Traced(prediction, perfect_masks, perfect_scores, lost, ious, scores)
 
 

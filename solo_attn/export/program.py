@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..models import SOLO, InferenceSettings
+from ..models.candidates import best_pairs, points_nms
 from ..models.heads import STRIDES, Head, HeadResult, build_head
-from ..models.inference import points_nms
 from ..models.layers import rows_at
 from ..models.solo import SIZE_DIVISIBLE as UNIT
 from ..models.solo import normalisation
@@ -108,11 +108,10 @@ class FixedProgram(nn.Module):
         every_score, every_label, every_mask = [], [], []
         left_out = result.features[0].new_zeros(result.features[0].shape[0], dtype=torch.int64)
         for level, logits in enumerate(result.category_logits):
-            scores = points_nms(logits.sigmoid()).permute(0, 2, 3, 1).flatten(1)
-            above = scores > options.score_threshold
-            # Of a pair below the threshold the score is 0, so that it comes last and changes nothing.
-            scores, pair = torch.where(above, scores, 0.0).topk(self._chosen(head.num_grids[level]))
-            left_out = left_out + above.sum(1) - (scores > 0).sum(1)
+            scores, pair, missing = best_pairs(
+                points_nms(logits.sigmoid()), options.score_threshold, self._chosen(head.num_grids[level])
+            )
+            left_out = left_out + missing
             masks = head.fixed_masks(result, level, pair // head.num_classes, compared_at)
             inside = masks > options.mask_threshold
             area = inside.sum((2, 3))

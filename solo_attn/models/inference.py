@@ -3,93 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
 from .._utils.limits import refuse_pixels
-from ..ops import BitMasks, mask_bits, matrix_nms, paste_masks
-from .heads import STRIDES, CellMasks, Head, HeadResult
+from ..ops import mask_bits, matrix_nms, paste_masks
+from .candidates import Candidates, Drawn, find_candidates, points_nms
+from .fixed_inference import CANDIDATES, find_detections
+from .heads import STRIDES, Head, HeadResult
 from .settings import InferenceSettings
 
-
-@dataclass
-class Candidates:
-    """(cell, class) pairs of a batch; masks are shared by the classes of a cell.
-
-    Attributes:
-        image: int64 [n].
-        label: int64 [n].
-        score: float32 [n].
-        mask: int64 [n], index of the cell's mask among all levels' masks.
-    """
-
-    image: Tensor
-    label: Tensor
-    score: Tensor
-    mask: Tensor
-
-    def select(self, index: Tensor) -> Candidates:
-        """The candidates at ``index``, in its order."""
-        return Candidates(self.image[index], self.label[index], self.score[index], self.mask[index])
-
-    def best(self, limit: int) -> Candidates:
-        """At most ``limit`` of each image: by image, then higher score, then lower index."""
-        order = self.score.argsort(descending=True, stable=True)
-        order = order[self.image[order].argsort(stable=True)]
-        ranked = self.select(order)
-        first = torch.searchsorted(ranked.image, ranked.image)  # where the candidate's image begins
-        rank = torch.arange(len(order), device=order.device) - first
-        return ranked.select((rank < limit).nonzero().squeeze(1))
-
-
-class Drawn(NamedTuple):
-    """The candidates of a batch and what their masks are made of; levels without candidates are left out.
-
-    Attributes:
-        candidates: ``candidates.mask`` counts through the lists that follow.
-        cells: the level, and its cells int64 [K, 2] of (image, cell = row * S + column).
-        masks: of these cells.
-        bits: the same at ``out_size``.
-        out_size: (height, width) at which masks are compared.
-    """
-
-    candidates: Candidates
-    cells: list[tuple[int, Tensor]]
-    masks: list[CellMasks]
-    bits: list[BitMasks]
-    out_size: tuple[int, int]
-
-
-def points_nms(scores: Tensor) -> Tensor:
-    """Keep a score where it is the largest of itself, its left, upper and upper left neighbour; ties stay.
-
-    The window is asymmetric: a 2x2 max-pool with padding 1 whose last row and column are cropped.
-
-    Args:
-        scores: [B, C, S, S], at least 0.
-    """
-    pooled = F.max_pool2d(scores, kernel_size=2, stride=1, padding=1)[..., :-1, :-1]
-    return scores * (pooled == scores)
-
-
-def find_candidates(scores: Tensor, threshold: float) -> tuple[Candidates, Tensor]:
-    """Every (cell, class) of a level with a score above ``threshold``, and the cells to draw, [K, 2].
-
-    Args:
-        scores: [B, C, S, S], after `points_nms`.
-        threshold: exclusive.
-    """
-    side = scores.shape[-1]
-    image, row, column, label = (scores.permute(0, 2, 3, 1) > threshold).nonzero().unbind(1)
-    cell = image * side * side + row * side + column
-    unique, mask = cell.unique(return_inverse=True)
-    cells = torch.stack([unique // (side * side), unique % (side * side)], dim=1)
-    return Candidates(image, label, scores[image, label, row, column], mask), cells
+MOST_PIXELS = 2**28  # of a level's masks that may be drawn in vain: 1 GiB of float32 at stride 4
 
 
 def predict(
@@ -115,12 +42,49 @@ def predict(
         For each image ``boxes`` float32 [N, 4], ``labels`` int64 [N], ``scores`` float32 [N] descending,
         ``masks`` bool [N, height, width], or N dicts {"size": [height, width], "counts": bytes}.
     """
-    found = draw_candidates(head, result, options)
-    kept = suppress(found, head.num_classes, options)
+    kept, drawn = _detect(head, result, options)
+    return instances(kept, drawn, image_sizes, original_sizes, options, rle=rle)
+
+
+def instances(
+    kept: Candidates,
+    drawn: Drawn,
+    image_sizes: Sequence[tuple[int, int]],
+    original_sizes: Sequence[tuple[int, int]],
+    options: InferenceSettings,
+    *,
+    rle: bool = False,
+) -> list[dict[str, Any]]:
+    """Step 9: `predict`'s results from the candidates that are kept, for each image the best first."""
     return [
-        _paste(kept.select((kept.image == i).nonzero().squeeze(1)), found, *sizes, options, rle)
+        _paste(kept.select((kept.image == i).nonzero().squeeze(1)), drawn, *sizes, options, rle)
         for i, sizes in enumerate(zip(image_sizes, original_sizes, strict=True))
     ]
+
+
+def _detect(head: Head, result: HeadResult, options: InferenceSettings) -> tuple[Candidates, Drawn]:
+    """Steps 1 to 8."""
+    if waits_long(result.features[1]):
+        found = find_detections(head, result, options)
+        count, left_out = torch.stack([found.count, found.left_out]).tolist()  # the one time that it waits
+        if not any(left_out):
+            return found.kept(count), found.drawn
+        del found  # its masks need the memory that all candidates' masks may need
+    drawn = draw_candidates(head, result, options)
+    return suppress(drawn, head.num_classes, options), drawn
+
+
+def waits_long(features: Tensor) -> bool:
+    """Whether asking how many candidates there are takes longer than drawing masks that are not needed.
+
+    So it is where the host gives the device its work in advance, unless these masks are large. A CPU computes
+    each step when it is called.
+
+    Args:
+        features: of the level of stride 8, [B, C, h, w]; masks are compared at 2h x 2w.
+    """
+    pixels = 4 * CANDIDATES * features.shape[0] * features.shape[2] * features.shape[3]
+    return features.is_cuda and pixels <= MOST_PIXELS
 
 
 def draw_candidates(head: Head, result: HeadResult, options: InferenceSettings) -> Drawn:
@@ -161,14 +125,8 @@ def suppress(drawn: Drawn, num_classes: int, options: InferenceSettings) -> Cand
     candidates = drawn.candidates.best(options.nms_pre)
     if len(candidates.mask) == 0:
         return candidates
-    every = BitMasks(
-        torch.cat([level.words for level in drawn.bits]),
-        torch.cat([level.areas for level in drawn.bits]),
-        torch.cat([level.maskness for level in drawn.bits]),
-        drawn.out_size,
-    )
     candidates.score = matrix_nms(
-        every.select(candidates.mask),
+        drawn.every_mask().select(candidates.mask),
         candidates.image * num_classes + candidates.label,
         candidates.score,
         options.nms_kernel,

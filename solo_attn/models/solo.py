@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from .._utils.checks import is_integer
 from ._checks import check_images, check_targets
 from .backbone import (
     IMAGENET_MEAN,
@@ -19,6 +20,7 @@ from .backbone import (
     default_norm,
     image_statistics,
 )
+from .fixed_inference import CANDIDATES, Detections, find_detections
 from .heads import Head, HeadResult, build_head
 from .inference import predict
 from .losses import category_loss, mask_loss
@@ -184,6 +186,27 @@ class SOLO(nn.Module):
         originals = [(image.shape[1], image.shape[2]) for image in images]
         result = self.features(batch.tensors)
         return predict(self.head, result, batch.image_sizes, originals, self.settings, rle=rle)
+
+    @torch.no_grad()
+    def detect(self, batch: Tensor, candidates: int = CANDIDATES) -> Detections:
+        """Steps 1 to 8 of docs/method.md, "Inference", without waiting for the device.
+
+        Every shape follows from those of the arguments, so a CUDA graph can hold the call: docs/kernels.md,
+        "CUDA graphs". The result is that of `predict` where ``left_out`` is 0.
+
+        Args:
+            batch: [B, 3, H, W], normalised, H and W multiples of 32, as ``transform`` makes it.
+            candidates: K, (cell, class) pairs of a level that are drawn for each image, >= 1.
+
+        Raises:
+            ValueError: an argument is not as said above.
+        """
+        if batch.dim() != 4 or batch.shape[1] != 3 or any(n % SIZE_DIVISIBLE for n in batch.shape[2:]):
+            what = f"of shape [B, 3, H, W], H and W multiples of {SIZE_DIVISIBLE}"
+            raise ValueError(f"SOLO.detect: expected batch to be {what}, got {list(batch.shape)}")
+        if not is_integer(candidates, 1):
+            raise ValueError(f"SOLO.detect: expected candidates to be an integer >= 1, got {candidates!r}")
+        return find_detections(self.head, self.features(batch), self.settings, candidates)
 
     def features(self, batch: Tensor) -> HeadResult:
         """Backbone and head before cells are chosen, for a normalised batch [B, 3, H, W]."""

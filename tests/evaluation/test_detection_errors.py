@@ -22,6 +22,7 @@ from torch import Tensor
 from solo_attn.data import CocoInstances, eval_transforms
 from solo_attn.evaluation import ErrorReport, evaluate_model, find_errors
 from solo_attn.evaluation.errors import FALSE, MISSED
+from solo_attn.models import inference
 from solo_attn.models.heads import CellMasks, HeadResult
 from solo_attn.models.inference import predict
 from solo_attn.models.targets import MASK_STRIDES
@@ -228,8 +229,10 @@ def test_what_a_false_positive_is(
     assert set(FALSE) >= {kind}
 
 
-def test_a_head_of_factors(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_head_of_factors(tmp_path: Path, gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """SOLOv2's masks are products of kernels and features: perfect ones stand in for them all the same."""
+    monkeypatch.setattr(inference, "waits_long", lambda features: gpu)
     data = dataset(tmp_path, [(around(3, 3, 24), 0), (around(6, 6, 24), 1)])
     model = small(num_classes=2, min_size=SIDE, max_size=SIDE, head="solov2", attention=None).eval()
     found, _ = find_errors(model, data)

@@ -10,7 +10,7 @@ from small_export import agree, exportable
 
 from solo_attn.export import ExportedModel, FixedProgram, Found
 from solo_attn.models import SOLO
-from solo_attn.models.inference import points_nms
+from solo_attn.models.candidates import points_nms
 from solo_attn.models.settings import OF_HEADS
 
 ENOUGH = 120  # candidates of a level: 6 x 6 cells of three classes are 108

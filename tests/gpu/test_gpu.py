@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from gpu_cases import CASES, PAPER, SMALL, backends, gradients
+from small_export import exportable
 
 import solo_attn
 
@@ -113,6 +114,30 @@ def test_in_a_graph(name, backend):
             x.copy_(value)
         graph.replay()
         same(out, call(name, backend, [x.clone() for x in values]))
+
+
+@needs_gpu
+@torch.no_grad()
+def test_a_detection_in_a_graph():
+    """Backbone, head, candidates, masks and NMS, captured once; what a replay finds in other images."""
+    model = exportable(attention="gated").to(DEVICE)
+    batches = [torch.rand(2, 3, 64, 96, device=DEVICE) for _ in range(3)]
+    held = batches[0].clone()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        model.detect(held)  # compiles and tunes
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = model.detect(held)
+    for batch in batches[1:]:
+        held.copy_(batch)
+        graph.replay()
+        expected = model.detect(batch)
+        assert int(expected.count.min()) > 0
+        same([out.count, out.labels, out.masks], [expected.count, expected.labels, expected.masks])
+        torch.testing.assert_close(out.scores, expected.scores)
 
 
 @needs_gpu

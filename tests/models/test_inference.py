@@ -8,7 +8,7 @@ from drawn import OFF, SURE, category_map, flat_masks, run
 from small_solo import confident, small
 
 from solo_attn.models import InferenceSettings, build_solo
-from solo_attn.models.inference import find_candidates, points_nms
+from solo_attn.models.candidates import find_candidates, points_nms
 
 
 def test_default_options_are_those_of_the_spec():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, cast
 
 import torch
@@ -81,25 +82,47 @@ class DecoupledHead(Head):
             logits = F.conv2d(bilinear(maps, size), output.weight[chosen], bias, padding=1)
             axes.append((logits.to(torch.promote_types(logits.dtype, torch.float32)), place))
         (columns, column), (rows, row) = axes
-        if compared_at is None or compared_at == size:
-            return CellMasks(product_logit(columns[position, column], rows[position, row]), None, size)
-        columns, rows = (bilinear(x.sigmoid(), compared_at) for x in (columns, rows))
-        likely = columns[position, column] * rows[position, row]
-        return CellMasks(likely.logit().clamp(-_SURE, _SURE), None, compared_at)
+        return _products(
+            columns, rows, compared_at or size, lambda x, y: (x[position, column], y[position, row])
+        )
+
+    def fixed_cells(
+        self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int]
+    ) -> CellMasks:
+        """The masks of as many cells in each image; see `Head.fixed_cells`."""
+        columns, rows = (
+            x.to(torch.promote_types(x.dtype, torch.float32)) for x in self._every_line(result, level)
+        )
+        side = self.num_grids[level]
+        return _products(
+            columns,
+            rows,
+            compared_at,
+            lambda x, y: (
+                rows_at(x, cells % side).flatten(0, 1),
+                rows_at(y, cells // side).flatten(0, 1),
+            ),
+        )
 
     def fixed_masks(
         self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int]
     ) -> Tensor:
-        """Mask probabilities of as many cells in each image; see `Head.fixed_masks`."""
+        """See `Head.fixed_masks`; probabilities are multiplied as they are."""
+        columns, rows = (bilinear(x.sigmoid(), compared_at) for x in self._every_line(result, level))
+        side = self.num_grids[level]
+        return rows_at(columns, cells % side) * rows_at(rows, cells // side)
+
+    def _every_line(self, result: HeadResult, level: int) -> tuple[Tensor, Tensor]:
+        """Logits of all columns and of all rows, [B, S, 2h, 2w] each."""
         features = result.features[level]
-        size, side = (2 * features.shape[2], 2 * features.shape[3]), self.num_grids[level]
+        size = (2 * features.shape[2], 2 * features.shape[3])
         columns, rows = (
-            bilinear(cast(nn.Conv2d, outputs[level])(bilinear(maps, size)).sigmoid(), compared_at)
+            cast(nn.Conv2d, outputs[level])(bilinear(maps, size))
             for maps, outputs in zip(
                 self._maps(features), (self.column_outputs, self.row_outputs), strict=True
             )
         )
-        return rows_at(columns, cells % side) * rows_at(rows, cells // side)
+        return columns, rows
 
 
 class DecoupledLightHead(DecoupledHead):
@@ -120,6 +143,20 @@ class DecoupledLightHead(DecoupledHead):
     def _maps(self, features: Tensor) -> tuple[Tensor, Tensor]:
         maps: Tensor = self.mask_tower(with_coordinates(features, self.coords))
         return maps, maps
+
+
+def _products(
+    columns: Tensor,
+    rows: Tensor,
+    compared_at: tuple[int, int],
+    of_cells: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+) -> CellMasks:
+    """Masks from the logits of columns and rows; ``of_cells`` takes each cell's of maps like these."""
+    size = (columns.shape[2], columns.shape[3])
+    if compared_at == size:
+        return CellMasks(product_logit(*of_cells(columns, rows)), None, size)
+    column, row = of_cells(*(bilinear(x.sigmoid(), compared_at) for x in (columns, rows)))
+    return CellMasks((column * row).logit().clamp(-_SURE, _SURE), None, compared_at)
 
 
 def product_logit(x: Tensor, y: Tensor) -> Tensor:

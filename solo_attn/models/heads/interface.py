@@ -140,23 +140,35 @@ class Head(nn.Module):
         """
         raise NotImplementedError
 
-    def fixed_masks(
+    def fixed_cells(
         self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int]
-    ) -> Tensor:
-        """Mask probabilities of as many cells in each image, by operations that torch.export can trace.
+    ) -> CellMasks:
+        """`cell_masks` of as many cells in each image, by operations that a graph can hold.
 
-        Sizes depend on those of the arguments alone, so there are masks of cells that nobody asked for.
+        Sizes depend on those of the arguments alone, so there are masks of cells that nobody asked for, and
+        nothing waits for the device. Only operations that torch.export can write as ONNX's.
 
         Args:
             result: of `forward`.
             level: 0..4.
             cells: int64 [B, K], row * S + column.
-            compared_at: (height, width) that the probabilities are enlarged to.
+            compared_at: as in `cell_masks`.
 
         Returns:
-            [B, K, *compared_at].
+            Parts of B * K masks, image by image; coarse logits are a tensor.
         """
         raise NotImplementedError
+
+    def fixed_masks(
+        self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int]
+    ) -> Tensor:
+        """Mask probabilities of `fixed_cells`, enlarged to ``compared_at``: [B, K, *compared_at]."""
+        coarse, attention, size = self.fixed_cells(result, level, cells, compared_at)
+        assert isinstance(coarse, Tensor)
+        logits = bilinear(coarse.unflatten(0, cells.shape), size)
+        if attention is not None:
+            logits = logits + bilinear(attention.unflatten(0, cells.shape), size)
+        return bilinear(logits.sigmoid(), compared_at)
 
     def levels(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """P2..P6 to the five maps that the branches see, of strides `STRIDES`."""

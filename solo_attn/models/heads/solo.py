@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops import attention_residual
-from ..layers import bilinear, conv_groups, with_coordinates
+from ..layers import bilinear, conv_groups, rows_at, with_coordinates
 from ..settings import HeadSettings
 from .interface import CellMasks, Head, HeadResult
 
@@ -77,19 +77,23 @@ class SOLOHead(Head):
             attention = self.attention(level, result.grids[level], cells).to(coarse.dtype)
         return CellMasks(coarse, attention, (2 * height, 2 * width))
 
-    def fixed_masks(
+    def fixed_cells(
         self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int]
-    ) -> Tensor:
-        """Mask probabilities of as many cells in each image; see `Head.fixed_masks`."""
+    ) -> CellMasks:
+        """The masks of as many cells in each image; see `Head.fixed_cells`."""
+        if result.mask_logits is not None:
+            logits = rows_at(result.mask_logits[level], cells).flatten(0, 1)
+            return CellMasks(logits, None, (logits.shape[1], logits.shape[2]))
         maps = self.mask_features(result.features[level])
         height, width = maps.shape[2:]
         weights, biases = self._output(level)
-        coarse = weights.flatten(1)[cells] @ maps.flatten(2) + biases[cells][..., None]
-        logits = bilinear(coarse.unflatten(2, (height, width)), (2 * height, 2 * width))
+        coarse = torch.baddbmm(biases[cells][..., None], weights.flatten(1)[cells], maps.flatten(2))
+        attention = None
         if self.attention is not None:
             rows = self.attention.fixed_rows(level, result.grids[level], cells)
-            logits = logits + bilinear(rows, (2 * height, 2 * width))
-        return bilinear(logits.sigmoid(), compared_at)
+            attention = rows.flatten(0, 1).to(coarse.dtype)
+        coarse = coarse.unflatten(2, (height, width)).flatten(0, 1)
+        return CellMasks(coarse, attention, (2 * height, 2 * width))
 
     def dense_mask_logits(self, level: int, features: Tensor, grid: Tensor) -> Tensor:
         """All mask logits of a level, [B, S*S, 2h, 2w], as the paper's figure 2 draws them."""

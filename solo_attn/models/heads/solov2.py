@@ -112,20 +112,33 @@ class SOLOv2Head(Head):
         coarse = MaskFactors(chosen.to(features.dtype), features, cells[:, 0])
         return CellMasks(coarse, attention, (features.shape[2], features.shape[3]))
 
-    def fixed_masks(
+    def fixed_cells(
         self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int]
-    ) -> Tensor:
-        """Mask probabilities of as many cells in each image; see `Head.fixed_masks`."""
+    ) -> CellMasks:
+        """The masks of as many cells in each image; see `Head.fixed_cells`."""
         kernels = self.kernels(result.features[level], result.grids[level])
         features = self._features(result)
-        size = features.shape[2:]
-        chosen = rows_at(kernels.flatten(2).transpose(1, 2), cells)
-        logits = (chosen @ features.flatten(2)).unflatten(2, size)
+        height, width = features.shape[2:]
+        chosen = rows_at(kernels.flatten(2).transpose(1, 2), cells).to(features.dtype)
+        coarse = (chosen @ features.flatten(2)).unflatten(2, (height, width)).flatten(0, 1)
+        attention = None
         if self.attention is not None:
             rows = self.attention.fixed_rows(level, result.grids[level], cells)
             offset = self.attention.bias(level)
-            logits = logits + bilinear(rows if offset is None else rows + offset, size)
-        return logits.sigmoid()  # at stride 4 already, where masks are compared
+            rows = rows if offset is None else rows + offset
+            attention = rows.flatten(0, 1).to(coarse.dtype)
+        return CellMasks(coarse, attention, (height, width))
+
+    def fixed_masks(
+        self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int]
+    ) -> Tensor:
+        """See `Head.fixed_masks`; logits have stride 4 already, where masks are compared."""
+        coarse, attention, size = self.fixed_cells(result, level, cells, compared_at)
+        assert isinstance(coarse, Tensor)
+        logits = coarse.unflatten(0, cells.shape)
+        if attention is not None:
+            logits = logits + bilinear(attention.unflatten(0, cells.shape), size)
+        return logits.sigmoid()
 
     def kernels(self, features: Tensor, grid: Tensor) -> Tensor:
         """The kernel of each cell of a level, [B, E, S, S], of its features and of its grid."""
