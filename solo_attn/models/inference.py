@@ -130,11 +130,13 @@ def draw_candidates(head: Head, result: HeadResult, options: InferenceSettings) 
     nothing = result.features[0].new_empty(0, dtype=torch.int64)
     found = [Candidates(nothing, nothing, nothing.float(), nothing)]
     drawn = Drawn(found[0], [], [], [], out_size)
+    chosen: dict[int, tuple[Candidates, Tensor]] = {}
     for k, logits in enumerate(result.category_logits):
-        scores = points_nms(logits.float().sigmoid())
-        candidates, cells = find_candidates(scores, options.score_threshold)
-        if len(cells) == 0:
-            continue  # no mask tower for a level without candidates
+        candidates, cells = find_candidates(points_nms(logits.float().sigmoid()), options.score_threshold)
+        if len(cells):  # no mask tower for a level without candidates
+            chosen[k] = candidates, cells
+    result = head.prepare(result, {k: cells[:, 0].unique() for k, (_, cells) in chosen.items()})
+    for k, (candidates, cells) in chosen.items():
         masks = head.cell_masks(result, k, cells, out_size)
         bits = mask_bits(*masks, out_size, options.mask_threshold)
         candidates.score = candidates.score * bits.maskness[candidates.mask].float()
