@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import masks_to_boxes
 
+from .._utils.bits import occupied, span
 from .._utils.limits import refuse_pixels
 from ..ops import BitMasks, mask_bits, matrix_nms, paste_masks
 from .heads import STRIDES, CellMasks, Head, HeadResult
@@ -191,7 +191,8 @@ def _paste(
     """Step 9 for one image."""
     count = 0 if rle else len(kept.mask)
     refuse_pixels("predict", count, original_size)
-    masks = torch.zeros(count, *original_size, dtype=torch.bool, device=kept.mask.device)
+    # Each mask is of one of the levels below.
+    masks = torch.empty(count, *original_size, dtype=torch.bool, device=kept.mask.device)
     runs: dict[int, Any] = {}
     start = 0
     for level in drawn.masks:
@@ -231,9 +232,6 @@ def boxes_of_runs(masks: list[Any]) -> Tensor:
 
 def boxes_of(masks: Tensor) -> Tensor:
     """Boxes of bool masks [N, H, W]: float32 [N, 4], xyxy with x2 = last column + 1; zeros where empty."""
-    boxes = torch.zeros(len(masks), 4, device=masks.device)
-    solid = masks.flatten(1).any(1).nonzero().squeeze(1)
-    if len(solid):
-        boxes[solid] = masks_to_boxes(masks[solid])
-        boxes[solid, 2:] += 1
-    return boxes
+    rows, columns = occupied(masks)
+    (top, bottom), (left, right) = span(rows), span(columns)
+    return torch.stack([left, top, right, bottom], dim=1).float() * rows.any(1)[:, None]
