@@ -42,6 +42,8 @@ def test_levels_in_one_batch_are_those_one_at_a_time(kind, coords):
         grads = torch.autograd.grad(masks, parameters, upstream, retain_graph=True, allow_unused=True)
         found.append([*masks, *grads])
     assert len(runs) == len(CELLS), "a result that was not prepared: each level by itself"
+    dense = result._replace(mask_logits=result.features)
+    assert head.prepare(dense, dict.fromkeys(CELLS)) is dense, "all masks are made already"
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             assert (a is None) == (b is None)

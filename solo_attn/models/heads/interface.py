@@ -152,6 +152,8 @@ class Head(nn.Module):
             result: of `forward`.
             images: of each level with chosen cells, int64 [n], ascending; None for all of the batch.
         """
+        if result.mask_logits is not None:
+            return result  # all masks are made already
         levels_of: dict[torch.Size, list[int]] = {}
         for level in images:
             levels_of.setdefault(result.features[level].shape[2:], []).append(level)
