@@ -51,7 +51,7 @@ def with_coordinates(features: Tensor, formula: str | None) -> Tensor:
 
 def channels_last(x: Tensor) -> bool:
     """Whether the channels of a pixel of ``x`` [B, C, h, w] lie side by side in memory."""
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def rows_at(rows: Tensor, index: Tensor) -> Tensor:
