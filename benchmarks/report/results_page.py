@@ -14,6 +14,7 @@ from ..end_to_end.jobs import BATCHES, DTYPES, WHAT, job_name, why_failed
 from . import speed, stored
 from .comparisons import DATA, comparisons, stored_ones
 from .gpu_section import gpu_section
+from .profile_section import profile
 from .stored import CPU, measured_on, per_cent, table
 from .where_it_loses import where_it_loses
 
@@ -271,6 +272,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "beside_others": beside_others,
     "ops": ops,
     "end_to_end": end_to_end,
+    "profile": profile,
     "gpu": gpu,
     "loses": where_it_loses,
     "unmeasured": unmeasured,

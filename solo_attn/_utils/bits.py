@@ -1,4 +1,4 @@
-"""Masks as bits, 64 pixels to a word: what the reference of `mask_bits` and `BitMasks` share."""
+"""Masks as bits, 64 pixels to a word (`mask_bits`'s reference and `BitMasks` share it); where masks are."""
 
 from __future__ import annotations
 
@@ -28,3 +28,20 @@ def unpack(words: Tensor, pixels: int) -> Tensor:
     shifts = torch.arange(8, dtype=torch.uint8, device=words.device)
     octets = words.contiguous().view(torch.uint8)
     return ((octets.unsqueeze(2) >> shifts) & 1).flatten(1)[:, :pixels].bool()
+
+
+def occupied(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows and the columns of masks [N, H, W], bool or uint8, that have a pixel: bool [N, H] and [N, W].
+
+    On a CPU by NumPy, since torch's `any` reads byte by byte.
+    """
+    if masks.device.type != "cpu":
+        return masks.any(2), masks.any(1)
+    pixels = masks.numpy()
+    return torch.from_numpy(pixels.any(2)), torch.from_numpy(pixels.any(1))
+
+
+def span(there: Tensor) -> tuple[Tensor, Tensor]:
+    """The first and the last + 1 of what is true in each row of bool [N, L]: int64 [N], 0 and L of none."""
+    there = there.byte()  # argmax gives the first of equals
+    return there.argmax(1), there.shape[1] - there.flip(1).argmax(1)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from .._utils.bits import occupied, span
+
 _GREY = 124  # close to the mean of ImageNet's colours, which the model's normalisation maps to 0
 _SMALLEST, _LARGEST = 1e-3, 1e2  # of scale_jitter: beyond them, no pixel is left of an image, or no memory
 
@@ -153,13 +155,13 @@ class FitBoxes(nn.Module):
     def forward(self, image: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """(image, target) with fitted boxes; x2 is the last column + 1."""
         masks = target["masks"].as_subclass(Tensor)
-        rows, columns = masks.amax(2) > 0, masks.amax(1) > 0
+        rows, columns = occupied(masks)
         there = rows.any(1)
         if self.min_area > 1:
             # NumPy counts bytes a hundred times as fast as torch sums them.
             areas = [np.count_nonzero(mask) for mask in masks.numpy()]
             there &= torch.tensor(areas, dtype=torch.int64) >= self.min_area
-        (top, bottom), (left, right) = _span(rows[there]), _span(columns[there])
+        (top, bottom), (left, right) = span(rows[there]), span(columns[there])
         if not there.all():  # a copy takes longer than everything else here
             masks = masks[there]
         boxes = torch.stack([left, top, right, bottom], dim=1).float()
@@ -169,13 +171,6 @@ class FitBoxes(nn.Module):
             "labels": target["labels"][there],
             "masks": tv_tensors.Mask(masks),
         }
-
-
-def _span(there: Tensor) -> tuple[Tensor, Tensor]:
-    """First and last + 1 of what is true in each row of [N, L]."""
-    # Not torchvision's masks_to_boxes: its loop took 0.23 s for 200 masks of 520 x 696, all of this 0.04.
-    there = there.byte()  # argmax gives the first of equals
-    return there.argmax(1), there.shape[1] - there.flip(1).argmax(1)
 
 
 def train_transforms(

@@ -200,6 +200,10 @@ class _PerfectMasks:
         self.head, self.own = head, own
         self.num_classes, self.num_grids = head.num_classes, head.num_grids
 
+    def prepare(self, result: HeadResult, images: Mapping[int, Tensor | None]) -> HeadResult:
+        """The head's."""
+        return self.head.prepare(result, images)
+
     def cell_masks(
         self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int] | None = None
     ) -> CellMasks:

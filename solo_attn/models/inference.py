@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.ops import masks_to_boxes
 
+from .._utils.bits import occupied, span
 from .._utils.limits import refuse_pixels
 from ..ops import mask_bits, matrix_nms, paste_masks
 from .candidates import Candidates, Drawn, find_candidates, points_nms
@@ -94,11 +94,13 @@ def draw_candidates(head: Head, result: HeadResult, options: InferenceSettings) 
     nothing = result.features[0].new_empty(0, dtype=torch.int64)
     found = [Candidates(nothing, nothing, nothing.float(), nothing)]
     drawn = Drawn(found[0], [], [], [], out_size)
+    chosen: dict[int, tuple[Candidates, Tensor]] = {}
     for k, logits in enumerate(result.category_logits):
-        scores = points_nms(logits.float().sigmoid())
-        candidates, cells = find_candidates(scores, options.score_threshold)
-        if len(cells) == 0:
-            continue  # no mask tower for a level without candidates
+        candidates, cells = find_candidates(points_nms(logits.float().sigmoid()), options.score_threshold)
+        if len(cells):  # no mask tower for a level without candidates
+            chosen[k] = candidates, cells
+    result = head.prepare(result, {k: cells[:, 0].unique() for k, (_, cells) in chosen.items()})
+    for k, (candidates, cells) in chosen.items():
         masks = head.cell_masks(result, k, cells, out_size)
         bits = mask_bits(*masks, out_size, options.mask_threshold)
         candidates.score = candidates.score * bits.maskness[candidates.mask].float()
@@ -147,7 +149,8 @@ def _paste(
     """Step 9 for one image."""
     count = 0 if rle else len(kept.mask)
     refuse_pixels("predict", count, original_size)
-    masks = torch.zeros(count, *original_size, dtype=torch.bool, device=kept.mask.device)
+    # Each mask is of one of the levels below.
+    masks = torch.empty(count, *original_size, dtype=torch.bool, device=kept.mask.device)
     runs: dict[int, Any] = {}
     start = 0
     for level in drawn.masks:
@@ -187,9 +190,6 @@ def boxes_of_runs(masks: list[Any]) -> Tensor:
 
 def boxes_of(masks: Tensor) -> Tensor:
     """Boxes of bool masks [N, H, W]: float32 [N, 4], xyxy with x2 = last column + 1; zeros where empty."""
-    boxes = torch.zeros(len(masks), 4, device=masks.device)
-    solid = masks.flatten(1).any(1).nonzero().squeeze(1)
-    if len(solid):
-        boxes[solid] = masks_to_boxes(masks[solid])
-        boxes[solid, 2:] += 1
-    return boxes
+    rows, columns = occupied(masks)
+    (top, bottom), (left, right) = span(rows), span(columns)
+    return torch.stack([left, top, right, bottom], dim=1).float() * rows.any(1)[:, None]

@@ -41,7 +41,17 @@ def _line(side: int, formula: str, device: torch.device, dtype: torch.dtype) -> 
 
 def with_coordinates(features: Tensor, formula: str | None) -> Tensor:
     """``features`` [B, C, h, w] with their `coordinates` behind them, [B, C + 2, h, w]; None adds none."""
-    return features if formula is None else torch.cat([features, coordinates(features, formula)], dim=1)
+    if formula is None:
+        return features
+    places = coordinates(features, formula)
+    if channels_last(features):  # what is joined of both orders would be of the other one
+        places = places.contiguous(memory_format=torch.channels_last)
+    return torch.cat([features, places], dim=1)
+
+
+def channels_last(x: Tensor) -> bool:
+    """Whether the channels of a pixel of ``x`` [B, C, h, w] lie side by side in memory."""
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def rows_at(rows: Tensor, index: Tensor) -> Tensor:

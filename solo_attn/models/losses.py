@@ -50,11 +50,9 @@ def mask_loss(
     start = result.features[0].new_zeros((), dtype=parameters[0].dtype)
     total = sum((p.sum() * 0 for p in parameters), start=start)
     positives = sum(level.positives for level in targets)
-    parts = [
-        (head.cell_masks(result, k, level.cells), level.masks)
-        for k, level in enumerate(targets)
-        if len(level.cells)
-    ]
+    images = {k: level.cells[:, 0].unique() for k, level in enumerate(targets) if len(level.cells)}
+    result = head.prepare(result, images)
+    parts = [(head.cell_masks(result, k, targets[k].cells), targets[k].masks) for k in images]
     for cells, truth in _joined(parts):
         total = total + dice_loss(cells.coarse_logits, cells.attention, truth, DICE_EPS).sum()
     return weight * total / max(positives, 1)

@@ -210,6 +210,10 @@ class SOLO(nn.Module):
 
     def features(self, batch: Tensor) -> HeadResult:
         """Backbone and head before cells are chosen, for a normalised batch [B, 3, H, W]."""
+        if batch.device.type == "cpu" and not torch.is_grad_enabled():
+            # Convolutions and norms keep the order of their input. In this one a CPU's convolutions of
+            # float32 are faster, but the backward pass of PyTorch's GroupNorm takes many times as long.
+            batch = batch.contiguous(memory_format=torch.channels_last)
         result: HeadResult = self.head(list(self.backbone(batch).values()))
         return result
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .._utils.bits import occupied, span
 from .._utils.limits import refuse_pixels
 from .._utils.run_lengths import encode_window
 from ..ops import mask_iou
@@ -147,11 +148,11 @@ def _pieces(
 ) -> list[Piece]:
     top, left, bottom, right = extent
     masks = found["masks"][:, : bottom - top, : right - left].cpu()
-    rows, columns, areas = masks.any(2), masks.any(1), masks.flatten(1).sum(1)
+    rows, columns = occupied(masks)
+    sides = torch.stack([*span(rows), *span(columns)], dim=1)
     pieces = []
     for k in rows.any(1).nonzero().flatten().tolist():
-        y, x = rows[k].nonzero().flatten(), columns[k].nonzero().flatten()
-        y0, y1, x0, x1 = int(y[0]), int(y[-1]) + 1, int(x[0]), int(x[-1]) + 1
+        y0, y1, x0, x1 = sides[k].tolist()
         cut = (
             (y0 == 0 and top > 0)
             or (x0 == 0 and left > 0)
@@ -161,9 +162,9 @@ def _pieces(
         if cut and max(y1 - y0, x1 - x0) < overlap:
             continue
         label, score = int(found["labels"][k]), float(found["scores"][k])
-        bits = np.packbits(masks[k, y0:y1, x0:x1].numpy())
-        size_of = (y1 - y0, x1 - x0)
-        pieces.append(Piece(top + y0, left + x0, size_of, bits, label, score, cut, int(areas[k])))
+        inside = masks[k, y0:y1, x0:x1].numpy()
+        bits, area = np.packbits(inside), int(np.count_nonzero(inside))
+        pieces.append(Piece(top + y0, left + x0, (y1 - y0, x1 - x0), bits, label, score, cut, area))
     return pieces
 
 

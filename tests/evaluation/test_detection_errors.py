@@ -68,6 +68,9 @@ class Made:
         levels = tuple(torch.empty(1, 1, SIDE // 8, SIDE // 8) for _ in GRIDS)
         return HeadResult(self.logits, levels, levels)
 
+    def prepare(self, result: HeadResult, images: Any) -> HeadResult:
+        return result
+
     def cell_masks(
         self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int] | None = None
     ) -> CellMasks:

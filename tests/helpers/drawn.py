@@ -17,6 +17,9 @@ class Drawn:
     def __init__(self, masks, num_classes):
         self.masks, self.num_classes, self.asked = masks, num_classes, []
 
+    def prepare(self, result, images):
+        return result
+
     def cell_masks(self, result, level, cells, compared_at=None):
         self.asked.append(level)
         coarse = self.masks[level][cells[:, 0], cells[:, 1]]

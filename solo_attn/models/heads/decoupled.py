@@ -65,12 +65,11 @@ class DecoupledHead(Head):
         Only the columns and rows of these cells are computed. As the probabilities of columns and rows are
         enlarged before they are multiplied, the logits are made at ``compared_at`` where it is given.
         """
-        images, position = cells[:, 0].unique(return_inverse=True)
-        features = result.features[level][images]
-        size = (2 * features.shape[2], 2 * features.shape[3])
+        both, position = self._maps_of(result, level, cells)
+        size = (2 * both[0].shape[2], 2 * both[0].shape[3])
         axes = []
         for maps, outputs, index in zip(
-            self._maps(features),
+            both,
             (self.column_outputs, self.row_outputs),
             (cells[:, 1] % self.num_grids[level], cells[:, 1] // self.num_grids[level]),
             strict=True,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ..._utils.checks import is_integer
@@ -19,6 +20,18 @@ STRIDES = (8, 8, 16, 32, 32)
 PRIOR_BIAS = -4.595  # sigmoid(PRIOR_BIAS) = 0.01
 
 
+class Maps(NamedTuple):
+    """What the mask branch makes of a level's images before cells are chosen.
+
+    Attributes:
+        images: int64 [n], ascending; None for all of the batch.
+        maps: the branch's outputs, each [n, channels, h, w].
+    """
+
+    images: Tensor | None
+    maps: tuple[Tensor, ...]
+
+
 class HeadResult(NamedTuple):
     """The output of a head before cells are chosen; a tuple has one entry for each level.
 
@@ -29,6 +42,7 @@ class HeadResult(NamedTuple):
         mask_logits: [B, S*S, 2h, 2w] with ``masks="dense"``, else None.
         pyramid: P2..P6, if the head makes its masks from these.
         made: what a head computes from the pyramid for all levels when masks are first needed.
+        maps: of the levels that `Head.prepare` was asked for.
     """
 
     category_logits: tuple[Tensor, ...]
@@ -37,6 +51,7 @@ class HeadResult(NamedTuple):
     mask_logits: tuple[Tensor, ...] | None = None
     pyramid: tuple[Tensor, ...] = ()
     made: dict[str, Tensor] | None = None
+    maps: Mapping[int, Maps] | None = None
 
 
 class CellMasks(NamedTuple):
@@ -126,13 +141,50 @@ class Head(nn.Module):
         grids = self.grids(features)
         return HeadResult(self.categories(grids), features, grids)
 
+    def prepare(self, result: HeadResult, images: Mapping[int, Tensor | None]) -> HeadResult:
+        """``result`` with the maps that masks of some levels are made of.
+
+        The mask branch's tower is shared by all levels and none of its layers mixes images, so levels of one
+        size are one batch: P2, which is halved, and P3; P5 and P6. `cell_masks` prepares its own level if
+        that was not done before.
+
+        Args:
+            result: of `forward`.
+            images: of each level with chosen cells, int64 [n], ascending; None for all of the batch.
+        """
+        if result.mask_logits is not None:
+            return result  # all masks are made already
+        levels_of: dict[torch.Size, list[int]] = {}
+        for level in images:
+            levels_of.setdefault(result.features[level].shape[2:], []).append(level)
+        maps: dict[int, Maps] = {}
+        for levels in levels_of.values():
+            inputs = [_those(result.features[level], images[level]) for level in levels]
+            counts = [len(x) for x in inputs]
+            outputs = self._maps(torch.cat(inputs) if len(inputs) > 1 else inputs[0])
+            parts = zip(*(x.split(counts) for x in outputs), strict=True)
+            maps |= {level: Maps(images[level], part) for level, part in zip(levels, parts, strict=True)}
+        return result._replace(maps=maps)
+
+    def _maps(self, features: Tensor) -> tuple[Tensor, ...]:
+        """The mask branch up to its outputs: [B, in_channels, h, w] to maps [B, channels, h, w]."""
+        raise NotImplementedError
+
+    def _maps_of(self, result: HeadResult, level: int, cells: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """`Maps.maps` of a level, and for each of its cells [K, 2] which of the n images is the cell's."""
+        if result.maps is None or level not in result.maps:
+            result = self.prepare(result, {level: cells[:, 0].unique()})
+        assert result.maps is not None
+        images, maps = result.maps[level]
+        return maps, cells[:, 0] if images is None else torch.searchsorted(images, cells[:, 0].contiguous())
+
     def cell_masks(
         self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int] | None = None
     ) -> CellMasks:
         """The masks of chosen cells only.
 
         Args:
-            result: of `forward`.
+            result: of `forward`, or of `prepare`.
             level: 0..4.
             cells: int64 [K, 2] of (image, cell = row * S + column), K >= 1.
             compared_at: (height, width) that inference enlarges probabilities to; None for losses. Only heads
@@ -188,3 +240,8 @@ class Head(nn.Module):
         """Parameters that only masks use: of the mask branch and the attention branch."""
         named = self.named_parameters()
         return [parameter for name, parameter in named if not name.startswith("category_")]
+
+
+def _those(features: Tensor, images: Tensor | None) -> Tensor:
+    """``features`` of some images, without a copy if these are all."""
+    return features if images is None or len(images) == len(features) else features[images]

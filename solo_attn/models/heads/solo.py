@@ -50,6 +50,9 @@ class SOLOHead(Head):
         maps: Tensor = self.mask_tower(with_coordinates(features, self.coords))
         return maps
 
+    def _maps(self, features: Tensor) -> tuple[Tensor, ...]:
+        return (self.mask_features(features),)
+
     def cell_masks(
         self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int] | None = None
     ) -> CellMasks:
@@ -61,17 +64,18 @@ class SOLOHead(Head):
         if result.mask_logits is not None:
             logits = result.mask_logits[level]
             return CellMasks(logits[cells[:, 0], cells[:, 1]], None, (logits.shape[2], logits.shape[3]))
-        # Images without a chosen cell on this level need no mask tower.
-        images, position = cells[:, 0].unique(return_inverse=True)
-        maps = self.mask_features(result.features[level][images])
+        (maps,), position = self._maps_of(result, level, cells)
         weights, biases = self._output(level)
         height, width = maps.shape[2:]
         rows = []
         for k, image_maps in enumerate(maps.flatten(2)):
-            chosen = cells[position == k, 1]
+            chosen = cells[position == k, 1] if len(maps) > 1 else cells[:, 1]
             rows.append(torch.addmm(biases[chosen, None], weights[chosen].flatten(1), image_maps))
-        order = position.argsort(stable=True).argsort()  # from grouped by image back to the cells' order
-        coarse = torch.cat(rows)[order].unflatten(1, (height, width))
+        coarse = rows[0]
+        if len(rows) > 1:
+            order = position.argsort(stable=True).argsort()  # from grouped by image back to the cells' order
+            coarse = torch.cat(rows)[order]
+        coarse = coarse.unflatten(1, (height, width))
         attention = None
         if self.attention is not None:
             attention = self.attention(level, result.grids[level], cells).to(coarse.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, cast
 
 import torch
@@ -92,6 +92,10 @@ class SOLOv2Head(Head):
     def forward(self, pyramid: Sequence[Tensor]) -> HeadResult:
         """The five maps P2..P6, [B, in_channels, H / s, W / s] with s = 4..64, to a `HeadResult`."""
         return super().forward(pyramid)._replace(pyramid=tuple(pyramid), made={})
+
+    def prepare(self, result: HeadResult, images: Mapping[int, Tensor | None]) -> HeadResult:
+        """Nothing: grids differ in size from level to level, and features are made once."""
+        return result
 
     def cell_masks(
         self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int] | None = None
