@@ -101,6 +101,8 @@ def _draw(head: Head, result: HeadResult, options: InferenceSettings, count: int
     image = torch.arange(batch, device=result.features[0].device)[:, None]
     drawn = Drawn(Candidates(image, image, image, image), [], [], [], out_size)
     labels, scores, places, missing, start = [], [], [], [], 0
+    if result.mask_logits is None:
+        result = head.prepare(result, dict.fromkeys(range(len(result.features))))
     for level, logits in enumerate(result.category_logits):
         kept = points_nms(logits.float().sigmoid())
         score, pair, left_out = best_pairs(kept, options.score_threshold, count)

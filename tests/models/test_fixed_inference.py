@@ -128,6 +128,13 @@ def test_under_autocast(head):
     torch.testing.assert_close(found.scores[0, :5], expected.score[:5], atol=2e-2, rtol=0)
 
 
+def test_levels_of_one_size_are_one_batch():
+    model, batches = exportable(), []
+    model.head.mask_tower.register_forward_pre_hook(lambda module, args: batches.append(len(args[0])))
+    model.detect(IMAGES)
+    assert batches == [4, 2, 4]
+
+
 def test_arguments_of_detect():
     model = exportable()
     with pytest.raises(

@@ -118,7 +118,7 @@ class DecoupledHead(Head):
         columns, rows = (
             cast(nn.Conv2d, outputs[level])(bilinear(maps, size))
             for maps, outputs in zip(
-                self._maps(features), (self.column_outputs, self.row_outputs), strict=True
+                self._every_map(result, level), (self.column_outputs, self.row_outputs), strict=True
             )
         )
         return columns, rows

@@ -170,6 +170,12 @@ class Head(nn.Module):
         """The mask branch up to its outputs: [B, in_channels, h, w] to maps [B, channels, h, w]."""
         raise NotImplementedError
 
+    def _every_map(self, result: HeadResult, level: int) -> tuple[Tensor, ...]:
+        """`Maps.maps` of all images of a level, prepared or not."""
+        if result.maps is not None and level in result.maps and result.maps[level].images is None:
+            return result.maps[level].maps
+        return self._maps(result.features[level])
+
     def _maps_of(self, result: HeadResult, level: int, cells: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """`Maps.maps` of a level, and for each of its cells [K, 2] which of the n images is the cell's."""
         if result.maps is None or level not in result.maps:

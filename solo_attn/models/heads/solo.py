@@ -88,7 +88,7 @@ class SOLOHead(Head):
         if result.mask_logits is not None:
             logits = rows_at(result.mask_logits[level], cells).flatten(0, 1)
             return CellMasks(logits, None, (logits.shape[1], logits.shape[2]))
-        maps = self.mask_features(result.features[level])
+        (maps,) = self._every_map(result, level)
         height, width = maps.shape[2:]
         weights, biases = self._output(level)
         coarse = torch.baddbmm(biases[cells][..., None], weights.flatten(1)[cells], maps.flatten(2))
