@@ -6,10 +6,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image, read_file
@@ -88,6 +90,7 @@ def open_image(path: str | Path, *, percentiles: Percentiles = None) -> Windows:
             except (MissingExtraError, NotByWindowsError):
                 pass  # PIL may still know it
             else:
+                found = replace(found, array=_Later(found.array, path))
                 if percentiles is not None:
                     return found.scaled(percentiles)
                 if found.array.dtype == np.uint8:
@@ -138,6 +141,18 @@ def _readable(path: str | Path) -> Iterator[None]:
         raise
     except UNREADABLE as error:
         raise ImageError(path, f"cannot be read as an image: {one_line(error)}") from error
+
+
+class _Later:
+    """An array in a file, whose parts are read when they are wanted: an error then names the file too."""
+
+    def __init__(self, array: Any, path: str | Path) -> None:
+        self._array, self._path = array, path
+        self.shape, self.dtype = array.shape, array.dtype
+
+    def __getitem__(self, where: Any) -> NDArray[Any]:
+        with _readable(self._path):
+            return np.asarray(self._array[where])
 
 
 def _opened(path: str | Path, exif: bool, percentiles: Percentiles) -> Windows:

@@ -134,10 +134,14 @@ def open_tiff(path: str | Path) -> Windows:
                 raise NotByWindowsError(
                     f"expected strips or tiles of at most {most}, got {list(page.chunks)}"
                 )
+            if not mapped:
+                # With a cache of open files, zarr's cycles would keep the file of each image open, and reads
+                # that are still under way when a tile is broken would open it again.
+                store = file.aszarr(series=0, level=0, _openfiles=0)
         axes = axes.replace("S", "C")
         if mapped:
             return Windows(tifffile.memmap(path, series=0, level=0, mode="r"), axes)
-        return Windows(zarr.open_array(tifffile.imread(path, series=0, level=0, aszarr=True), mode="r"), axes)
+        return Windows(zarr.open_array(store, mode="r"), axes)
     except (tifffile.TiffFileError, IndexError, KeyError, struct.error) as error:
         raise ValueError(str(error)) from error
 
