@@ -15,8 +15,10 @@ NAMES = {
 
 
 def runtimes() -> str:
-    """Medians, and how often each runtime is as fast as PyTorch."""
+    """Medians, and how many times as fast as PyTorch each runtime is."""
     found = stored.kept("export")
+    if found is None:
+        return "How fast it is has not been measured yet."
     times = found["times"]
     first = times["torch"]["median"]
     rows = [
@@ -28,8 +30,8 @@ def runtimes() -> str:
         f"{table(['one image', 'ms', 'faster than PyTorch'], rows)}\n\n"
         f"Medians of {times['torch']['runs']} runs in turn, float32, {height} x {width} pixels, SOLO with "
         f"attention on {settings['backbone']}, {settings['head_channels']} channels and "
-        f"{settings['num_convs']} convolutions in each tower, weights not trained. The machine had other "
-        f"work meanwhile: the ratio says more than the times. {measured_on(found['environment'])}"
+        f"{settings['num_convs']} convolutions in each tower, weights not trained "
+        f"{measured_on(found['environment'])}."
     )
 
 
