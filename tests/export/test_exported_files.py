@@ -63,11 +63,15 @@ def write(tmp_path_factory: pytest.TempPathFactory) -> Write:
 
 
 def check(model: SOLO, file: Path) -> None:
-    """One file: batches of one and three, two sizes, images that are smaller than the batch."""
+    """One file: batches of one to three, three sizes, sides of one unit, images smaller than the batch."""
     exported, info = load_exported(file)
     assert (info.class_names, info.category_ids) == (NAMES, IDS)
     assert exported.settings.as_dict() == model.settings.as_dict()
-    for batch in ([noise(3, 64, 96)], [noise(3, 128, 64), noise(3, 120, 64), noise(3, 128, 50)]):
+    for batch in (
+        [noise(3, 64, 96)],
+        [noise(3, 128, 64), noise(3, 120, 64), noise(3, 128, 50)],
+        [noise(3, 20, 100), noise(3, 10, 90)],
+    ):
         agree(exported.predict(batch), model.predict(batch))
 
 
