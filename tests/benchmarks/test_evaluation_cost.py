@@ -1,4 +1,4 @@
-"""Both ways of an evaluation find the same, and as many instances as are wanted; the page says what was stored."""
+"""Both ways of an evaluation find the same, as many instances as wanted; pages say what was stored."""
 
 from __future__ import annotations
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,19 +23,46 @@ from solo_attn.models import ModelInfo, save_model
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+# On a busy machine: its processes may start late, and other programs' memory is no reason to kill a worker.
+PATIENT = {
+    "RAY_raylet_start_wait_time_s": "240",
+    "RAY_gcs_server_port_wait_time_s": "240",
+    "RAY_worker_register_timeout_seconds": "240",
+    "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+TRIES = 3  # the raylet has a limit of its own for its agent's start, which no variable changes
+
+
 @pytest.fixture
-def ray_data(monkeypatch: pytest.MonkeyPatch):
-    import ray
-
+def ray_data(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    ray = pytest.importorskip("ray", reason="ray is not installed")
     monkeypatch.syspath_prepend(str(EXAMPLES))
+    for name, value in PATIENT.items():
+        monkeypatch.setenv(name, value)
     environment = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": environment}, log_to_driver=False)
-    try:
-        import ray_data
-
-        yield ray_data
-    finally:
-        ray.shutdown()
+    with TemporaryDirectory(
+        prefix="ray", ignore_cleanup_errors=True
+    ) as folder:  # pytest's are too long for sockets
+        for tries_left in reversed(range(TRIES)):
+            try:
+                ray.init(
+                    num_cpus=2,
+                    object_store_memory=2**27,
+                    include_dashboard=False,
+                    runtime_env={"env_vars": environment},
+                    log_to_driver=False,
+                    _temp_dir=folder,
+                )
+                break
+            except Exception:
+                ray.shutdown()
+                if not tries_left:
+                    raise
+        try:
+            yield importlib.import_module("ray_data")
+        finally:
+            ray.shutdown()
 
 
 def test_it_is_short() -> None:
