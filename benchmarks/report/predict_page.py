@@ -34,9 +34,10 @@ def evaluation() -> str:
     return (
         f"Measured: evaluating {count} images of {height:,} x {width:,} pixels with "
         f"{rle['instances'] / count:.0f} instances each took {rle['seconds']:.0f} seconds and at most "
-        f"{rle['peak_gib']:.2f} GiB for the whole process. With bool masks that are encoded afterwards it took "
-        f"{plain['seconds']:.0f} seconds and {plain['peak_gib']:.2f} GiB for the same results. Both loaded the "
-        f"images, ran the model (ResNet-18, {settings['head_channels']} channels, images resized to "
+        f"{rle['peak_gib']:.2f} GiB for the whole process. With bool masks that are encoded afterwards it "
+        f"took {plain['seconds']:.0f} seconds and {plain['peak_gib']:.2f} GiB for the same results. Both "
+        "loaded the images, ran the model (ResNet-18, "
+        f"{settings['head_channels']} channels, images resized to "
         f"{found['input'][0]} x {found['input'][1]}, random weights) and computed COCO's numbers "
         f"{measured_on(found['environment'])}."
     )

@@ -13,6 +13,7 @@ from .. import __version__
 from .._utils.checks import is_integer
 from .._utils.errors import UsageError, extra_needed
 from .._utils.files import replacing
+from .._utils.readers import one_line
 from ..models import SOLO, ModelInfo, load_model
 from ..models.layers import DeformConv
 from ..models.solo import SIZE_DIVISIBLE
@@ -36,14 +37,15 @@ def export_model(
         candidates: K, the (cell, class) pairs of a level that go on, the best ones. Where more of an image
             are above ``score_threshold`` the result ``left_out`` says how many were not looked at.
         compiled: a ``.pt2`` that AOTInductor compiles for this machine's CPU, for C++ without Python too.
-            It takes minutes and a C++ compiler.
+            It takes minutes and a C++ compiler (`CXX`).
 
     Returns:
         ``out``, which is there whole or as it was before.
 
     Raises:
         CheckpointError: see `solo_attn.models.load_model`.
-        ValueError: another ending, ``candidates`` is no integer >= 1, or the model has deformable convolutions.
+        ValueError: another ending, ``candidates`` is no integer >= 1, the model has deformable convolutions,
+            or AOTInductor cannot compile it.
         MissingExtraError: onnx or onnxscript is not installed.
 
     Example:
@@ -137,6 +139,10 @@ def _write_onnx(program: ExportedProgram, told: dict[str, str], path: Path) -> N
 def _compile(program: ExportedProgram, told: dict[str, str], path: Path) -> None:
     from torch._inductor import aoti_compile_and_package
 
-    aoti_compile_and_package(
-        program, package_path=str(path), inductor_configs={"aot_inductor.metadata": told}
-    )
+    settings = {"aot_inductor.metadata": told}
+    try:
+        aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
+    except RuntimeError as error:
+        raise UsageError(
+            f"export: expected a C++ compiler that AOTInductor can use, got {one_line(error)}"
+        ) from error

@@ -124,7 +124,7 @@ class FixedProgram(nn.Module):
         return torch.cat(every_score, 1), torch.cat(every_label, 1), torch.cat(every_mask, 1), left_out
 
     def _suppressed(self, scores: Tensor, labels: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Steps 5 to 8: the best decayed scores, -1 where there are no more, and their indices, both [B, D]."""
+        """Steps 5 to 8: the best decayed scores, -1 where there are no more, and their indices, [B, D]."""
         options = self.options
         earlier = _earlier(scores, torch.arange(scores.shape[1], device=scores.device))
         rank = earlier.sum(1)
