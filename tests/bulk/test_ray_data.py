@@ -24,7 +24,9 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 # On a busy machine: its processes may start late, and other programs' memory is no reason to kill a worker.
+# Its workers would have the lowest priority.
 PATIENT = {
+    "RAY_worker_niceness": "0",
     "RAY_raylet_start_wait_time_s": "240",
     "RAY_gcs_server_port_wait_time_s": "240",
     "RAY_worker_register_timeout_seconds": "240",
