@@ -82,7 +82,7 @@ def measure(rounds: int, size: tuple[int, int] = SIZE, **settings: Any) -> dict[
         "instances": int(first.count),
         "times": {name: times.as_dict() for name, times in race.times().items()},
         "differences": differences,
-        "environment": environment(),
+        "environment": environment("cpu"),
     }
 
 
