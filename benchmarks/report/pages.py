@@ -14,6 +14,7 @@ from solo_attn.evaluation import learning_curve
 from .. import ROOT
 from . import (
     data_page,
+    export_page,
     heads_page,
     install_page,
     predict_page,
@@ -30,6 +31,7 @@ from .stored import IMAGES
 PAGES: dict[str, Mapping[str, Callable[[], str]]] = {
     "README.md": readme.BLOCKS,
     "docs/data.md": data_page.BLOCKS,
+    "docs/export.md": export_page.BLOCKS,
     "docs/heads.md": heads_page.BLOCKS,
     "docs/install.md": install_page.BLOCKS,
     "docs/predict.md": predict_page.BLOCKS,

@@ -192,13 +192,13 @@ def _predict_piece(
         if isinstance(picture, Windows):
             batch.append((place, picture))
         else:
-            writer.failed.append((place, *picture))
+            writer.fail(place, items[place][1], *picture)
         if len(batch) == batch_size or place + 1 == len(items):
             for where, found in _found(predictor, batch, items):
                 if isinstance(found, Result):
                     writer.add(where, *items[where], found)
                 else:
-                    writer.failed.append((where, *found))
+                    writer.fail(where, items[where][1], *found)
             batch = []
         if advance is not None:
             advance(1)
@@ -275,8 +275,22 @@ class _Writer:
             "tasks": self.tasks,
         }
 
+    def fail(self, place: int, target: dict[Format, Path], fault: str, full: bool) -> None:
+        """Note what is wrong with an image, and remove an earlier run's results of it."""
+        self.failed.append((place, fault, full))
+        for path in target.values():
+            path.unlink(missing_ok=True)
+
     def add(self, place: int, file: Path, target: dict[Format, Path], found: Result) -> None:
         """Write the instances of an image; COCO's image ids count all files from 1."""
+        try:
+            with naming_file(file):  # an image that is read by windows is read again here
+                drawn = found.draw(self.score).permute(1, 2, 0).numpy() if "picture" in target else None
+        except MissingExtraError:
+            raise
+        except SoloAttnError as error:
+            self.fail(place, target, str(error), of_memory(error))
+            return
         image_id, (height, width) = self.first + place + 1, found.picture.size
         entry = {"id": image_id, "file_name": self.names[place], "height": height, "width": width}
         self.pictures.append(entry)
@@ -284,8 +298,7 @@ class _Writer:
         if {"coco", "coco-dataset", "parquet"}.intersection(self.formats):
             results = found.to_coco(image_id)
             self.results += [{**result, "file_name": str(file)} for result in results]
-        if "picture" in target:
-            drawn = found.draw(self.score).permute(1, 2, 0).numpy()
+        if drawn is not None:
             save_png(fromarray(drawn), target["picture"])
         chosen = found.above(self.score).as_dict(rle=True)
         if "geojson" in target:

@@ -18,6 +18,10 @@ def export(
     candidates: Annotated[
         int, typer.Option("--candidates", min=1, help="Candidates on each level of an image.")
     ] = 100,
+    compiled: Annotated[
+        bool,
+        typer.Option("--compiled", help="Compile a .pt2 for this machine's CPU by AOTInductor (minutes)."),
+    ] = False,
 ) -> None:
     """Write a model as one file for other runtimes: ONNX, or a program of torch.export.
 
@@ -30,5 +34,5 @@ def export(
     """
     from ..export import export_model
 
-    export_model(checkpoint, out, candidates=candidates)
+    export_model(checkpoint, out, candidates=candidates, compiled=compiled)
     plain_console(soft_wrap=True).print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")

@@ -17,7 +17,7 @@ from .._utils.files import replacing
 from .app import Overrides, command
 
 if TYPE_CHECKING:
-    from ..inspection import GridCount, GridSetting, Inspection
+    from ..inspection import GridCount, GridSetting, ImageValues, Inspection
 
 CLASSES_SHOWN = 20
 
@@ -53,10 +53,18 @@ def inspect(
 
     An object is learned by the cells around its centre; where a later object of the image takes the cell, it
     is lost. The proposal comes from a small search, described in docs/data.md, and is measured by the same
-    counting.
+    counting. With [cyan]model.percentiles='[0.5, 99.5]'[/cyan] images of 16 bits and floats are read too, and
+    the values at several percentiles are shown, of which that setting takes two.
     """
     from ..data import CocoInstances
-    from ..inspection import contact_sheet, grid_setting, inspect_dataset, measure_objects, with_proposal
+    from ..inspection import (
+        contact_sheet,
+        grid_setting,
+        image_values,
+        inspect_dataset,
+        measure_objects,
+        with_proposal,
+    )
     from ..training import Config, changes, differences, load_config
 
     before = load_config(config, overrides or [])
@@ -72,7 +80,8 @@ def inspect(
             "a training needs both"
         )
     console = plain_console()
-    dataset = CocoInstances(images, annotations, on_degenerate="skip")
+    percentiles = before.model.percentiles
+    dataset = CocoInstances(images, annotations, on_degenerate="skip", percentiles=percentiles)
     try:
         with console.status("counting cells"):
             found = inspect_dataset(dataset, grid_setting(before.as_dict()), keep_size=keep_size)
@@ -83,9 +92,13 @@ def inspect(
             f"inspect: expected {annotations} to have an object with a pixel, got none"
         ) from error
     _show(console, found)
+    report = {"environment": environment(), **found.as_dict()}
+    if percentiles is not None:
+        values = image_values(dataset)
+        console.print(_values(values, percentiles))
+        report["values"] = values.as_dict()
     out.mkdir(parents=True, exist_ok=True)
     contact_sheet(dataset, out / "contact_sheet.png")
-    report = {"environment": environment(), **found.as_dict()}
     with replacing(out / "inspect.json") as temporary:
         temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     console.print(f"  {out / 'contact_sheet.png'}\n  {out / 'inspect.json'}", soft_wrap=True)
@@ -128,6 +141,19 @@ def _show(console: Console, found: Inspection) -> None:
     else:
         console.print(_levels("Proposed", found.proposal, found.proposal_count))
         console.print(_totals(found))
+
+
+def _values(found: ImageValues, chosen: tuple[float, float]) -> Table:
+    kinds = ", ".join(f"{n} of {name}" for name, n in found.dtypes.items())
+    table = Table(
+        "percentile",
+        *(f"{q:g} %" for q in found.percentiles),
+        title=f"Values in the channels of {found.images} images ({kinds})",
+        caption=f"as set, the percentiles {chosen[0]:g} and {chosen[1]:g} of each channel become 0 and 255",
+    )
+    for name, row in (("lowest", found.lowest), ("median", found.median), ("highest", found.highest)):
+        table.add_row(name, *(f"{value:g}" for value in row))
+    return table
 
 
 def _by_size(found: Inspection) -> list[tuple[int, str]]:

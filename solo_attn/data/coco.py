@@ -116,7 +116,7 @@ class CocoInstances(Dataset[Sample]):
         Raises:
             DatasetError: one message for all images that cannot be decoded; it lists the first ones.
         """
-        paths = [self._path(image_id) for image_id in self.image_ids]
+        paths = [self.path_of(image_id) for image_id in self.image_ids]
         raise_faults(
             self.annotations,
             [
@@ -129,7 +129,8 @@ class CocoInstances(Dataset[Sample]):
         """An image's annotations that training learns: no crowd regions and no degenerate boxes."""
         return [found for found in self.coco.imgToAnns.get(image_id, []) if is_object(found)]
 
-    def _path(self, image_id: int) -> Path:
+    def path_of(self, image_id: int) -> Path:
+        """An image's file."""
         return self.images / str(self.coco.imgs[image_id]["file_name"])
 
     def __len__(self) -> int:
@@ -137,7 +138,7 @@ class CocoInstances(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         image_id = self.image_ids[index]
-        path, entry = self._path(image_id), self.coco.imgs[image_id]
+        path, entry = self.path_of(image_id), self.coco.imgs[image_id]
         size = height, width = entry["height"], entry["width"]
         try:
             pixels = read_image(path, exif=False, percentiles=self.percentiles)

@@ -6,10 +6,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image, read_file
@@ -88,11 +90,22 @@ def open_image(path: str | Path, *, percentiles: Percentiles = None) -> Windows:
             except (MissingExtraError, NotByWindowsError):
                 pass  # PIL may still know it
             else:
+                found = replace(found, array=_Later(found.array, path))
                 if percentiles is not None:
                     return found.scaled(percentiles)
                 if found.array.dtype == np.uint8:
                     return found
         return Windows(read_image(path, percentiles=percentiles).numpy(), "CYX")
+
+
+def sample_values(path: str | Path) -> NDArray[Any]:
+    """The values of an image before they are scaled, of which `Percentiles` are taken: [1 or 3, h, w].
+
+    Raises:
+        ImageError, MissingExtraError: as `read_image` with ``percentiles``.
+    """
+    with _readable(path):
+        return _unscaled(path, False, (0.0, 100.0)).sample()
 
 
 def file_fault(path: Path, entry: Mapping[str, Any], decode: bool, percentiles: Percentiles) -> str | None:
@@ -140,22 +153,38 @@ def _readable(path: str | Path) -> Iterator[None]:
         raise ImageError(path, f"cannot be read as an image: {one_line(error)}") from error
 
 
+class _Later:
+    """An array in a file, whose parts are read when they are wanted: an error then names the file too."""
+
+    def __init__(self, array: Any, path: str | Path) -> None:
+        self._array, self._path = array, path
+        self.shape, self.dtype = array.shape, array.dtype
+
+    def __getitem__(self, where: Any) -> NDArray[Any]:
+        with _readable(self._path):
+            return np.asarray(self._array[where])
+
+
 def _opened(path: str | Path, exif: bool, percentiles: Percentiles) -> Windows:
+    found = _unscaled(path, exif, percentiles)
+    if percentiles is not None:
+        return found.scaled(percentiles)
+    if found.array.dtype != np.uint8:
+        raise ImageError(path, f"expected 8 bits a channel, got {found.array.dtype}; {_HELP}")
+    return found
+
+
+def _unscaled(path: str | Path, exif: bool, percentiles: Percentiles) -> Windows:
     """PIL's image; what PIL has no mode for is read by tifffile and torchvision."""
     with _header(path, percentiles) as (kind, image):
         if kind == "TIFF" or image is None:
-            found = _tiff(path)
-            if percentiles is None and found.array.dtype != np.uint8:
-                raise ImageError(path, f"expected 8 bits a channel, got {found.array.dtype}; {_HELP}")
-            return found if percentiles is None else found.scaled(percentiles)
-        if kind == "PNG" and percentiles is not None:
-            deep = decode_image(read_file(str(path)), ImageReadMode.UNCHANGED)
-            return Windows(deep.numpy(), "CYX").scaled(percentiles)
+            return _tiff(path)
+        if kind == "PNG":
+            return Windows(decode_image(read_file(str(path)), ImageReadMode.UNCHANGED).numpy(), "CYX")
         if exif:
             warn_of_frames(path, image)
         rgb = (ImageOps.exif_transpose(image) if exif else image).convert("RGB")
-    found = Windows(np.ascontiguousarray(np.array(rgb).transpose(2, 0, 1)), "CYX")
-    return found if percentiles is None else found.scaled(percentiles)
+    return Windows(np.ascontiguousarray(np.array(rgb).transpose(2, 0, 1)), "CYX")
 
 
 def _size(path: str | Path, kind: str | None, image: Image.Image | None) -> tuple[int, int]:

@@ -65,18 +65,24 @@ class Windows:
     def scaled(self, percentiles: tuple[float, float]) -> Windows:
         """The same image, its channels scaled from their lower percentile (0) to their upper one (255).
 
-        In images of more than `LOOKED_AT` pixels only a grid of that many is used. It depends only on the
-        size, so that every process finds the same percentiles. NaN and infinity are ignored.
+        They are those of `sample`. NaN and infinity are ignored.
         """
-        height, width = self.size
-        step = math.ceil(math.sqrt(height * width / LOOKED_AT))
-        sample = self._channels(slice(0, height, step), slice(0, width, step)).astype(np.float64)
+        sample = self.sample().astype(np.float64)
         limits = np.zeros((2, len(sample)))
         for k, channel in enumerate(sample):
             numbers = channel[np.isfinite(channel)]
             if numbers.size:
                 limits[:, k] = np.percentile(numbers, percentiles)
         return Windows(self.array, self.axes, limits)
+
+    def sample(self) -> NDArray[Any]:
+        """Unscaled values, [1 or 3, h, w]: of more than `LOOKED_AT` pixels a grid of at most that many.
+
+        It depends only on the size, so that every process finds the same percentiles.
+        """
+        height, width = self.size
+        step = math.ceil(math.sqrt(height * width / LOOKED_AT))
+        return self._channels(slice(0, height, step), slice(0, width, step))
 
     def _channels(self, rows: slice, columns: slice) -> NDArray[Any]:
         """[1 or 3, h, w] of the file's own dtype."""
@@ -134,10 +140,14 @@ def open_tiff(path: str | Path) -> Windows:
                 raise NotByWindowsError(
                     f"expected strips or tiles of at most {most}, got {list(page.chunks)}"
                 )
+            if not mapped:
+                # With a cache of open files, zarr's cycles would keep the file of each image open, and reads
+                # that are still under way when a tile is broken would open it again.
+                store = file.aszarr(series=0, level=0, _openfiles=0)
         axes = axes.replace("S", "C")
         if mapped:
             return Windows(tifffile.memmap(path, series=0, level=0, mode="r"), axes)
-        return Windows(zarr.open_array(tifffile.imread(path, series=0, level=0, aszarr=True), mode="r"), axes)
+        return Windows(zarr.open_array(store, mode="r"), axes)
     except (tifffile.TiffFileError, IndexError, KeyError, struct.error) as error:
         raise ValueError(str(error)) from error
 

@@ -13,19 +13,21 @@ from .. import __version__
 from .._utils.checks import is_integer
 from .._utils.errors import UsageError, extra_needed
 from .._utils.files import replacing
+from .._utils.readers import one_line
 from ..models import SOLO, ModelInfo, load_model
 from ..models.layers import DeformConv
 from ..models.solo import SIZE_DIVISIBLE
 from .program import FixedProgram, Found
 
 ENDINGS = (".onnx", ".pt2")
-LEAST = 64  # pixels of an image's side: torch.export takes maps of one pixel for another case
 OPSET = 18
 CANDIDATES = 100  # of a level
 METADATA_FILE = "solo_attn.json"  # in a .pt2
 
 
-def export_model(checkpoint: str | Path, out: str | Path, *, candidates: int = CANDIDATES) -> Path:
+def export_model(
+    checkpoint: str | Path, out: str | Path, *, candidates: int = CANDIDATES, compiled: bool = False
+) -> Path:
     """Write a trained model as one file for runtimes without this library.
 
     Args:
@@ -34,13 +36,16 @@ def export_model(checkpoint: str | Path, out: str | Path, *, candidates: int = C
             a program that `torch.export.load` reads.
         candidates: K, the (cell, class) pairs of a level that go on, the best ones. Where more of an image
             are above ``score_threshold`` the result ``left_out`` says how many were not looked at.
+        compiled: a ``.pt2`` that AOTInductor compiles for this machine's CPU, for C++ without Python too.
+            It takes minutes and a C++ compiler (`CXX`).
 
     Returns:
         ``out``, which is there whole or as it was before.
 
     Raises:
         CheckpointError: see `solo_attn.models.load_model`.
-        ValueError: another ending, or ``candidates`` is no integer >= 1.
+        ValueError: another ending, ``candidates`` is no integer >= 1, the model has deformable convolutions,
+            or AOTInductor cannot compile it.
         MissingExtraError: onnx or onnxscript is not installed.
 
     Example:
@@ -49,6 +54,8 @@ def export_model(checkpoint: str | Path, out: str | Path, *, candidates: int = C
     out = Path(out)
     if out.suffix not in ENDINGS:
         raise UsageError(f"export: expected OUT to end with {' or '.join(ENDINGS)}, got {out}")
+    if compiled and out.suffix != ".pt2":
+        raise UsageError(f"export: expected OUT to end with .pt2 where it is compiled, got {out}")
     if not is_integer(candidates, 1):
         raise UsageError(f"export: expected candidates to be an integer >= 1, got {candidates!r}")
     model, info = load_model(checkpoint)
@@ -63,6 +70,8 @@ def export_model(checkpoint: str | Path, out: str | Path, *, candidates: int = C
     with replacing(out, durable=True) as temporary:
         if out.suffix == ".onnx":
             _write_onnx(program, told, temporary)
+        elif compiled:
+            _compile(program, told, temporary)
         else:
             torch.export.save(program, temporary, extra_files={METADATA_FILE: json.dumps(told)})
     return out
@@ -76,7 +85,7 @@ def traced(model: SOLO, candidates: int = CANDIDATES) -> ExportedProgram:
         candidates: see `export_model`.
     """
     program = FixedProgram(model, candidates)
-    height, width = (SIZE_DIVISIBLE * Dim(name, min=LEAST // SIZE_DIVISIBLE) for name in ("rows", "columns"))
+    height, width = (SIZE_DIVISIBLE * Dim(name, min=1) for name in ("rows", "columns"))
     # Traced with sizes of which none is 1 on any level: such a size would have to be 1 in every image.
     example = torch.zeros(2, 3, 3 * SIZE_DIVISIBLE, 5 * SIZE_DIVISIBLE)
     sizes = ({0: Dim("batch", min=1), 2: height, 3: width},)
@@ -125,3 +134,15 @@ def _write_onnx(program: ExportedProgram, told: dict[str, str], path: Path) -> N
                 dimension.dim_param = name
     onnx.helper.set_model_props(content, told)
     onnx.save(content, path)
+
+
+def _compile(program: ExportedProgram, told: dict[str, str], path: Path) -> None:
+    from torch._inductor import aoti_compile_and_package
+
+    settings = {"aot_inductor.metadata": told}
+    try:
+        aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
+    except RuntimeError as error:
+        raise UsageError(
+            f"export: expected a C++ compiler that AOTInductor can use, got {one_line(error)}"
+        ) from error

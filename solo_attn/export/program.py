@@ -89,8 +89,7 @@ class FixedProgram(nn.Module):
         images = (images[:, :, :height, :width] - self.mean) / self.std
         result = self.head(list(self.backbone(images).values()))
         scores, labels, masks, left_out = self._candidates(result)
-        scores, alive = self._suppressed(scores, labels, masks)
-        scores, best = torch.where(alive, scores, -1.0).topk(self.detections)
+        scores, best = self._suppressed(scores, labels, masks)
         found = scores >= 0
         return (
             torch.where(found, scores, 0.0),
@@ -112,6 +111,9 @@ class FixedProgram(nn.Module):
                 points_nms(logits.sigmoid()), options.score_threshold, self._chosen(head.num_grids[level])
             )
             left_out = left_out + missing
+            # By index, as the model has them: topk gives equal scores in any order.
+            pair, order = pair.sort()
+            scores = scores.gather(1, order)
             masks = head.fixed_masks(result, level, pair // head.num_classes, compared_at)
             inside = masks > options.mask_threshold
             area = inside.sum((2, 3))
@@ -122,13 +124,11 @@ class FixedProgram(nn.Module):
         return torch.cat(every_score, 1), torch.cat(every_label, 1), torch.cat(every_mask, 1), left_out
 
     def _suppressed(self, scores: Tensor, labels: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Steps 5 to 7: decayed scores and which of them stay, both [B, N]."""
+        """Steps 5 to 8: the best decayed scores, -1 where there are no more, and their indices, [B, D]."""
         options = self.options
-        count = scores.shape[1]
-        before = torch.ones(count, count, dtype=torch.bool, device=scores.device).triu(1)
-        first, second = scores[:, :, None], scores[:, None]
-        earlier = (first > second) | ((first == second) & before)  # by score, then by index
-        alive = (scores > 0) & (earlier.sum(1) < options.nms_pre)
+        earlier = _earlier(scores, torch.arange(scores.shape[1], device=scores.device))
+        rank = earlier.sum(1)
+        alive = (scores > 0) & (rank < options.nms_pre)
         bits = (masks > options.mask_threshold).flatten(2).to(masks.dtype)
         # Counts of pixels are exact in float32 up to 2^24 of them: images of 16,384 x 16,384.
         inter = bits @ bits.transpose(1, 2)
@@ -143,4 +143,18 @@ class FixedProgram(nn.Module):
             # A mask with an identical one before it (c_i = 1) decays no other: that one does.
             decay = torch.where(worst < 1, (1 - overlap) / (1 - worst).clamp(min=1e-12), 1.0)
         decayed = scores * torch.where(pairs, decay, 1.0).amin(1).clamp(max=1)
-        return decayed, alive & (decayed >= options.final_score_threshold)
+        decayed = torch.where(alive & (decayed >= options.final_score_threshold), decayed, -1.0)
+        place = _earlier(decayed, rank).sum(1)
+        best = place.topk(self.detections, largest=False).indices
+        return decayed.gather(1, best), best
+
+
+def _earlier(scores: Tensor, index: Tensor) -> Tensor:
+    """Whether i stands before j by higher score, then lower index: bool [B, i, j]. No two have one place.
+
+    Args:
+        scores: [B, N].
+        index: int64 [N] or [B, N], no number twice.
+    """
+    first, second = scores[:, :, None], scores[:, None]
+    return (first > second) | ((first == second) & (index[..., :, None] < index[..., None, :]))

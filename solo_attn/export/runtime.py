@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ..models.layers import bilinear
 from ..models.solo import SIZE_DIVISIBLE, normalisation, resized_size
 from ..models.tiling import Crop, assemble, cropping, find_pieces
 from ..ops import paste_masks
-from .files import ENDINGS, LEAST, METADATA_FILE
+from .files import ENDINGS, METADATA_FILE
 from .program import Found
 
 Run = Callable[[Tensor], Sequence[Tensor]]
@@ -82,7 +83,7 @@ class ExportedModel(nn.Module):
     def _predict(self, images: Sequence[Tensor], rle: bool) -> list[dict[str, Any]]:
         resized = [self._resized(image) for image in images]
         height, width = (
-            max(LEAST, -(-max(image.shape[axis] for image in resized) // SIZE_DIVISIBLE) * SIZE_DIVISIBLE)
+            -(-max(image.shape[axis] for image in resized) // SIZE_DIVISIBLE) * SIZE_DIVISIBLE
             for axis in (1, 2)
         )
         # The mean, which is 0 once it is normalised.
@@ -133,7 +134,8 @@ class ExportedModel(nn.Module):
 def load_exported(path: str | Path) -> tuple[ExportedModel, ModelInfo]:
     """The program of a file of `export_model`, and its classes.
 
-    ONNX is run by onnxruntime. A ``.pt2`` is a program: take it from those whom you trust.
+    ONNX is run by onnxruntime. A ``.pt2`` is a program, a compiled one machine code: take it from those whom
+    you trust.
 
     Raises:
         CheckpointError: no such file, or one that `export_model` has not written.
@@ -175,6 +177,13 @@ def _onnx(path: Path) -> tuple[Run, dict[str, str]]:
 
 
 def _pt2(path: Path) -> tuple[Run, dict[str, str]]:
+    with zipfile.ZipFile(path) as archive:
+        compiled = any("/aotinductor/" in name for name in archive.namelist())
+    if compiled:
+        from torch._inductor import aoti_load_package
+
+        package = aoti_load_package(str(path))
+        return lambda images: package(images), dict(package.get_metadata())
     files = {METADATA_FILE: ""}
     # The guards want P6 to be larger than one pixel, as it was in the trace; the program does not.
     module = torch.export.load(path, extra_files=files).module(check_guards=False)

@@ -9,16 +9,19 @@ with extra_needed("solo_attn.inspection"):
     from .objects import ObjectTable, measure_objects
     from .proposal import propose
     from .sheet import contact_sheet
+    from .values import ImageValues, image_values
 
 __all__ = [
     "GridCount",
     "GridSetting",
+    "ImageValues",
     "Inspection",
     "LevelCount",
     "ObjectTable",
     "contact_sheet",
     "count_cells",
     "grid_setting",
+    "image_values",
     "inspect_dataset",
     "measure_objects",
     "propose",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +172,39 @@ def test_what_the_model_does_not_take_is_no_fault_of_its_batch(predictor, tmp_pa
     done = predict(predictor, [tmp_path / "a.png", tmp_path / "strip.png"], out)
     assert done.images == 1
     assert f"{tmp_path / 'strip.png'}: not a valid input of the model" in done.failed[0]
+
+
+def test_a_broken_tile_leaves_nothing_behind(tmp_path):
+    """Neither an earlier run's results of the image, nor an open file; the other images are predicted."""
+    tifffile = pytest.importorskip("tifffile")
+    model = confident(small(max_detections=3, min_size=32, max_size=48, tile=32, tile_overlap=8))
+    by_tiles = Predictor(model, ModelInfo(model.config, ["a", "b", "c"], [4, 2, 9], {}))
+    rng = np.random.default_rng(0)
+    images = [tmp_path / f"{name}.tif" for name in "abc"]
+    for path in images:
+        pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        tifffile.imwrite(path, pixels, tile=(16, 16), compression="zlib", photometric="rgb")
+    out, options = tmp_path / "out", {"formats": ["picture", "coco", "geojson"]}
+    assert predict(by_tiles, images, out, **options).images == 3
+    with tifffile.TiffFile(images[1]) as file:
+        start, count = file.pages[0].dataoffsets[9], file.pages[0].databytecounts[9]
+    content = images[1].read_bytes()
+    images[1].write_bytes(content[:start] + b"\xff" * count + content[start + count :])
+    gc.collect()
+    gc.disable()  # what is open until cycles are collected is open too long
+    try:
+        done = predict(by_tiles, images, out, **options)
+        open_files = [os.path.realpath(path) for path in Path("/proc/self/fd").glob("*")]
+    finally:
+        gc.enable()
+    assert done.images == 2
+    assert [line.partition(": ")[0] for line in done.failed] == [str(images[1])]
+    assert "cannot be read as an image: " in done.failed[0]
+    assert {path.name for path in out.iterdir()} == {
+        "results.json",
+        *(f"{name}.{ending}" for name in "ac" for ending in ("png", "geojson")),
+    }
+    assert not {str(path) for path in images}.intersection(open_files)
 
 
 def test_shards(monkeypatch):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from command_line import run
 from PIL import Image
+from small_coco import CocoSet
 
 from solo_attn.data import CocoInstances
 from solo_attn.inspection import contact_sheet, grid_setting, inspect_dataset, with_proposal
@@ -160,3 +161,22 @@ def test_limits_are_raised_each_for_itself(root: Path, converted: Path) -> None:
         with_proposal(config.as_dict(), replace(found, per_image=[*found.per_image[:-1], 300.0]))
     )
     assert (after.model.max_detections, after.train.eval_max_detections) == (400, 300)
+
+
+def test_values_of_images_of_16_bits(coco_set: CocoSet, tmp_path: Path) -> None:
+    """By which model.percentiles is chosen: of the file's own values, not of what they are scaled to."""
+    values = np.linspace(0, 60_000, 20 * 30).astype(np.uint16).reshape(20, 30)
+    for name, factor in (("7.png", 1), ("3.png", 0.5)):
+        Image.fromarray((values * factor).astype(np.uint16)).save(coco_set.images / name)
+    images, annotations = coco_set.write()
+    data = ["inspect", "--images", images, "--annotations", annotations, "--out", tmp_path]
+    code, text = run(*data)
+    assert (code, "model.percentiles scales it" in text) == (2, True), text
+    code, text = run(*data, "model.percentiles=[0.5, 99.5]")
+    assert code == 0, text
+    for told in ("2 of uint16", "the percentiles 0.5 and 99.5 of each channel", "60000"):
+        assert told in " ".join(text.split())
+    found = json.loads((tmp_path / "inspect.json").read_text())["values"]
+    assert (found["images"], found["dtypes"]) == (2, {"uint16": 2})
+    assert (found["lowest"][0], found["lowest"][-1], found["highest"][-1]) == (0, 30_000, 60_000)
+    assert found["highest"][found["percentiles"].index(50)] == pytest.approx(30_000, abs=100)

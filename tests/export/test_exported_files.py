@@ -32,7 +32,7 @@ KINDS = [
 NAMES, IDS = ["cell", "Zelle", "細胞"], [3, 1, 2]
 K = 60  # enough for these models, and too few where every score is high
 BIAS = "head.category_output.bias"
-Write = Callable[[tuple[str, str | None], str], tuple[SOLO, Path]]
+Write = Callable[..., tuple[SOLO, Path]]
 
 
 def noise(*size: int) -> torch.Tensor:
@@ -45,29 +45,33 @@ def write(tmp_path_factory: pytest.TempPathFactory) -> Write:
     folder = tmp_path_factory.mktemp("exported")
     programs: dict[tuple[str, str | None], tuple[SOLO, ExportedProgram]] = {}
 
-    def written(kind: tuple[str, str | None], ending: str) -> tuple[SOLO, Path]:
+    def written(kind: tuple[str, str | None], ending: str, compiled: bool = False) -> tuple[SOLO, Path]:
         if kind not in programs:
             model = exportable(*kind)
             programs[kind] = model, traced(model, K)
         model, program = programs[kind]
-        out = folder / kind[0] / f"model{ending}"
+        out = folder / kind[0] / f"{'compiled' if compiled else 'model'}{ending}"
         if not out.exists():
             with pytest.MonkeyPatch.context() as patch:
                 info = ModelInfo({"num_classes": 3}, NAMES, IDS, {})
                 patch.setattr(files, "load_model", lambda _: (model, info))
                 patch.setattr(files, "traced", lambda *_: program)
-                export_model("any.ckpt", out, candidates=K)
+                export_model("any.ckpt", out, candidates=K, compiled=compiled)
         return model, out
 
     return written
 
 
 def check(model: SOLO, file: Path) -> None:
-    """One file: batches of one and three, two sizes, images that are smaller than the batch."""
+    """One file: batches of one to three, three sizes, sides of one unit, images smaller than the batch."""
     exported, info = load_exported(file)
     assert (info.class_names, info.category_ids) == (NAMES, IDS)
     assert exported.settings.as_dict() == model.settings.as_dict()
-    for batch in ([noise(3, 64, 96)], [noise(3, 128, 64), noise(3, 120, 64), noise(3, 128, 50)]):
+    for batch in (
+        [noise(3, 64, 96)],
+        [noise(3, 128, 64), noise(3, 120, 64), noise(3, 128, 50)],
+        [noise(3, 20, 100), noise(3, 10, 90)],
+    ):
         agree(exported.predict(batch), model.predict(batch))
 
 
@@ -131,9 +135,18 @@ def test_a_program_of_torch(write: Write) -> None:
     check(*write(("solo", "gated"), ".pt2"))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("kind", [("solo", "gated"), ("solov2", "literal")], ids=str)
+def test_what_aotinductor_compiles(kind: tuple[str, str | None], write: Write) -> None:
+    model, file = write(kind, ".pt2", compiled=True)
+    check(model, file)
+
+
 def test_what_is_refused(tmp_path: Path) -> None:
     for out, changes, message in (
         ("model.pth", {}, "expected OUT to end with .onnx or .pt2, got model.pth"),
+        ("model.onnx", {"compiled": True}, "expected OUT to end with .pt2 where it is compiled"),
         ("model.onnx", {"candidates": 0}, "expected candidates to be an integer >= 1, got 0"),
     ):
         with pytest.raises(ValueError, match=f"^export: {message}"):

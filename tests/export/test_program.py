@@ -44,6 +44,26 @@ def test_it_finds_what_the_model_finds(head: str, settings: dict[str, Any]) -> N
     assert found[0]["masks"] == model.predict(IMAGES[:1], rle=True)[0]["masks"]
 
 
+@pytest.mark.parametrize("head", ["solo", "solov2"])
+@pytest.mark.parametrize("limits", [{}, {"nms_pre": 20, "max_detections": 7}], ids=["all", "few"])
+def test_equal_scores_have_one_order(head: str, limits: dict[str, int]) -> None:
+    """By level, row, column and class, as in the model: on a constant image every cell may have one score."""
+    model = exportable(head, final_score_threshold=0.0, nms_sigma=0.1, **limits)
+    with torch.no_grad():
+        model.head.category_output.weight.zero_()
+        for name, parameter in model.head.named_parameters():
+            if name.startswith("mask_output"):
+                parameter.fill_(1.0 if name.endswith("bias") else 0.0)
+    image = torch.full((3, 64, 96), 0.5)
+    (expected,) = model.predict([image])
+    (found,) = eager(model).predict([image])
+    assert len(expected["scores"].unique()) < len(expected["scores"]) / 2, "most are equal"
+    assert len(expected["labels"]) == limits.get("max_detections", 100)
+    assert found["labels"].equal(expected["labels"])
+    torch.testing.assert_close(found["scores"], expected["scores"], atol=1e-6, rtol=0)
+    assert found["masks"].equal(expected["masks"])
+
+
 def test_nothing_found_is_rows_of_zero() -> None:
     model = exportable()
     torch.nn.init.constant_(model.head.category_output.bias, -20.0)
