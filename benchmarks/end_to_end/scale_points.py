@@ -13,13 +13,16 @@ from torch import Tensor
 from solo_attn import ops
 from solo_attn.bench import inputs, plain
 
-from .model import PAPER, TINY, Setting, contenders, images_of, model_of, set_candidates, targets_of
+from .model import TINY, Setting, contenders, images_of, model_of, set_candidates, targets_of
 
 Run = Callable[[], Any]
 OURS, PLAIN, MMDET, DENSE = "solo-attn", "PyTorch", "mmdetection", "dense"
 MASK_SIZE, LEVEL, SIDE = (200, 336), (84, 168), 40
 MODEL = Setting(
-    (512, 512), 200, 12, {**PAPER.model, "backbone": "resnet18", "head_channels": 64, "num_convs": 1}
+    (512, 512),
+    200,
+    12,
+    {"backbone": "resnet18", "norm": "gn", "fpn_channels": 64, "head_channels": 64, "num_convs": 1},
 )
 SMALL = Setting((64, 64), 20, 4, TINY.model)
 
@@ -125,24 +128,20 @@ def makers(
 N = (100, 300, 1000, 3000, 10_000, 20_000)
 BOTH = (OURS, DENSE)
 AXES = {
-    "matrix_nms": Axis(
-        "Matrix NMS, masks 200 x 336", "masks", N, (5, 10, 20), makers(nms, (OURS, MMDET, PLAIN))
-    ),
-    "mask_bits": Axis(
-        "mask_bits, 84 x 168 to 168 x 336", "masks", N, (5, 10, 20), makers(bits, (OURS, PLAIN))
-    ),
+    "matrix_nms": Axis("Matrix NMS, masks 200 x 336", "masks", N, (5, 10), makers(nms, (OURS, MMDET, PLAIN))),
+    "mask_bits": Axis("mask_bits, 84 x 168 to 168 x 336", "masks", N, (5, 10), makers(bits, (OURS, PLAIN))),
     "image": Axis(
         "prediction, a square image",
         "pixels of a side",
         (256, 512, 1024, 2048, 4096),
-        (64, 96, 128),
+        (64, 96),
         makers(by_size, BOTH),
     ),
-    "batch": Axis("training step, 512 x 512", "images", (1, 2, 4, 8), (1, 2, 3), makers(by_batch, BOTH)),
+    "batch": Axis("training step, 512 x 512", "images", (1, 2, 4, 8), (1, 2), makers(by_batch, BOTH)),
     "candidates": Axis(
-        "prediction, 512 x 512", "candidates", (50, 200, 800, 3200), (5, 10, 20), makers(by_candidates, BOTH)
+        "prediction, 512 x 512", "candidates", (50, 200, 800, 3200), (5, 10), makers(by_candidates, BOTH)
     ),
     "objects": Axis(
-        "training step, 512 x 512", "objects", (4, 16, 64, 256), (2, 4, 6), makers(by_objects, BOTH)
+        "training step, 512 x 512", "objects", (4, 16, 64, 256), (2, 4), makers(by_objects, BOTH)
     ),
 }

@@ -44,19 +44,9 @@ def test_both_numbers_of_threads_run_every_op() -> None:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(
-    ("name", "contender"), [(n, c) for n, a in scale_points.AXES.items() for c in a.makers]
-)
-def test_every_point_runs(name: str, contender: str, capfd: pytest.CaptureFixture[str]) -> None:
-    if contender == scale_points.MMDET:
-        need("mmdet.models.layers")
-    axis = scale_points.AXES[name]
-    assert scale.point(axis.makers[contender], axis.tiny[0], torch.get_num_threads(), True) == 0
-    assert '"seconds"' in capfd.readouterr().out
-
-
 @pytest.mark.slow
-def test_the_command_runs() -> None:
+def test_every_point_runs() -> None:
+    need("mmdet.models.layers")
     command = [sys.executable, "-m", "benchmarks.end_to_end.scale", "--dry-run", "--threads", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
