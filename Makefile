@@ -9,7 +9,7 @@ PEERS := .peers/.installed
 CSRC := $(shell find csrc tests/cuda_shim -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers demo docs test fuzz kill-test quick test-sanitize test-abi lint wheel bench bench-peers gpu gpu-first gpu-rest gpu-test gpu-bench gpu-end-to-end gpu-compare-nuclei gpu-compare-scenes results format clean
+.PHONY: help setup peers demo docs test fuzz kill-test quick test-sanitize test-abi lint wheel bench bench-peers bench-scale gpu gpu-first gpu-rest gpu-test gpu-bench gpu-end-to-end gpu-compare-nuclei gpu-compare-scenes results format clean
 
 help:  ## show this list
 	@echo "make TARGET [VARIABLE=VALUE ...]"
@@ -18,7 +18,7 @@ help:  ## show this list
 		"BIN=FOLDER" "the folder of python and solo-attn in another environment (.venv/bin)" \
 		"MINUTES=10" "the minutes of fuzz (10)" \
 		"KILLS=200" "the number of kills of kill-test (200)" \
-		"DRY_RUN=1" "for gpu and its parts: tiny sizes on the CPU, no result is stored" | expand -t 22
+		"DRY_RUN=1" "for bench-scale, gpu and its parts: tiny sizes on the CPU, no result is stored" | expand -t 22
 
 setup: $(STAMP)  ## create .venv, install torch and torchvision, compile and install this package
 
@@ -101,6 +101,10 @@ bench: setup  ## time every op, store the result, and rewrite tables and plot
 bench-peers: peers  ## the same for the comparison with mmdetection
 	$(BIN)/python -m pytest benchmarks/peers -q --timeout 900 --benchmark-columns=rounds --benchmark-json=benchmarks/results/cpu/mmdet.json
 	$(MAKE) --no-print-directory results
+
+bench-scale: peers  ## time and peak memory over masks, image, batch, candidates and objects; DRY_RUN=1: tiny sizes
+	$(BIN)/python -m benchmarks.end_to_end.scale $(if $(DRY_RUN),--dry-run)
+	$(if $(DRY_RUN),,$(MAKE) --no-print-directory results)
 
 # Each command ends within about 8 minutes. Exit status 75: more remains, and the same command continues.
 DRY := $(if $(DRY_RUN),--dry-run)

@@ -76,7 +76,7 @@ def test_the_gpu_commands() -> None:
 
 
 @needs_make
-@pytest.mark.parametrize("target", ["results", "bench", "bench-peers"])
+@pytest.mark.parametrize("target", ["results", "bench", "bench-peers", "bench-scale"])
 def test_every_page_is_made_anew(target: str) -> None:
     written = re.findall(r"-m benchmarks\.report\.(\w+)$", dry_run(target), flags=re.MULTILINE)
     assert written == ["pages", "backend_order"]

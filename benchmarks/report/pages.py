@@ -21,6 +21,7 @@ from . import (
     readme,
     reliability_page,
     results_page,
+    scaling,
     speed,
     stored,
     training_page,
@@ -59,3 +60,5 @@ if __name__ == "__main__":
     draw_found(IMAGES / "nuclei_found.png")
     if stored.kept("ops"):
         speed.plot(stored.kept, IMAGES / "speed.svg")
+    if stored.kept("scale"):
+        scaling.plot(IMAGES / "scale.svg")

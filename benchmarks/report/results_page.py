@@ -11,7 +11,7 @@ from solo_attn.evaluation import CocoMetrics, paper_table3, paper_table4
 from solo_attn.evaluation.errors import FALSE, MISSED
 
 from ..end_to_end.jobs import BATCHES, DTYPES, WHAT, job_name, why_failed
-from . import speed, stored
+from . import scaling, speed, stored
 from .comparisons import DATA, comparisons, stored_ones
 from .gpu_section import gpu_section
 from .profile_section import profile
@@ -271,8 +271,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "beside_others": beside_others,
     "ops": ops,
+    "threads": scaling.threads,
+    "growth": scaling.growth,
     "end_to_end": end_to_end,
     "profile": profile,
+    "huge_pages": scaling.huge_pages,
     "gpu": gpu,
     "loses": where_it_loses,
     "unmeasured": unmeasured,

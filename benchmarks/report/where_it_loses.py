@@ -9,6 +9,7 @@ from solo_attn.bench import FLOOR
 from solo_attn.evaluation import METRICS
 
 from ..end_to_end.jobs import why_failed
+from ..end_to_end.scale_points import OURS
 from . import gpu_section, speed, stored
 from .comparisons import ATTENTION, DATA
 from .stored import per_cent, table
@@ -47,6 +48,19 @@ def ops(machine: str) -> Iterator[Loss]:
             yield from timed(f"{entry['op']}: {entry['what']}{direction}", machine, entry, entry["ours"])
     for case in (stored.kept("gpu", machine) or {"cases": []})["cases"]:
         yield from timed(gpu_section.named(case), machine, case, gpu_section.ours_of(case))
+
+
+def growth(machine: str) -> Iterator[Loss]:
+    """The losses at each size of what grows, where both ran."""
+    for axis in (stored.kept("scale", machine) or {"axes": {}})["axes"].values():
+        ran = [row for row in axis["rows"] if "out_of" not in row]
+        for size in dict.fromkeys(row["size"] for row in ran if row["contender"] == OURS):
+            same = {row["contender"]: row for row in ran if row["size"] == size}
+            entry = {
+                "seconds": {name: {"median": row["seconds"]} for name, row in same.items()},
+                "memory": {name: row["peak_bytes"] for name, row in same.items()},
+            }
+            yield from timed(f"{axis['what']}: {size:,} {axis['unit']}", machine, entry, OURS)
 
 
 def end_to_end(machine: str) -> Iterator[Loss]:
@@ -97,7 +111,7 @@ def scales(machine: str) -> Iterator[Loss]:
 
 def losses() -> list[Loss]:
     """All losses."""
-    kinds = (ops, end_to_end, learned, scales)
+    kinds = (ops, growth, end_to_end, learned, scales)
     return [loss for machine in stored.machines() for kind in kinds for loss in kind(machine)]
 
 

@@ -33,6 +33,12 @@ struct Box {
   bool empty() const { return y.empty() || x.empty(); }
 };
 
+// The i-th of equal parts.
+inline Range part_of(Range all, int64_t i, int64_t parts) {
+  const int64_t count = all.end - all.begin;
+  return {all.begin + count * i / parts, all.begin + count * (i + 1) / parts};
+}
+
 // The outputs that an input in `in` is a tap of.
 template <class T>
 Range reached(const Taps<T>& taps, Range in) {

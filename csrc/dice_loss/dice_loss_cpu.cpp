@@ -24,9 +24,10 @@
 #include "../common/dtypes.h"
 #include "../common/fresh.h"
 #include "../common/parallel.h"
-#include "../common/rows.h"
+#include "../common/probability.h"
 #include "dice_loss.h"
 #include "dice_loss_arguments.h"
+#include "dice_loss_rows.h"
 
 namespace solo_attn::dice_loss {
 namespace {
@@ -37,13 +38,6 @@ constexpr int64_t kBlock = 64;
 constexpr int64_t kLanes = 16;
 
 int64_t padded(int64_t width) { return (width + kLanes - 1) / kLanes * kLanes; }
-
-template <class S, class T>
-struct Maps {
-  RowPair<S, T> coarse;
-  RowPair<S, T> attention;
-  const uint8_t* targets;  // [H, W]
-};
 
 // The sums over output rows [begin, end).
 template <class S, class T>
@@ -122,8 +116,8 @@ class TransposedTable {
   std::vector<T> part_;
 };
 
-// One gradient, while output rows come from top to bottom: an input row is written once no more of them can
-// reach it.
+// Rows [begin, end) of one gradient, while output rows come from top to bottom: an input row is written once
+// no more of them can reach it. Sums of rows before `begin` or after `end` are made, but not written.
 template <class S, class T>
 struct Gradient {
   S* grad;
@@ -131,12 +125,14 @@ struct Gradient {
   Transposed<T> columns;
   int64_t in, out;  // widths
   T* store;         // RowPair::size: one row of the gradient, two rows of sums, slack
+  int64_t begin, end;
   int64_t next;
 
   SOLO_ATTN_INLINE T* sums(int64_t i) { return store + in + (i & 1) * out; }
 
-  SOLO_ATTN_INLINE void start() {
-    next = 0;
+  // Before output row y, the first of those to come.
+  SOLO_ATTN_INLINE void start(int64_t y) {
+    next = std::min<int64_t>(begin, rows.low[y]);
     for (int64_t x = 0; x < 2 * out + kSlack; ++x) store[in + x] = 0;
   }
 
@@ -156,18 +152,21 @@ struct Gradient {
     }
   }
 
-  // Writes the rows before `end`.
+  // Writes the rows before `last`.
   template <Isa isa>
-  SOLO_ATTN_INLINE void finish(int64_t end) {
-    for (; next < end; ++next) {
+  SOLO_ATTN_INLINE void finish(int64_t last) {
+    last = std::min(last, end);
+    for (; next < last; ++next) {
       T* __restrict from = sums(next);
-      T* __restrict row = store;
-      for (int64_t i = 0; i < in; ++i) row[i] = 0;
-      for (int64_t m = 0; m < columns.depth; ++m) {
-        add_taken<isa>(from, columns.place + m * in, columns.part + m * in, in, row);
+      if (next >= begin) {
+        T* __restrict row = store;
+        for (int64_t i = 0; i < in; ++i) row[i] = 0;
+        for (int64_t m = 0; m < columns.depth; ++m) {
+          add_taken<isa>(from, columns.place + m * in, columns.part + m * in, in, row);
+        }
+        S* __restrict to = grad + next * in;
+        for (int64_t i = 0; i < in; ++i) to[i] = static_cast<S>(row[i]);
       }
-      S* __restrict to = grad + next * in;
-      for (int64_t i = 0; i < in; ++i) to[i] = static_cast<S>(row[i]);
       for (int64_t x = 0; x < out; ++x) from[x] = 0;
     }
   }
@@ -177,55 +176,19 @@ template <class S, class T>
 struct Backward {
   template <Isa isa>
   static SOLO_ATTN_INLINE void run(Maps<S, T> maps, Slope<T> slope, Gradient<S, T> coarse,
-                                   Gradient<S, T> attention, T* __restrict p) {
-    const int64_t width = maps.coarse.columns.out, height = maps.coarse.rows.out;
-    if (coarse.grad != nullptr) coarse.start();
-    if (attention.grad != nullptr) attention.start();
-    for (int64_t y = 0; y < height; ++y) {
+                                   Gradient<S, T> attention, Range wanted, T* __restrict p) {
+    const int64_t width = maps.coarse.columns.out;
+    if (coarse.grad != nullptr) coarse.start(wanted.begin);
+    if (attention.grad != nullptr) attention.start(wanted.begin);
+    for (int64_t y = wanted.begin; y < wanted.end; ++y) {
       probability_row<isa>(maps.coarse, maps.attention, y, p);
       const uint8_t* __restrict truth = maps.targets + y * width;
       for (int64_t x = 0; x < width; ++x) p[x] = slope(p[x], truth[x] != 0);
       if (coarse.grad != nullptr) coarse.template add<isa>(y, p);
       if (attention.grad != nullptr) attention.template add<isa>(y, p);
     }
-    if (coarse.grad != nullptr) coarse.template finish<isa>(coarse.rows.in);
-    if (attention.grad != nullptr) attention.template finish<isa>(attention.rows.in);
-  }
-};
-
-// The contiguous inputs, the tap tables, and room for one thread's rows.
-template <class S, class T>
-struct Inputs {
-  Tensor coarse, attention, targets;
-  bool plain;
-  int64_t count, side, h, w, height, width;
-  TapTable<T> rows, columns, attention_rows, attention_columns;
-
-  Inputs(const Tensor& coarse_in, const std::optional<Tensor>& attention_in, const Tensor& targets_in)
-      : coarse(torch::stable::contiguous(coarse_in)),
-        attention(attention_in ? torch::stable::contiguous(*attention_in) : coarse),
-        targets(torch::stable::contiguous(targets_in)),
-        plain(!attention_in),
-        count(coarse.size(0)),
-        side(plain ? 0 : attention.size(1)),
-        h(coarse.size(1)),
-        w(coarse.size(2)),
-        height(targets.size(1)),
-        width(targets.size(2)),
-        rows(h, height),
-        columns(w, width),
-        attention_rows(side, side == 0 ? 0 : height),
-        attention_columns(side, side == 0 ? 0 : width) {}
-
-  int64_t room() const { return RowPair<S, T>::size(w, width) + RowPair<S, T>::size(side, width); }
-
-  Maps<S, T> at(int64_t k, T* store) const {
-    const S* logits = coarse.const_data_ptr<S>() + k * h * w;
-    const S* added = plain ? nullptr : attention.const_data_ptr<S>() + k * side * side;
-    T* second = store + RowPair<S, T>::size(w, width);
-    return {RowPair<S, T>::over(logits, rows.view(), columns.view(), store),
-            RowPair<S, T>::over(added, attention_rows.view(), attention_columns.view(), second),
-            static_cast<const uint8_t*>(targets.const_data_ptr()) + k * height * width};
+    if (coarse.grad != nullptr) coarse.template finish<isa>(coarse.end);
+    if (attention.grad != nullptr) attention.template finish<isa>(attention.end);
   }
 };
 
@@ -290,11 +253,19 @@ std::tuple<Tensor, Tensor> dice_loss_bwd_cpu(const Tensor& grad, const Tensor& c
     S* first = coarse_grad.mutable_data_ptr<S>();
     S* second = attention_grad.mutable_data_ptr<S>();
     const int64_t room = RowPair<S, T>::size(in.w, in.width);
-    parallel_for(count, in.height * in.width, [&](int64_t from, int64_t to) {
+    const int64_t bands = bands_of(count, ch, edge, in.height);
+    parallel_for(count * bands, in.height * in.width / bands, [&](int64_t from, int64_t to) {
       std::unique_ptr<T[]> store(new T[in.width + 2 * in.room()]);
       T* sums_of_coarse = store.get() + in.width + in.room();
       T* sums_of_attention = sums_of_coarse + room;
-      for (int64_t k = from; k < to; ++k) {
+      for (int64_t item = from; item < to; ++item) {
+        const int64_t k = item / bands, band = item % bands;
+        const Range coarse_band = part_of({0, ch}, band, bands);
+        const Range attention_band = part_of({0, edge}, band, bands);
+        const Range by_coarse = reaching(coarse_band, in.h, in.height);
+        const Range by_attention = reaching(attention_band, side, in.height);
+        const Range wanted{std::min(by_coarse.begin, by_attention.begin),
+                           std::max(by_coarse.end, by_attention.end)};
         const auto slope = Slope<T>::of(upstream[k], sum[2 * k], sum[2 * k + 1]);
         const Gradient<S, T> to_coarse{ch == 0 ? nullptr : first + k * ch * cw,
                                        in.rows.view(),
@@ -302,6 +273,8 @@ std::tuple<Tensor, Tensor> dice_loss_bwd_cpu(const Tensor& grad, const Tensor& c
                                        in.w,
                                        in.width,
                                        sums_of_coarse,
+                                       coarse_band.begin,
+                                       coarse_band.end,
                                        0};
         const Gradient<S, T> to_attention{edge == 0 ? nullptr : second + k * side * side,
                                           in.attention_rows.view(),
@@ -309,8 +282,11 @@ std::tuple<Tensor, Tensor> dice_loss_bwd_cpu(const Tensor& grad, const Tensor& c
                                           side,
                                           in.width,
                                           sums_of_attention,
+                                          attention_band.begin,
+                                          attention_band.end,
                                           0};
-        call<Backward<S, T>>(in.at(k, store.get() + in.width), slope, to_coarse, to_attention, store.get());
+        call<Backward<S, T>>(in.at(k, store.get() + in.width), slope, to_coarse, to_attention, wanted,
+                             store.get());
       }
     });
   });

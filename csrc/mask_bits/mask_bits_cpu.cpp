@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -31,32 +32,39 @@ namespace {
 
 constexpr int64_t kWord = 64;
 
-// Rows of out_size that are made at a time: they end where a word does, and parts of a sum are the same
-// whatever the number of threads.
+// Rows of out_size that are made at a time, at most: the last rows of a block are enlarged in x again by the
+// next one. Blocks end where a word does, and each row has its own sum, so that results are the same with any
+// blocks and any number of threads.
 constexpr int64_t kBlock = 64;
 
 struct Block {
   int64_t cell;
   Box box;
   int64_t area;
-  double sum;
+  int64_t first;  // place of its first row among the sums
 };
+
+// Rows of a block: fewer where few masks would leave threads idle, or leave one of them the last large block.
+int64_t block_rows(int64_t rows, int64_t width) {
+  const int64_t unit = kWord / std::gcd(width, kWord), threads = thread_count();
+  const int64_t wanted = threads == 1 ? kBlock : std::clamp<int64_t>(rows / (4 * threads), 1, kBlock);
+  return (wanted + unit - 1) / unit * unit;
+}
 
 template <class S, class T>
 struct Threshold {
   // `words` come as zeros. `inside` and `bytes` have room for a row, rounded up to whole words of pixels.
   template <Isa isa>
-  static SOLO_ATTN_INLINE void run(Probabilities<S, T> map, T threshold, T* __restrict inside,
-                                   uint8_t* __restrict bytes, uint64_t* words, Block* block) {
+  static SOLO_ATTN_INLINE int64_t run(Probabilities<S, T> map, T threshold, T* __restrict inside,
+                                      uint8_t* __restrict bytes, uint64_t* words, T* sums) {
     const int64_t width = map.columns.out, begin = map.wanted_x.begin;
     const int64_t count = map.wanted_x.end - begin, last = (count + kWord - 1) / kWord * kWord;
     for (int64_t x = count; x < last; ++x) {
       inside[x] = 0;
       bytes[x] = 0;
     }
-    double sum = 0;
     int64_t area = 0;
-    for (int64_t y = map.wanted_y.begin; y < map.wanted_y.end; ++y) {
+    for (int64_t y = map.wanted_y.begin; y < map.wanted_y.end; ++y, ++sums) {
       const T weight = map.rows.weight[y];
       const T* __restrict above = map.template row<isa>(map.rows.low[y]) + begin;
       const T* __restrict below = map.template row<isa>(map.rows.high[y]) + begin;
@@ -66,12 +74,10 @@ struct Threshold {
         bytes[x] = p > threshold;
       }
       const int64_t here = append<isa>(bytes, last, y * width + begin, words);
-      if (here == 0) continue;
       area += here;
-      sum += add<isa>(inside, last);
+      *sums = here == 0 ? T(0) : add<isa>(inside, last);
     }
-    block->area = area;
-    block->sum = sum;
+    return area;
   }
 
   // Sets the bits of `bytes` from bit `place` on, and counts them.
@@ -133,28 +139,40 @@ std::tuple<Tensor, Tensor, Tensor> mask_bits_cpu(const Tensor& coarse, const std
       std::fill(word + from * words, word + to * words, 0);
       for (int64_t k = from; k < to; ++k) boxes[k] = cells.bounds(k, store.get());
     });
+    int64_t rows = 0, pixels = 0;
+    for (const Box& box : boxes) {
+      rows += box.y.end - box.y.begin;
+      pixels += (box.y.end - box.y.begin) * (box.x.end - box.x.begin);
+    }
+    const int64_t size_of_block = block_rows(rows, width);
     std::vector<Block> blocks;
+    std::vector<T> sums_of_rows(rows);
+    int64_t first = 0;
     for (int64_t k = 0; k < count; ++k) {
-      for (int64_t y = boxes[k].y.begin; y < boxes[k].y.end; y = (y / kBlock + 1) * kBlock) {
-        const int64_t end = std::min((y / kBlock + 1) * kBlock, boxes[k].y.end);
-        blocks.push_back({k, {{y, end}, boxes[k].x}, 0, 0});
+      for (int64_t y = boxes[k].y.begin, end; y < boxes[k].y.end; y = end) {
+        end = std::min((y / size_of_block + 1) * size_of_block, boxes[k].y.end);
+        blocks.push_back({k, {{y, end}, boxes[k].x}, 0, first});
+        first += end - y;
       }
     }
     const auto some = static_cast<int64_t>(blocks.size());
-    parallel_for(some, kBlock * width / 2, [&](int64_t from, int64_t to) {
+    parallel_dynamic(some, pixels / std::max<int64_t>(1, 2 * some), [&](const auto& next) {
       std::unique_ptr<T[]> store(new T[line + cells.room()]);
       std::unique_ptr<uint8_t[]> bytes(new uint8_t[line]);
-      for (int64_t b = from; b < to; ++b) {
+      for (int64_t b = next(); b >= 0; b = next()) {
         Block& block = blocks[b];
-        call<Threshold<S, T>>(cells.at(block.cell, block.box, store.get() + line), static_cast<T>(threshold),
-                              store.get(), bytes.get(), word + block.cell * words, &block);
+        block.area = call<Threshold<S, T>>(cells.at(block.cell, block.box, store.get() + line),
+                                           static_cast<T>(threshold), store.get(), bytes.get(),
+                                           word + block.cell * words, sums_of_rows.data() + block.first);
       }
     });
     std::vector<double> sums(count);
     std::fill_n(area, count, 0);
     for (const Block& block : blocks) {
       area[block.cell] += block.area;
-      sums[block.cell] += block.sum;
+      for (int64_t y = 0; y < block.box.y.end - block.box.y.begin; ++y) {
+        sums[block.cell] += sums_of_rows[block.first + y];
+      }
     }
     for (int64_t k = 0; k < count; ++k) mean[k] = maskness<T>(sums[k], area[k]);
   });

@@ -21,6 +21,14 @@ class Runs {
   }
   bool inside() const { return inside_; }
 
+  // Goes on with the runs of the pixels from `begin` on, found as if nothing before them were set.
+  void append(const Runs& next, int64_t begin) {
+    const bool joined = inside_ && !next.counts_.empty() && next.counts_[0] == begin;
+    if (!joined) clear(begin);
+    int64_t pixel = joined ? begin : 0;
+    for (size_t i = joined ? 1 : 0; i < next.counts_.size(); ++i) flip(pixel += next.counts_[i]);
+  }
+
   // Ends at `pixels`. Counts stand as their difference to the one before the last, from the fourth on; five
   // bits to a character, low ones first, bit 5 where more follow, bit 4 of the last one being the sign.
   std::string finish(int64_t pixels) {

@@ -126,7 +126,6 @@ struct ToRuns {
       }
       if (paste.y.end < height) runs->clear(x * height + paste.y.end);
     }
-    if (paste.x.end < paste.original_x.out) runs->clear(paste.x.end * height);
   }
 };
 
@@ -183,83 +182,135 @@ struct ToPixels {
   }
 };
 
-// Calls each(k, paste, bytes, words) for every cell; `paste` has an empty box where no pixel can be set.
-template <class S, class T, class F>
-void for_each_cell(const Tensor& coarse, const std::optional<Tensor>& attention, const Sizes& s,
-                   double threshold, const F& each) {
-  const Cells<S, T> cells(coarse, attention, s.size, s.out_size, threshold);
-  const TapTable<T> padded_y(s.out_size[0], 4 * s.out_size[0]), padded_x(s.out_size[1], 4 * s.out_size[1]);
-  const TapTable<T> original_y(s.image_size[0], s.original_size[0]);
-  const TapTable<T> original_x(s.image_size[1], s.original_size[1]);
-  // The crop: only the taps of the image are ever looked at.
-  const Range image_y{0, s.image_size[0]}, image_x{0, s.image_size[1]};
-  const auto both = [](Range a, Range b) {
-    return Range{std::max(a.begin, b.begin), std::min(a.end, b.end)};
-  };
-  const auto forth = [&](const TapTable<T>& padded, const TapTable<T>& original, Range image, Range live) {
-    return reached(original.view(), both(reached(padded.view(), live), image));
-  };
-  const auto back = [&](const TapTable<T>& padded, const TapTable<T>& original, Range box) {
-    return needed(padded.view(), needed(original.view(), box));
-  };
-  const int64_t height = s.out_size[0], width = s.out_size[1], stride = height + kSlack;
-  const int64_t map_room = width * stride;
-  const int64_t lines = Paste<T>::size(4 * height, s.original_size[0]);
-  const int64_t words = (s.original_size[0] + kWord - 1) / kWord;
-  const T limit = static_cast<T>(threshold), cut = limit * (1 - 8 * std::numeric_limits<T>::epsilon());
-  parallel_for(coarse.size(0), 20'000, [&](int64_t from, int64_t to) {
-    std::unique_ptr<T[]> store(new T[map_room + lines + cells.room() + 3 * (width + height + kSlack)]);
-    std::unique_ptr<uint8_t[]> bytes(new uint8_t[words * kWord]);
-    std::unique_ptr<uint64_t[]> bits(new uint64_t[words * kWord]);
-    T* line = store.get() + map_room + lines + cells.room();
-    T* most_y = line + width + height + kSlack;
-    T* most_x = most_y + height;
-    for (int64_t k = from; k < to; ++k) {
-      T* own = store.get() + map_room + lines;
-      const Box box = cells.bounds(k, own);
-      Probabilities<S, T> map = cells.at(k, box, own);
-      Range y = forth(padded_y, original_y, image_y, map.wanted_y);
-      Range x = forth(padded_x, original_x, image_x, map.wanted_x);
-      if (!y.empty() && !x.empty()) {
-        map.want(back(padded_y, original_y, y), back(padded_x, original_x, x));
-        call<Transpose<S, T>>(map, line, store.get(), stride);
-        // Closer, now that probabilities are known.
-        const Range my = map.wanted_y, mx = map.wanted_x;
-        call<Largest<T, T>>(store.get() + mx.begin * stride + my.begin, mx.end - mx.begin, my.end - my.begin,
-                            stride, most_x + mx.begin, most_y + my.begin, line);
-        const auto tight = [&](const T* most, Range range) {
-          while (!range.empty() && most[range.begin] <= cut) ++range.begin;
-          while (!range.empty() && most[range.end - 1] <= cut) --range.end;
-          return range;
-        };
-        y = both(y, forth(padded_y, original_y, image_y, tight(most_y, my)));
-        x = both(x, forth(padded_x, original_x, image_x, tight(most_x, mx)));
-      }
-      if (y.empty() || x.empty()) y = x = {0, 0};
-      const Paste<T> paste{
-          store.get(), stride, padded_y.view(),        padded_x.view(), original_y.view(), original_x.view(),
-          y,           x,      store.get() + map_room, {-1, -1},        {-1, -1}};
-      each(k, paste, limit, bytes.get(), bits.get());
+// Every step from the inputs to the original image, as tables.
+template <class S, class T>
+class Canvas {
+ public:
+  Canvas(const Tensor& coarse, const std::optional<Tensor>& attention, const Sizes& s, double threshold)
+      : cells_(coarse, attention, s.size, s.out_size, threshold),
+        count_(coarse.size(0)),
+        height_(s.out_size[0]),
+        width_(s.out_size[1]),
+        stride_(height_ + kSlack),
+        threshold_(static_cast<T>(threshold)),
+        padded_y_(height_, 4 * height_),
+        padded_x_(width_, 4 * width_),
+        original_y_(s.image_size[0], s.original_size[0]),
+        original_x_(s.image_size[1], s.original_size[1]) {}
+
+  // Calls each(k, map, box, parts) for every cell, with the box that may hold a set pixel and into how many
+  // parts its columns are to be divided: many masks are made side by side, few one by one by all threads.
+  template <class F>
+  void for_each_cell(const F& each) const {
+    const int64_t threads = thread_count();
+    if (count_ >= 4 * threads) {
+      parallel_dynamic(count_, kWorthwhile, [&](const auto& next) {
+        const std::unique_ptr<T[]> map(new T[width_ * stride_]);
+        for (int64_t k = next(); k >= 0; k = next()) each(k, map.get(), draw(k, map.get()), 1);
+      });
+      return;
     }
-  });
-}
+    const std::unique_ptr<T[]> map(new T[width_ * stride_]);
+    for (int64_t k = 0; k < count_; ++k) {
+      const Box box = draw(k, map.get());
+      const int64_t pixels = (box.y.end - box.y.begin) * (box.x.end - box.x.begin);
+      each(k, map.get(), box, std::clamp<int64_t>(pixels / kWorthwhile, 1, threads));
+    }
+  }
+
+  // Calls f(i, paste, threshold, bytes, words) for each part i of a box's columns.
+  template <class F>
+  void for_each_part(const T* map, Box box, int64_t parts, const F& f) const {
+    if (box.empty()) return;
+    const int64_t height = original_y_.view().out, words = (height + kWord - 1) / kWord;
+    parallel_for(parts, kWorthwhile, [&](int64_t from, int64_t to) {
+      const std::unique_ptr<T[]> store(new T[Paste<T>::size(4 * height_, height)]);
+      const std::unique_ptr<uint8_t[]> bytes(new uint8_t[words * kWord]);
+      const std::unique_ptr<uint64_t[]> bits(new uint64_t[words * kWord]);
+      for (int64_t i = from; i < to; ++i) {
+        const Range x = part_of(box.x, i, parts);
+        const Paste<T> paste{map,
+                             stride_,
+                             padded_y_.view(),
+                             padded_x_.view(),
+                             original_y_.view(),
+                             original_x_.view(),
+                             box.y,
+                             x,
+                             store.get(),
+                             {-1, -1},
+                             {-1, -1}};
+        f(i, paste, threshold_, bytes.get(), bits.get());
+      }
+    });
+  }
+
+ private:
+  // Makes the map of cell k, and gives its box.
+  Box draw(int64_t k, T* map) const {
+    const std::unique_ptr<T[]> store(new T[std::max(cells_.room(), width_ + 2 * height_ + kSlack)]);
+    const Box box = cells_.bounds(k, store.get());
+    const Range y = forth(padded_y_, original_y_, box.y), x = forth(padded_x_, original_x_, box.x);
+    if (y.empty() || x.empty()) return {{0, 0}, {0, 0}};
+    const Range map_y = back(padded_y_, original_y_, y), map_x = back(padded_x_, original_x_, x);
+    parallel_for(map_y.end - map_y.begin, map_x.end - map_x.begin, [&](int64_t from, int64_t to) {
+      const std::unique_ptr<T[]> own(new T[width_ + cells_.room()]);
+      const Box band{{map_y.begin + from, map_y.begin + to}, map_x};
+      call<Transpose<S, T>>(cells_.at(k, band, own.get() + width_), own.get(), map, stride_);
+    });
+    // Closer, now that probabilities are known.
+    const T cut = threshold_ * (1 - 8 * std::numeric_limits<T>::epsilon());
+    T* most_y = store.get() + height_ + kSlack;
+    T* most_x = most_y + height_;
+    call<Largest<T, T>>(map + map_x.begin * stride_ + map_y.begin, map_x.end - map_x.begin,
+                        map_y.end - map_y.begin, stride_, most_x + map_x.begin, most_y + map_y.begin,
+                        store.get());
+    const auto tight = [&](const T* most, Range range) {
+      while (!range.empty() && most[range.begin] <= cut) ++range.begin;
+      while (!range.empty() && most[range.end - 1] <= cut) --range.end;
+      return range;
+    };
+    return {both(y, forth(padded_y_, original_y_, tight(most_y, map_y))),
+            both(x, forth(padded_x_, original_x_, tight(most_x, map_x)))};
+  }
+
+  static Range both(Range a, Range b) { return {std::max(a.begin, b.begin), std::min(a.end, b.end)}; }
+
+  // From the map to the original image. The crop: only the taps of the image are ever looked at.
+  static Range forth(const TapTable<T>& padded, const TapTable<T>& original, Range live) {
+    return reached(original.view(), both(reached(padded.view(), live), {0, original.view().in}));
+  }
+  static Range back(const TapTable<T>& padded, const TapTable<T>& original, Range box) {
+    return needed(padded.view(), needed(original.view(), box));
+  }
+
+  Cells<S, T> cells_;
+  int64_t count_, height_, width_, stride_;
+  T threshold_;
+  TapTable<T> padded_y_, padded_x_, original_y_, original_x_;
+};
 
 Tensor paste_masks_cpu(const Tensor& coarse, const std::optional<Tensor>& attention, Size size, Size out_size,
                        Size image_size, Size original_size, double threshold) {
   const Sizes s{size, out_size, image_size, original_size};
   check_arguments(coarse, attention, s);
-  Tensor masks = fresh(coarse, {coarse.size(0), original_size[0], original_size[1]}, ScalarType::Bool);
+  const int64_t height = original_size[0], width = original_size[1];
+  Tensor masks = fresh(coarse, {coarse.size(0), height, width}, ScalarType::Bool);
   bool* out = static_cast<bool*>(masks.mutable_data_ptr());
-  const int64_t pixels = original_size[0] * original_size[1];
   dispatch_float("paste_masks", coarse.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = accumulator_t<S>;
-    for_each_cell<S, T>(coarse, attention, s, threshold,
-                        [&](int64_t k, const Paste<T>& paste, T limit, uint8_t* bytes, uint64_t* words) {
-                          std::fill_n(out + k * pixels, pixels, false);
-                          if (!paste.x.empty())
-                            call<ToPixels<T>>(paste, limit, bytes, words, out + k * pixels);
-                        });
+    const Canvas<S, T> canvas(coarse, attention, s, threshold);
+    canvas.for_each_cell([&](int64_t k, const T* map, Box box, int64_t parts) {
+      bool* mask = out + k * height * width;
+      parallel_for(height, width / 4, [&](int64_t from, int64_t to) {
+        std::fill(mask + from * width, mask + to * width, false);
+      });
+      canvas.for_each_part(map, box, parts,
+                           [&](int64_t, const Paste<T>& paste, T limit, uint8_t* bytes, uint64_t* words) {
+                             call<ToPixels<T>>(paste, limit, bytes, words, mask);
+                           });
+    });
   });
   return masks;
 }
@@ -269,17 +320,23 @@ std::tuple<Tensor, Tensor> paste_masks_rle_cpu(const Tensor& coarse, const std::
                                                double threshold) {
   const Sizes s{size, out_size, image_size, original_size};
   check_arguments(coarse, attention, s);
-  const int64_t count = coarse.size(0);
-  std::vector<std::string> texts(count);
+  const int64_t height = original_size[0], width = original_size[1];
+  std::vector<std::string> texts(coarse.size(0));
   dispatch_float("paste_masks", coarse.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = accumulator_t<S>;
-    for_each_cell<S, T>(coarse, attention, s, threshold,
-                        [&](int64_t k, const Paste<T>& paste, T limit, uint8_t* bytes, uint64_t* words) {
-                          Runs runs;
-                          if (!paste.x.empty()) call<ToRuns<T>>(paste, limit, bytes, words, &runs);
-                          texts[k] = runs.finish(s.original_size[0] * s.original_size[1]);
-                        });
+    const Canvas<S, T> canvas(coarse, attention, s, threshold);
+    canvas.for_each_cell([&](int64_t k, const T* map, Box box, int64_t parts) {
+      std::vector<Runs> found(parts);
+      canvas.for_each_part(map, box, parts,
+                           [&](int64_t i, const Paste<T>& paste, T limit, uint8_t* bytes, uint64_t* words) {
+                             call<ToRuns<T>>(paste, limit, bytes, words, &found[i]);
+                           });
+      Runs runs;
+      for (int64_t i = 0; i < parts; ++i) runs.append(found[i], part_of(box.x, i, parts).begin * height);
+      if (box.x.end < width) runs.clear(box.x.end * height);
+      texts[k] = runs.finish(height * width);
+    });
   });
   return joined(texts);
 }

@@ -28,6 +28,10 @@ def test_thread_count_changes_nothing(runner, threads, side):
         out, again = gradients(with_targets(runner, targets), args)
         assert same_bits(out, expected)
         assert all(map(same_bits, again, grads))
+        # Of one mask the threads share the rows of the gradients.
+        out, again = gradients(with_targets(runner, targets[:1]), [x[:1] for x in args])
+        assert same_bits(out, expected[:1])
+        assert all(same_bits(a, b[:1]) for a, b in zip(again, grads, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)

@@ -88,6 +88,7 @@ def test_nothing_to_see(runner):
 
 def test_thread_count_changes_nothing(runner, threads):
     coarse, rows = inputs(runner, 7, (25, 31), 12, torch.float32)
+    coarse[0], coarse[1, :, 8:] = 9.0, 9.0  # runs that go on where the columns of another thread begin
     sizes = ((50, 62), (100, 124), (390, 480), (333, 444))
     threads(1)
     masks, rles = runner(coarse, rows, *sizes), runner(coarse, rows, *sizes, rle=True)
@@ -95,6 +96,9 @@ def test_thread_count_changes_nothing(runner, threads):
         threads(count)
         assert torch.equal(runner(coarse, rows, *sizes), masks)
         assert runner(coarse, rows, *sizes, rle=True) == rles
+        # Of one mask the threads share the columns.
+        assert torch.equal(runner(coarse[:1], rows[:1], *sizes), masks[:1])
+        assert runner(coarse[:1], rows[:1], *sizes, rle=True) == rles[:1]
 
 
 def test_bad_input_is_an_error(runner):

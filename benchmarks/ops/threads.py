@@ -1,0 +1,95 @@
+"""How ops on chosen cells scale from one thread to two: one mask, few large ones, many small ones.
+
+python -m benchmarks.ops.threads
+
+Both numbers of threads take turns in one process, and medians count.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+
+from solo_attn import ops
+from solo_attn.bench import Race, environment, run_until_steady, wait_until_quiet
+from solo_attn.bench.inputs import cell_logits
+
+from ..report.stored import CPU, RESULTS
+
+SIDE = 40
+LARGE, SMALL, TINY = (168, 336), (42, 84), (6, 9)  # size of the coarse logits
+COUNTS: dict[str, tuple[int, tuple[int, int]]] = {
+    "1 mask": (1, LARGE),
+    "4 large masks": (4, LARGE),
+    "500 small masks": (500, SMALL),
+}
+Run = Callable[[], Any]
+
+
+def large_masks(count: int, level: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Coarse logits and attention rows of ellipses that fill most of the image, each a little smaller."""
+
+    def drawn(size: tuple[int, int]) -> Tensor:
+        y, x = (torch.linspace(-1, 1, n) for n in size)
+        distance = (y[:, None].square() + x[None, :].square()).sqrt()
+        return torch.stack([(12 * (0.95 - 0.1 * k / count - distance)).clamp(-6, 5) for k in range(count)])
+
+    return drawn(level), torch.tanh(drawn((SIDE, SIDE)) / 4)
+
+
+def runs_of(coarse: Tensor, attention: Tensor) -> Iterator[tuple[str, Run]]:
+    """Each op on these cells, by the backend cpu."""
+    level = (coarse.shape[1], coarse.shape[2])
+    size = (2 * level[0], 2 * level[1])
+    original = (4 * size[0] - 3, 4 * size[1] - 5)
+    arguments = (coarse, attention, size, size)
+    yield "mask_bits", functools.partial(ops.mask_bits, *arguments, backend="cpu")
+    to_image = (*arguments, (4 * size[0], 4 * size[1]), original)
+    yield "paste_masks, bool", functools.partial(ops.paste_masks, *to_image, backend="cpu")
+    yield "paste_masks, COCO RLE", functools.partial(ops.paste_masks, *to_image, rle=True, backend="cpu")
+    leaves = [coarse.detach().requires_grad_(), attention.detach().requires_grad_()]
+    targets = torch.nn.functional.interpolate(coarse[None], size, mode="bilinear")[0] > 0
+    loss = ops.dice_loss(*leaves, targets, backend="cpu").sum()
+    yield "dice_loss, backward", functools.partial(torch.autograd.grad, loss, leaves, retain_graph=True)
+
+
+def with_threads(count: int, run: Run) -> Any:
+    torch.set_num_threads(count)
+    return run()
+
+
+def main(
+    seconds: Annotated[float, typer.Option(help="Of a batch of rounds; a race has three or more.")] = 1.0,
+    dry_run: Annotated[bool, typer.Option(help="Tiny masks, one round, nothing stored.")] = False,
+) -> None:
+    """Measure every op and store threads.json."""
+    torch.set_num_threads(2)
+    where, rows = environment("cpu"), []
+    for what, (count, level) in COUNTS.items():
+        draw = large_masks if level == LARGE else functools.partial(cell_logits, side=SIDE)
+        coarse, attention = draw(count, TINY if dry_run else level)
+        for op, run in runs_of(coarse, attention):
+            race = Race({str(n): functools.partial(with_threads, n, run) for n in (1, 2)})
+            row: dict[str, Any] = {"op": op, "masks": what, "level": level}
+            if dry_run:
+                race.round()
+            else:
+                row["busy"] = wait_until_quiet().busy
+                row["spread"] = run_until_steady(race, race.affordable(seconds, least=1))
+            row["seconds"] = {name: times.as_dict() for name, times in race.times().items()}
+            one, two = (row["seconds"][name]["median"] for name in ("1", "2"))
+            typer.echo(f"{op}, {what}: {1e3 * one:.3g} ms, with 2 threads {one / two:.2f}x as fast")
+            rows.append(row)
+    if not dry_run:
+        text = json.dumps({"environment": where, "rows": rows}, indent=1)
+        (RESULTS / CPU / "threads.json").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

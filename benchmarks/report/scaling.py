@@ -1,0 +1,127 @@
+"""How ops use a second thread, and how time and memory grow, for docs/results.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from ..end_to_end.huge_pages import VARIABLE
+from . import speed, stored
+from .stored import measured_on, table
+
+LAST = 3  # points that an exponent is fitted to
+
+
+def threads() -> str:
+    """What a second thread gives to the ops on chosen cells."""
+    found = stored.kept("threads")
+    if not found:
+        return "Not measured yet."
+    rows = []
+    for row in found["rows"]:
+        one, two = (row["seconds"][name]["median"] for name in ("1", "2"))
+        height, width = row["level"]
+        rows.append(
+            [
+                row["op"],
+                f"{row['masks']}, logits {height} x {width}",
+                speed.milliseconds(one),
+                speed.milliseconds(two),
+                f"{one / two:.2f}x",
+            ]
+        )
+    head = ["op", "masks", "1 thread, ms", "2 threads, ms", "speedup"]
+    return f"{table(head, rows, words=2)}\n\n{measured_on(found['environment'])}"
+
+
+def huge_pages() -> str:
+    """What PyTorch's own huge pages give to a training step and a prediction."""
+    found = stored.kept("huge_pages")
+    if not found:
+        return "Not measured yet."
+    rows = []
+    for work, row in found["rows"].items():
+        without, with_it = (row[value]["median"] for value in ("0", "1"))
+        rows.append([work, f"{without:.2f}", f"{with_it:.2f}", f"{without / with_it:.2f}x"])
+    height, width = found["size"]
+    return (
+        f"{table(['one image', 'without, s', f'with `{VARIABLE}=1`, s', 'without / with'], rows)}\n\n"
+        f"{width} x {height}, ResNet-50; processes with and without it in turn. "
+        f"{measured_on(found['environment'])}"
+    )
+
+
+def points(axis: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each contender, in the order of their sizes."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in axis["rows"]:
+        found.setdefault(row["contender"], []).append(row)
+    return found
+
+
+def exponent(rows: list[dict[str, Any]], key: str) -> str:
+    """The slope of log(key) over log(size) at the largest sizes; "–" of too few points."""
+    last = [row for row in rows if row.get(key)][-LAST:]
+    if len(last) < LAST:
+        return "–"
+    size, value = (np.log([row[name] for row in last]) for name in ("size", key))
+    return f"{np.polyfit(size, value, 1)[0]:.2f}"
+
+
+def growth() -> str:
+    """How far each contender gets along each axis, and the exponents of its growth."""
+    found = stored.kept("scale")
+    if not found:
+        return "Not measured yet."
+    rows = []
+    for axis in found["axes"].values():
+        for contender, all_rows in points(axis).items():
+            ran = [row for row in all_rows if "out_of" not in row]
+            end = next((f"{row['out_of']} at {row['size']:,}" for row in all_rows if "out_of" in row), "–")
+            numbers = ["–", "–", "–"]
+            if ran:
+                peak = ran[-1]["peak_bytes"]
+                memory = "–" if peak is None else f"{peak / 2**20:,.0f}"
+                numbers = [f"{ran[-1]['size']:,}", speed.milliseconds(ran[-1]["seconds"]), memory]
+            growing = [exponent(ran, key) for key in ("seconds", "peak_bytes")]
+            rows.append([f"{axis['what']}: {axis['unit']}", contender, *numbers, *growing, end])
+    head = ["what grows", "contender", "largest", "ms", "MiB", "time ~ n^", "memory ~ n^", "ran out of"]
+    limits = found["limits"]
+    return (
+        f"{table(head, rows, words=2)}\n\n"
+        "![Time and peak memory over each size, on logarithmic axes](images/scale.svg)\n\n"
+        f"Each point is a process that may allocate {limits['memory_bytes'] / 2**30:.0f} GiB and use "
+        f"{limits['processor_seconds']} seconds of processor time, its inputs included. Exponents are "
+        f"fitted to the {LAST} largest sizes. MiB: peak beyond the inputs. "
+        f"{measured_on(found['environment'])}"
+    )
+
+
+def plot(path: Path) -> None:
+    """Time above, peak memory below, an axis in each column."""
+    axes = stored.kept("scale")["axes"]
+    with rc_context({"svg.hashsalt": "solo-attn", "svg.fonttype": "none", "font.size": 7}):
+        figure = Figure(figsize=(2.1 * len(axes), 4), layout="constrained")
+        panels = figure.subplots(2, len(axes), squeeze=False, sharex="col")
+        colours: dict[str, str] = {}
+        for column, axis in enumerate(axes.values()):
+            for panel, key, factor in (
+                (panels[0, column], "seconds", 1e3),
+                (panels[1, column], "peak_bytes", 2**-20),
+            ):
+                for contender, rows in points(axis).items():
+                    ran = [row for row in rows if row.get(key)]
+                    colour = colours.setdefault(contender, f"C{len(colours)}")
+                    size, value = [row["size"] for row in ran], [factor * row[key] for row in ran]
+                    panel.loglog(size, value, "o-", ms=3, lw=1, color=colour, label=contender)
+                panel.spines[["top", "right"]].set_visible(False)
+            panels[0, column].set_title(axis["what"], fontsize=7)
+            panels[1, column].set_xlabel(axis["unit"])
+            panels[0, column].legend(fontsize=6, frameon=False)
+        panels[0, 0].set_ylabel("ms")
+        panels[1, 0].set_ylabel("MiB")
+        figure.savefig(path, metadata={"Date": None})

@@ -1,0 +1,114 @@
+"""Threads, growth and huge pages: what is measured runs at tiny sizes, and the page says all of it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import ROOT
+from benchmarks.end_to_end import scale, scale_points
+from benchmarks.ops import threads
+from benchmarks.peers.loading import need
+from benchmarks.report import scaling, stored, where_it_loses
+from tools.forked import CRASHED, Ended
+
+ABOUT = {"device": "a CPU", "threads": 2, "torch": "2", "commit": "abc", "date": "2026-01-01T00:00"}
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any], None]:
+    def keep(name: str, found: Any) -> None:
+        monkeypatch.setattr(stored, "kept", lambda key, machine=stored.CPU: found if key == name else None)
+
+    return keep
+
+
+def test_both_numbers_of_threads_run_every_op() -> None:
+    before = torch.get_num_threads()
+    try:
+        for count, draw in ((2, threads.large_masks), (3, threads.cell_logits)):
+            side = () if draw is threads.large_masks else (threads.SIDE,)
+            runs = dict(threads.runs_of(*draw(count, threads.TINY, *side)))
+            assert len(runs) == 4
+            for run in runs.values():
+                one, two = (threads.with_threads(n, run) for n in (1, 2))
+                assert torch.get_num_threads() == 2
+                assert len(one) == len(two)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+def test_every_point_runs() -> None:
+    need("mmdet.models.layers")
+    command = [sys.executable, "-m", "benchmarks.end_to_end.scale", "--dry-run", "--threads", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("'seconds'") == sum(
+        len(axis.tiny) * len(axis.makers) for axis in scale_points.AXES.values()
+    )
+
+
+@pytest.mark.slow
+def test_a_point_without_enough_memory_says_so() -> None:
+    """In a process of its own: whoever forks must not have computed."""
+    code = """
+from benchmarks.end_to_end import scale, scale_points
+makers = scale_points.AXES["mask_bits"].makers
+axis = scale_points.Axis("", "", (3000,), (), {"solo-attn": makers["solo-attn"]})
+scale.MEMORY = 64 << 20
+print(scale.measure(axis, 1, False, float("inf"))[0]["out_of"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["memory"], done.stderr
+
+
+def test_a_limit_is_an_outcome_and_a_fault_is_not() -> None:
+    full = Ended(CRASHED, 1.0, 0, "RuntimeError: DefaultCPUAllocator: can't allocate memory")
+    assert scale.outcome(full) == {"out_of": "memory"}
+    assert scale.outcome(Ended(-signal.SIGXCPU, scale.SECONDS, 0, "")) == {"out_of": "time"}
+    assert scale.outcome(Ended(0, 1.0, 0, 'said\n{"seconds": 2}\n')) == {"seconds": 2}
+    with pytest.raises(RuntimeError, match="status 99: KeyError"):
+        scale.outcome(Ended(CRASHED, 1.0, 0, "KeyError"))
+
+
+def row(contender: str, size: int, seconds: float) -> dict[str, Any]:
+    return {"contender": contender, "size": size, "seconds": seconds, "peak_bytes": size << 20}
+
+
+def test_the_page_of_growth(store: Callable[[str, Any], None], tmp_path: Any) -> None:
+    rows = [row("solo-attn", n, 1e-6 * n**2) for n in (10, 100, 1000)]
+    rows += [row("PyTorch", 10, 1e-5), {"contender": "PyTorch", "size": 100, "out_of": "memory"}]
+    limits = {"memory_bytes": 6 << 30, "processor_seconds": 40}
+    axis = {"what": "an op", "unit": "masks", "busy": 0.0, "rows": rows}
+    store("scale", {"environment": ABOUT, "limits": limits, "axes": {"op": axis}})
+    text = scaling.growth()
+    assert "| an op: masks | solo-attn | 1,000 | 1,000 | 1,000 | 2.00 | 1.00 | – |" in text
+    assert "| an op: masks | PyTorch | 10 | 0.01 | 10 | – | – | memory at 100 |" in text
+    assert "commit abc" in text
+    assert ["an op: 10 masks", "cpu", "PyTorch", "0.01 ms", "0.10 ms"] in where_it_loses.losses()
+    scaling.plot(tmp_path / "scale.svg")
+    assert "masks" in (tmp_path / "scale.svg").read_text(encoding="utf-8")
+
+
+def test_the_pages_of_threads_and_huge_pages(store: Callable[[str, Any], None]) -> None:
+    seconds = {"1": {"median": 0.004}, "2": {"median": 0.002}}
+    store(
+        "threads",
+        {
+            "environment": ABOUT,
+            "rows": [{"op": "mask_bits", "masks": "1 mask", "level": [168, 336], "seconds": seconds}],
+        },
+    )
+    assert "| mask_bits | 1 mask, logits 168 x 336 | 4.00 | 2.00 | 2.00x |" in scaling.threads()
+    times = {"0": {"median": 3.0}, "1": {"median": 2.0}}
+    store("huge_pages", {"environment": ABOUT, "size": [384, 768], "rows": {"training step": times}})
+    assert "| training step | 3.00 | 2.00 | 1.50x |" in scaling.huge_pages()
+    store("nothing", None)
+    assert {scaling.threads(), scaling.growth(), scaling.huge_pages()} == {"Not measured yet."}
