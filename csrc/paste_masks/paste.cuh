@@ -5,8 +5,6 @@
 // into registers, when the walk reaches it; a pixel is two multiply-adds of the three rows around it.
 #pragma once
 
-#include <cstring>
-
 #include "../common/access.h"
 #include "../common/walk.cuh"
 
@@ -133,10 +131,12 @@ template <class T, class F>
 __device__ __forceinline__ void walk_pasted(const PasteMaps<T>& maps, const WalkPlace& place, T threshold,
                                             PasteColumns<T>& columns, PasteTap<T>* taps, const F& row) {
   for (int k = threadIdx.x; k < place.end - place.begin; k += blockDim.x) {
-    PasteTap<T> tap = paste_tap<T>(maps.y, place.begin + k);
+    taps[k] = paste_tap<T>(maps.y, place.begin + k);
     // Before the first row lies itself once more, so that the second one has no part of 0.
-    if (tap.first == 0 && tap.second == 0) tap = {T(1), T(0), -1};
-    memcpy(&taps[k], &tap, sizeof(tap));  // whole, as it is read
+    if (taps[k].first == 0 && taps[k].second == 0) {
+      taps[k].first = -1;
+      taps[k].second = 1;
+    }
   }
 #pragma unroll 1
   for (int j = 0; j < kPasteColumns<T>; ++j) {
