@@ -68,7 +68,7 @@ struct GatherSums {
     for (int j = 0; j < kWidth; ++j) {
       const T pixel = static_cast<T>(pixels.at[j]);
       upper_part[j] += (1 - weight) * pixel;
-      lower_part[j] += weight * pixel;
+      if (weight > 0) lower_part[j] += weight * pixel;
     }
   }
   __device__ __forceinline__ void close_part() {
@@ -169,8 +169,8 @@ __global__ void __launch_bounds__(kGatherThreads, kGatherBlocks<S>)
         const T* from_line = lines + (n * plan.rows + rest / side) * plan.stride;
         T sum = 0, part = 0;
         for (int k = starts[j]; k < starts[j + 2]; ++k) {
-          const T weight = weights[skewed(k)];
-          part += (k < starts[j + 1] ? weight : 1 - weight) * from_line[skewed(k)];
+          const T weight = weights[skewed(k)], share = k < starts[j + 1] ? weight : 1 - weight;
+          if (share > 0) part += share * from_line[skewed(k)];
           if (k % kWarp == kWarp - 1) sum += part, part = 0;
         }
         sum += part;

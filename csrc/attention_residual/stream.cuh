@@ -63,7 +63,7 @@ template <class T>
 struct alignas(16) StreamShared {
   uint32_t columns[kStreamTile];  // of the map, low and high, 16 bits each; times kUnit
   T weights[kStreamTile];
-  AxisTap<T> y[kStreamTaps];  // rows of the map, from the block's first on
+  PairTap<T> y[kStreamTaps];  // rows of the map, from the block's first on
 };
 
 // Columns of a map in shared memory are counted in bytes, which saves the multiplication; of others 16 bits
@@ -87,7 +87,7 @@ __device__ __forceinline__ void enlarge(const StreamShared<T>& shared, int x, co
 #pragma unroll
     for (int j = 0; j < kPart; ++j) {
       const T left = at(columns.at[j] & 0xffff), right = at(columns.at[j] >> 16);
-      out[part + j] = left + weights.at[j] * (right - left);
+      out[part + j] = (1 - weights.at[j]) * left + weights.at[j] * right;  // keeps infinities
     }
     keep_order();  // or nvcc reads for all parts first, for which registers are too few
   }
@@ -123,15 +123,15 @@ __global__ void __launch_bounds__(kStreamThreads, (kStreamBlocks<S, kKept>))
   const int top = kKept ? axis_tap<T>(plan.y, static_cast<int>(d0)).low : 0;
 #pragma unroll 1
   for (int e = threadIdx.x; e < runs * kWidth; e += kStreamThreads) {
-    const auto tap = axis_tap<T>(plan.x, static_cast<int>(x0) + e);
-    const int high = min(tap.low + 1, side - 1);
-    shared.columns[e] = static_cast<uint32_t>(tap.low | high << 16) * kUnit<T, kKept>;
+    const auto tap = pair_tap<T>(plan.x, static_cast<int>(x0) + e);
+    const int low = tap.place >> 1, high = (tap.place + 1) >> 1;
+    shared.columns[e] = static_cast<uint32_t>(low | high << 16) * kUnit<T, kKept>;
     shared.weights[e] = tap.weight;
   }
 #pragma unroll 1
   for (int e = threadIdx.x; e < some; e += kStreamThreads) {
-    shared.y[e] = axis_tap<T>(plan.y, static_cast<int>(d0) + e);
-    shared.y[e].low -= top;
+    shared.y[e] = pair_tap<T>(plan.y, static_cast<int>(d0) + e);
+    shared.y[e].place -= 2 * top;
   }
   wait_for_previous();
   const T* map = maps + cell * size.cells();
@@ -144,24 +144,24 @@ __global__ void __launch_bounds__(kStreamThreads, (kStreamBlocks<S, kKept>))
   }
   __syncthreads();
 
-  int low = -1;
+  int at = -3;  // the place that `upper` and `lower` are of
   T upper[kWidth], lower[kWidth];
   for (int begin = 0; begin < count; begin += kStreamAhead) {
 #pragma unroll
     for (int u = 0; u < kStreamAhead; ++u) {
       const int k = begin + u;
       if (k >= count) break;
-      const AxisTap<T> tap = shared.y[first + k];
-      if (tap.low != low) {
-        const T* row = map + static_cast<int64_t>(tap.low) * side;
-        if (low >= 0 && tap.low == low + 1) {
+      const PairTap<T> tap = shared.y[first + k];
+      if (tap.place != at) {
+        const T* row = map + static_cast<int64_t>(tap.place >> 1) * side;
+        if (tap.place >> 1 == (at + 1) >> 1) {
 #pragma unroll
           for (int j = 0; j < kWidth; ++j) upper[j] = lower[j];
         } else {
           enlarge<kWidth, kKept>(shared, x, row, upper);
         }
-        enlarge<kWidth, kKept>(shared, x, tap.low + top < side - 1 ? row + side : row, lower);
-        low = tap.low;
+        enlarge<kWidth, kKept>(shared, x, tap.between() ? row + side : row, lower);
+        at = tap.place;
       }
       Run<S, kWidth> pixels;
 #pragma unroll

@@ -40,11 +40,14 @@ struct TapAxis {
   }
 };
 
-// high is min(low + 1, in - 1). Weights are bilinear_tap's but for their last bit in float64.
+// Weights are bilinear_tap's but for their last bit in float64.
 template <class T>
 struct AxisTap {
   int low;
   T weight;
+
+  // low itself where the weight is 0.
+  SOLO_ATTN_HOST_DEVICE int high() const { return weight > 0 ? low + 1 : low; }
 };
 
 template <class T>
@@ -63,6 +66,23 @@ SOLO_ATTN_HOST_DEVICE inline AxisTap<T> axis_tap(const TapAxis& axis, int d) {
   }
   if (low >= axis.in - 1) return {axis.in - 1, T(0)};
   return {low, static_cast<T>(static_cast<double>(rest) * axis.unit)};
+}
+
+// The same without a weight of 0, for which an infinite or NaN neighbour would make NaN: where a sample falls
+// on an input, that input is both taps, each of one half. low is place >> 1, high is (place + 1) >> 1.
+template <class T>
+struct PairTap {
+  int place;
+  T weight;
+
+  SOLO_ATTN_HOST_DEVICE bool between() const { return (place & 1) != 0; }
+};
+
+template <class T>
+SOLO_ATTN_HOST_DEVICE inline PairTap<T> pair_tap(const TapAxis& axis, int d) {
+  const AxisTap<T> tap = axis_tap<T>(axis, d);
+  if (tap.weight == 0) return {2 * tap.low, T(0.5)};
+  return {2 * tap.low + 1, tap.weight};
 }
 
 // The first output whose sample lies at input i or after it. The outputs that input i has a part in, for the

@@ -36,7 +36,7 @@ struct ProbabilityShared {
 
 template <class T>
 __device__ __forceinline__ T between(T a, T b, T weight) {
-  return a + weight * (b - a);  // exact where a = b, and probabilities are finite
+  return a + weight * (b - a);  // exact where a = b, and probabilities are finite or NaN
 }
 
 // Calls row(y, p) for each row of the block, with the probabilities in a thread's columns.
@@ -64,7 +64,7 @@ __device__ __forceinline__ void walk_probabilities(const CellMaps<S>& maps, cons
     for (int j = 0; j < kColumns; ++j) {
       const auto tap = axis_tap<T>(axes.x, min(place.x + j, axes.x.out - 1));
       columns[2 * j] = tap.low;
-      columns[2 * j + 1] = min(tap.low + 1, axes.x.in - 1);
+      columns[2 * j + 1] = tap.high();
       weights[j] = tap.weight;
       lower[j] = 0;
     }
@@ -73,8 +73,8 @@ __device__ __forceinline__ void walk_probabilities(const CellMaps<S>& maps, cons
     for (int k = threadIdx.x; k < place.end - place.begin; k += blockDim.x) {
       shared.rows[k] = axis_tap<T>(axes.y, place.begin + k);
     }
-    const int last = axes.y.in - 1, begin = axis_tap<T>(axes.y, place.begin).low;
-    const int end = min(axis_tap<T>(axes.y, place.end - 1).low + 1, last) + 1;
+    const int begin = axis_tap<T>(axes.y, place.begin).low;
+    const int end = axis_tap<T>(axes.y, place.end - 1).high() + 1;
     int y = place.begin;
     walk_down(maps, shared.taps, begin, end, [&](int i, const RowTaps<T>& taps) {
       T p[kTaps];
@@ -84,11 +84,11 @@ __device__ __forceinline__ void walk_probabilities(const CellMaps<S>& maps, cons
         upper[j] = lower[j];
         lower[j] = between(logistic(p[2 * j]), logistic(p[2 * j + 1]), weights[j]);
       }
-      // The rows between these two; on the last row itself, what comes after it too.
+      // The rows between these two, and those that fall on the lower one.
 #pragma unroll 1
       for (; y < place.end; ++y) {
         const AxisTap<T> tap = shared.rows[y - place.begin];
-        if (min(tap.low + 1, last) > i) break;
+        if (tap.high() > i) break;
         if (tap.low == i) {
 #pragma unroll
           for (int j = 0; j < kColumns; ++j) upper[j] = lower[j];

@@ -28,7 +28,7 @@ constexpr int kWalkRows = kPlayed ? 8 : 64;  // whose taps are in shared memory 
 constexpr int64_t kWalkBlocks = 1024;        // that fill the GPU: 8 of 3 warps for each SM of an H100 or H200
 constexpr int64_t kWalkMost = int64_t(1) << 27;  // rows and columns
 
-// Of a row of pixels, in the coarse logits and in the attention rows.
+// Of a row of pixels, in the coarse logits and in the attention rows: each a PairTap.
 template <class T>
 struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) RowTaps {
   T coarse_weight;
@@ -63,10 +63,10 @@ __device__ __forceinline__ void walk_down(const CellMaps<S>& maps, RowTaps<accum
     const int count = min(kWalkRows, end - first);
     if (first > begin) __syncthreads();
     for (int k = threadIdx.x; k < count; k += blockDim.x) {
-      const auto coarse = axis_tap<T>(maps.coarse_y, first + k);
+      const auto coarse = pair_tap<T>(maps.coarse_y, first + k);
       auto attention = coarse;
-      if (maps.both()) attention = axis_tap<T>(maps.attention_y, first + k);
-      taps[k] = {coarse.weight, attention.weight, coarse.low, attention.low};
+      if (maps.both()) attention = pair_tap<T>(maps.attention_y, first + k);
+      taps[k] = {coarse.weight, attention.weight, coarse.place, attention.place};
     }
     __syncthreads();
 #pragma unroll 1
@@ -99,33 +99,30 @@ class EnlargedRows {
  public:
   using T = accumulator_t<S>;
 
-  // `map` is [y.in, x.in]; the columns are those of the result.
-  __device__ __forceinline__ void start(const S* map, const TapAxis& y, const TapAxis& x,
-                                        const int (&columns)[kColumns]) {
+  // `map` has rows of x.in; the columns are those of the result.
+  __device__ __forceinline__ void start(const S* map, const TapAxis& x, const int (&columns)[kColumns]) {
     map_ = map;
     width_ = static_cast<uint32_t>(x.in);
-    last_ = y.in - 1;
-    at_ = -2;
+    at_ = -3;
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
       const auto tap = axis_tap<T>(x, columns[j]);
       low_[j] = static_cast<uint32_t>(tap.low);
-      high_[j] = static_cast<uint32_t>(min(tap.low + 1, x.in - 1));
       weight_[j] = tap.weight;
       lower_[j] = 0;
     }
   }
-  // Rows are asked for from top to bottom.
-  __device__ __forceinline__ void reach(int row) {
-    if (row == at_) return;
-    // Once, for the row below; twice where rows are skipped, and at first.
+  // Places are asked for from top to bottom.
+  __device__ __forceinline__ void reach(int place) {
+    if (place == at_) return;
+    // Once, where the lower row becomes the upper one; twice where rows are skipped, and at first.
 #pragma unroll 1
-    for (int next = row == at_ + 1 ? row + 1 : row; next <= row + 1; ++next) {
+    for (int next = place >> 1 == (at_ + 1) >> 1 ? place + 1 : place; next <= place + 1; ++next) {
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) upper_[j] = lower_[j];
-      read(min(next, last_), lower_);
+      read(next >> 1, lower_);
     }
-    at_ = row;
+    at_ = place;
   }
   // sum + the pixel of column j, whose row lies `weight` after the upper one. Not a + weight (b - a), which
   // makes NaN of an infinity that both rows have.
@@ -141,14 +138,16 @@ class EnlargedRows {
     const S* from = opaque(map_ + static_cast<uint64_t>(static_cast<uint32_t>(row)) * width_);
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
-      out[j] = (1 - weight_[j]) * static_cast<T>(from[low_[j]]) + weight_[j] * static_cast<T>(from[high_[j]]);
+      const S* low = from + low_[j];
+      const T far = weight_[j] > 0 ? static_cast<T>(low[1]) : T(0);  // infinite or NaN it has no part of 0
+      out[j] = (1 - weight_[j]) * static_cast<T>(low[0]) + weight_[j] * far;
     }
   }
 
   const S* map_;
   uint32_t width_;
-  int last_, at_;
-  uint32_t low_[kColumns], high_[kColumns];
+  int at_;
+  uint32_t low_[kColumns];
   T weight_[kColumns], upper_[kColumns], lower_[kColumns];
 };
 
@@ -161,10 +160,10 @@ class CellWalk {
   __device__ __forceinline__ CellWalk(const CellMaps<S>& maps, int64_t cell, const int (&columns)[kColumns])
       : both_(maps.both()) {
     const int64_t pixels = static_cast<int64_t>(maps.coarse_y.in) * maps.coarse_x.in;
-    coarse_.start(maps.coarse + cell * pixels, maps.coarse_y, maps.coarse_x, columns);
+    coarse_.start(maps.coarse + cell * pixels, maps.coarse_x, columns);
     if (both_) {
       const int64_t cells = static_cast<int64_t>(maps.attention_y.in) * maps.attention_x.in;
-      attention_.start(maps.attention + cell * cells, maps.attention_y, maps.attention_x, columns);
+      attention_.start(maps.attention + cell * cells, maps.attention_x, columns);
     }
   }
   __device__ __forceinline__ void logits(const RowTaps<T>& taps, T (&out)[kColumns]) {

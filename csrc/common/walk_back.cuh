@@ -9,6 +9,7 @@
 #pragma once
 
 #include "bilinear.h"
+#include "ptx.h"
 #include "walk.cuh"
 
 namespace solo_attn {
@@ -25,15 +26,23 @@ struct WalkBackPlan {
   int pitch;    // of a row in shared memory
   int bands;
 
-  WalkBackPlan(int64_t count, int64_t rows_in, int64_t width, int each) {
+  // Sums are of type T, inputs so many columns wide, 0 of one that no gradient is wanted of.
+  template <class T>
+  static WalkBackPlan of(int64_t count, int64_t rows_in, int64_t width, int each, int64_t coarse,
+                         int64_t attention) {
+    WalkBackPlan plan;
     const int64_t runs = ceil_div<int64_t>(width, each);
-    threads = static_cast<int>(std::min<int64_t>(kWalkThreads, ceil_div<int64_t>(runs, kWarp) * kWarp));
-    columns = threads * each;
-    pitch = skewed_column(columns) + 1;
+    plan.threads = static_cast<int>(std::min<int64_t>(kWalkThreads, ceil_div<int64_t>(runs, kWarp) * kWarp));
+    plan.take(each);
+    while (plan.threads > kWarp && plan.bytes<T>(coarse, attention) > kWalkShared) {
+      plan.threads -= kWarp;
+      plan.take(each);
+    }
     // Eight rows of the finer input at least, as where bands meet pixels are taken twice.
     const int64_t wanted = ceil_div<int64_t>(kWalkBlocks, std::max<int64_t>(1, count));
     const int64_t most = kPlayed ? rows_in / 2 : rows_in / 16;
-    bands = static_cast<int>(std::max<int64_t>(1, std::min(wanted, most)));
+    plan.bands = static_cast<int>(std::max<int64_t>(1, std::min(wanted, most)));
+    return plan;
   }
   bool turns(int64_t width) const { return width > columns; }
   template <class T>
@@ -41,14 +50,22 @@ struct WalkBackPlan {
     // Where inputs begin is kept in shared memory, of 16 bytes' alignment.
     return ((kWalkLines + 1) * pitch * static_cast<int64_t>(sizeof(T)) + (in + 2) * 4 + 15) / 16 * 16;
   }
-  // Of inputs so many columns wide, 0 of one that no gradient is wanted of.
   template <class T>
   size_t shared_bytes(const char* op, int64_t coarse, int64_t attention) const {
-    int64_t bytes = 0;
-    for (const int64_t in : {coarse, attention}) bytes += in == 0 ? 0 : map_bytes<T>(in);
-    check(bytes <= kWalkShared, op, ": expected inputs whose rows' places fit in ", kWalkShared,
+    const int64_t all = bytes<T>(coarse, attention);
+    check(all <= kWalkShared, op, ": expected inputs whose rows' places fit in ", kWalkShared,
           " bytes of shared memory, got rows of ", coarse, " and ", attention);
-    return static_cast<size_t>(bytes);
+    return static_cast<size_t>(all);
+  }
+
+ private:
+  void take(int each) {
+    columns = threads * each;
+    pitch = skewed_column(columns) + 1;
+  }
+  template <class T>
+  int64_t bytes(int64_t coarse, int64_t attention) const {
+    return (coarse == 0 ? 0 : map_bytes<T>(coarse)) + (attention == 0 ? 0 : map_bytes<T>(attention));
   }
 };
 
@@ -118,11 +135,15 @@ class AdjointRows {
       if (held_ == kWalkLines || (held_ > 0 && at_ == end_)) flush();
     }
   }
-  __device__ __forceinline__ void add(const T (&pixels)[kColumns], T weight) {
+  // By a PairTap of their row.
+  __device__ __forceinline__ void add(const T (&pixels)[kColumns], T weight, int place) {
+    const bool between = (place & 1) != 0;
+    const T near = between ? 1 - weight : T(1);
 #pragma unroll
-    for (int j = 0; j < kColumns; ++j) {
-      upper_[j] += (1 - weight) * pixels[j];
-      lower_[j] += weight * pixels[j];
+    for (int j = 0; j < kColumns; ++j) upper_[j] += near * pixels[j];
+    if (between) {
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) lower_[j] += weight * pixels[j];
     }
   }
 
@@ -140,8 +161,14 @@ class AdjointRows {
       for (int x = starts_[j]; x < last; ++x) {
         const int column = skewed_column(x);
         const T weight = weights_[column], part = x < middle ? weight : 1 - weight;
+        T held[kWalkLines];
 #pragma unroll
-        for (int k = 0; k < kWalkLines; ++k) sums[k] += part * lines_[k * pitch_ + column];
+        for (int k = 0; k < kWalkLines; ++k) held[k] = lines_[k * pitch_ + column];
+        keep_order();    // or nvcc branches around the reads
+        if (part > 0) {  // else the pixel falls on the input before
+#pragma unroll
+          for (int k = 0; k < kWalkLines; ++k) sums[k] += part * held[k];
+        }
       }
 #pragma unroll
       for (int k = 0; k < kWalkLines; ++k) {
@@ -205,20 +232,21 @@ __device__ __forceinline__ void walk_back(const CellMaps<S>& maps, RowTaps<accum
                     plan.pitch, x0, columns);
   }
   auto pixels = start(begin, end);
-  // One row more than there is: then no row of the inputs gets any pixel any more.
-  walk_down(maps, taps, begin, end + 1, [&](int y, const RowTaps<T>& row) {
-    const bool done = y == end;
+  walk_down(maps, taps, begin, end, [&](int y, const RowTaps<T>& row) {
     T gradient[kColumns];
-    if (!done) pixels(y, row, gradient);
+    pixels(y, row, gradient);
     if (coarse_wanted) {
-      coarse.reach(done ? coarse_band.end : row.coarse, column);
-      if (!done) coarse.add(gradient, row.coarse_weight);
+      coarse.reach(row.coarse >> 1, column);
+      coarse.add(gradient, row.coarse_weight, row.coarse);
     }
     if (attention_wanted) {
-      attention.reach(done ? attention_band.end : row.attention, column);
-      if (!done) attention.add(gradient, row.attention_weight);
+      attention.reach(row.attention >> 1, column);
+      attention.add(gradient, row.attention_weight, row.attention);
     }
   });
+  if (begin == end) __syncthreads();  // as the walk does, before rows are reached
+  if (coarse_wanted) coarse.reach(coarse_band.end, column);
+  if (attention_wanted) attention.reach(attention_band.end, column);
 }
 
 }  // namespace solo_attn

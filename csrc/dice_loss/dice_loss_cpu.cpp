@@ -80,14 +80,16 @@ struct Forward {
 };
 
 // The transpose of enlarging in x, as sums over the outputs that each input has a part in: `depth` terms for
-// each, [depth, in]. Those that are too many have a part of 0, of an output that the input has a part in
-// already, so that no NaN of others comes in; only an input without any output, as in masks smaller than
-// their logits, has 0 times another's.
+// each, [depth, in]. Where an input has fewer, its last output comes in halves, quarters and so on: terms
+// with a part of 0 would make NaN of infinities. `none` are the inputs that have no output at all, as in
+// masks smaller than their logits; what is summed for them is not theirs.
 template <class T>
 struct Transposed {
   const int32_t* place;
   const T* part;
   int64_t depth;
+  const int32_t* none;
+  int64_t none_count;
 };
 
 template <class T>
@@ -100,19 +102,26 @@ class TransposedTable {
     place_.resize(depth_ * in);
     part_.resize(depth_ * in);
     for (int64_t i = 0; i < in; ++i) {
-      const int64_t count = parts.count[i],
-                    last = std::min(parts.begin[i] + std::max(count, int64_t(1)), out);
+      const int64_t count = parts.count[i], begin = std::min(parts.begin[i], out - 1);
+      const T* weight = parts.weight + parts.place[i];
+      if (count == 0) none_.push_back(static_cast<int32_t>(i));
+      T left = count == 0 ? T(0) : weight[count - 1];
       for (int64_t m = 0; m < depth_; ++m) {
-        place_[m * in + i] = static_cast<int32_t>(std::min(parts.begin[i] + m, last - 1));
-        part_[m * in + i] = m < count ? parts.weight[parts.place[i] + m] : T(0);
+        const bool whole = m < count - 1, last = m == depth_ - 1;
+        const T part = whole ? weight[m] : last ? left : left / 2;
+        place_[m * in + i] = static_cast<int32_t>(begin + (whole ? m : std::max(count, int64_t(1)) - 1));
+        part_[m * in + i] = part;
+        if (!whole) left -= part;
       }
     }
   }
-  Transposed<T> view() const { return {place_.data(), part_.data(), depth_}; }
+  Transposed<T> view() const {
+    return {place_.data(), part_.data(), depth_, none_.data(), static_cast<int64_t>(none_.size())};
+  }
 
  private:
   int64_t depth_;
-  std::vector<int32_t> place_;
+  std::vector<int32_t> place_, none_;
   std::vector<T> part_;
 };
 
@@ -164,6 +173,7 @@ struct Gradient {
         for (int64_t m = 0; m < columns.depth; ++m) {
           add_taken<isa>(from, columns.place + m * in, columns.part + m * in, in, row);
         }
+        for (int64_t k = 0; k < columns.none_count; ++k) row[columns.none[k]] = 0;
         S* __restrict to = grad + next * in;
         for (int64_t i = 0; i < in; ++i) to[i] = static_cast<S>(row[i]);
       }

@@ -230,10 +230,10 @@ std::tuple<Tensor, Tensor> dice_loss_bwd_cuda(const Tensor& grad, const Tensor& 
   Tensor coarse_grad = torch::stable::new_empty(coarse, {count, ch, cw});
   Tensor attention_grad = torch::stable::new_empty(coarse, {count, side, side});
   if (count == 0 || ch + side == 0) return {coarse_grad, attention_grad};
-  const WalkBackPlan plan(count, std::max(ch, side), width, kColumns);
   dispatch_float("dice_loss", coarse.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = accumulator_t<S>;
+    const WalkBackPlan plan = WalkBackPlan::of<T>(count, std::max(ch, side), width, kColumns, cw, side);
     if (plan.turns(width) && !std::is_same_v<S, T>) {  // what is added in turns must not be rounded before
       const auto single = [](const Tensor& x) { return torch::stable::to(x, ScalarType::Float); };
       const auto wide = dice_loss_bwd_cuda(grad, single(coarse),

@@ -28,6 +28,7 @@ struct PasteAxis {
 };
 
 // m0 + second (m1 - m0) + third (m2 - m0), of the three inputs from `first` on; exact where they are equal.
+// Inputs whose weight is 0 are left out: they may be NaN, or not be there.
 template <class T>
 struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) PasteTap {
   T second;
@@ -56,7 +57,7 @@ template <class T>
 class PastedRows {
  public:
   __device__ __forceinline__ PastedRows(const T* map, int height, int width, const PasteColumns<T>& taps)
-      : map_(map), taps_(taps), width_(static_cast<uint32_t>(width)), last_(height - 1), at_(-3) {
+      : map_(map), taps_(taps), width_(static_cast<uint32_t>(width)), last_(height - 1), at_(-4) {
 #pragma unroll
     for (int j = 0; j < kPasteColumns<T>; ++j) rows_[1][j] = rows_[2][j] = 0;
     most_[1] = most_[2] = 0;
@@ -72,19 +73,21 @@ class PastedRows {
       }
       most_[0] = most_[1];
       most_[1] = most_[2];
-      read(min(next, last_));
+      read(min(max(next, 0), last_));
     }
     at_ = first;
   }
   // Bit j: whether column j is above the threshold in the row of `tap`.
   __device__ __forceinline__ uint32_t above(const PasteTap<T>& tap, T threshold) const {
     uint32_t bits = 0;
+    const bool three = tap.third > 0;
     // No pixel is above what it lies between. Most of most masks is empty.
     if (!(max(most_[0], max(most_[1], most_[2])) > threshold)) return bits;
 #pragma unroll
     for (int j = 0; j < kPasteColumns<T>; ++j) {
       const T first = rows_[0][j];
-      const T p = first + tap.second * (rows_[1][j] - first) + tap.third * (rows_[2][j] - first);
+      T p = first + tap.second * (rows_[1][j] - first);
+      if (three) p += tap.third * (rows_[2][j] - first);
       bits |= (p > threshold ? 1u : 0u) << j;
     }
     return bits;
@@ -97,10 +100,11 @@ class PastedRows {
 #pragma unroll
     for (int j = 0; j < kPasteColumns<T>; ++j) {
       const PasteTap<T> tap = taps_.at[j][threadIdx.x];
-      const auto column = static_cast<uint32_t>(tap.first);
-      const T first = from[column];
-      const T second = from[min(column + 1, width_ - 1)], third = from[min(column + 2, width_ - 1)];
-      const T value = first + tap.second * (second - first) + tap.third * (third - first);
+      const T* at = from + static_cast<uint32_t>(tap.first);
+      const T first = at[0];
+      T value = first;
+      if (tap.second > 0) value += tap.second * (at[1] - first);
+      if (tap.third > 0) value += tap.third * (at[2] - first);
       rows_[2][j] = value;
       most_[2] = max(most_[2], value);  // leaves NaN out
     }
@@ -128,6 +132,11 @@ __device__ __forceinline__ void walk_pasted(const PasteMaps<T>& maps, const Walk
                                             PasteColumns<T>& columns, PasteTap<T>* taps, const F& row) {
   for (int k = threadIdx.x; k < place.end - place.begin; k += blockDim.x) {
     taps[k] = paste_tap<T>(maps.y, place.begin + k);
+    // Before the first row lies itself once more, so that the second one has no part of 0.
+    if (taps[k].first == 0 && taps[k].second == 0) {
+      taps[k].first = -1;
+      taps[k].second = 1;
+    }
   }
 #pragma unroll 1
   for (int j = 0; j < kPasteColumns<T>; ++j) {

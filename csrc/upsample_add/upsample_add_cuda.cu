@@ -169,7 +169,9 @@ std::tuple<Tensor, Tensor> upsample_add_bwd_cuda(const Tensor& grad, const std::
     const S* from = upstream.const_data_ptr<S>();
     with_runs<S>(width, from, [&](auto aligned) {
       constexpr bool kAligned = decltype(aligned)::value;
-      const WalkBackPlan plan(count, std::max(ch, ah), width, kColumns<S, kAligned>);
+      const int64_t second = ah * aw > 0 ? aw : 0;
+      const WalkBackPlan plan =
+          WalkBackPlan::of<T>(count, std::max(ch, ah), width, kColumns<S, kAligned>, cw, second);
       if (plan.turns(width) && !std::is_same_v<S, T>) {  // what is added in turns must not be rounded before
         const auto wide = upsample_add_bwd_cuda(torch::stable::to(upstream, ScalarType::Float), coarse_size,
                                                 attention_size);
@@ -186,7 +188,7 @@ std::tuple<Tensor, Tensor> upsample_add_bwd_cuda(const Tensor& grad, const std::
       const CellGradients<S> to{coarse.mutable_data_ptr<S>(),
                                 ah * aw > 0 ? rows.mutable_data_ptr<S>() : nullptr};
       launch(device, op, upsample_add_bwd_kernel<S, kAligned>, walk_grid(op, count * plan.bands),
-             dim3(plan.threads), plan.shared_bytes<T>(op, cw, ah * aw > 0 ? aw : 0), maps, plan, from, to);
+             dim3(plan.threads), plan.shared_bytes<T>(op, cw, second), maps, plan, from, to);
     });
   });
   return {coarse, rows};
