@@ -31,18 +31,6 @@ def to_parquet(results: Sequence[Mapping[str, Any]]) -> pyarrow.Table:
         MissingExtraError: the extra "parquet" is not installed.
     """
     pa = _pyarrow()
-    schema = pa.schema(
-        [
-            ("image_id", pa.int64()),
-            ("file_name", pa.string()),
-            ("category_id", pa.int64()),
-            ("score", pa.float64()),
-            ("bbox", pa.list_(pa.float64())),
-            ("height", pa.int64()),
-            ("width", pa.int64()),
-            ("counts", pa.string()),
-        ]
-    )
     rows = [
         {
             **result,
@@ -52,7 +40,7 @@ def to_parquet(results: Sequence[Mapping[str, Any]]) -> pyarrow.Table:
         }
         for result in results
     ]
-    return pa.Table.from_pylist(rows, schema=schema)
+    return pa.Table.from_pylist(rows, schema=_schema())
 
 
 def write_parquet(path: str | Path, results: Sequence[Mapping[str, Any]]) -> None:
@@ -74,12 +62,23 @@ def read_parquet(path: str | Path) -> list[dict[str, Any]]:
 
     Raises:
         MissingExtraError: the extra "parquet" is not installed.
-        OSError, ValueError: ``path`` cannot be read.
+        OSError: ``path`` cannot be read.
+        ValueError: it is not Parquet, or lacks a column of `to_parquet`; others may stand beside them.
     """
-    _pyarrow()
+    pa = _pyarrow()
     from pyarrow.parquet import read_table
 
-    rows: list[dict[str, Any]] = read_table(path).to_pylist()
+    schema, table = _schema(), read_table(path)
+    known = [name for name in table.column_names if name in schema.names]
+    if sorted(known) != sorted(schema.names):
+        raise ValueError(
+            f"read_parquet: expected {path} to have the columns {', '.join(schema.names)}, "
+            f"got {', '.join(table.column_names) or 'none'}"
+        )
+    try:
+        rows: list[dict[str, Any]] = table.select(schema.names).cast(schema).to_pylist()
+    except (pa.ArrowException, TypeError) as error:
+        raise ValueError(f"read_parquet: expected the types of to_parquet in {path}: {error}") from None
     return [
         {
             **{key: row[key] for key in ("image_id", "category_id", "bbox", "score")},
@@ -88,6 +87,22 @@ def read_parquet(path: str | Path) -> list[dict[str, Any]]:
         }
         for row in rows
     ]
+
+
+def _schema() -> pyarrow.Schema:
+    pa = _pyarrow()
+    return pa.schema(
+        [
+            ("image_id", pa.int64()),
+            ("file_name", pa.string()),
+            ("category_id", pa.int64()),
+            ("score", pa.float64()),
+            ("bbox", pa.list_(pa.float64())),
+            ("height", pa.int64()),
+            ("width", pa.int64()),
+            ("counts", pa.string()),
+        ]
+    )
 
 
 def _pyarrow() -> Any:
