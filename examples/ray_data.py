@@ -1,6 +1,6 @@
 """Images on many machines, by Ray Data: python examples/ray_data.py MODEL IMAGES OUT
 
-Needs "ray[data]" and "solo-attn[train,parquet]". Ray starts a dead actor once more, and does its work again.
+Needs "ray[data]" and ".[train,parquet]". Ray starts a dead actor again, and repeats its work.
 """
 
 import sys

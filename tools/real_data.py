@@ -33,10 +33,10 @@ Ids = Callable[[Path, tuple[int, int]], NDArray[np.uint16]]
 def find(name: str) -> Path | None:
     """The folder ``name`` of the real data, or None.
 
-    It is looked for in the folder that SOLO_ATTN_DATA names, in ``data`` of the clone, and beside the clone.
+    It is looked for in the folder that SOLO_ATTN_DATA names, and in ``data`` of the clone.
     """
     named = os.environ.get("SOLO_ATTN_DATA")
-    folders = ([Path(named)] if named else []) + [ROOT / "data", ROOT.parent / "shared" / "data"]
+    folders = ([Path(named)] if named else []) + [ROOT / "data"]
     return next((folder / name for folder in folders if (folder / name).is_dir()), None)
 
 
@@ -101,7 +101,7 @@ def read_runs(path: Path) -> dict[str, list[NDArray[np.int64]]]:
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             found[row["ImageId"]].append(np.array(row["EncodedPixels"].split(), np.int64).reshape(-1, 2))
-    return found
+    return dict(found)
 
 
 def only(content: dict[str, Any], images: list[dict[str, Any]]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ from .proof import DifferentError, FailedError, Proof, prove, watched
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h, which the Makefile goes on after
 COMPILED = {
     "fast, compiled": "with fullgraph: the batch to category logits (backbone, FPN, category branch), and "
-    "each level's mask tower; not: the chosen cells' masks, the ops, and what follows",
+    "the mask towers; not: the chosen cells' masks, the ops, and what follows",
     "dense, compiled": "with fullgraph: the batch and its targets to both losses, the batch to category "
     "scores and all probability maps; not: choosing candidates, and what follows",
 }

@@ -3,7 +3,6 @@
 // A body is a struct with `template <Isa isa> static SOLO_ATTN_INLINE R run(Args...)`; `call<Body>(args...)`
 // runs it on the best instruction set of this processor. Explicit targets instead of GCC's target_clones,
 // which choose when the library is loaded, so that tests could not run the other sets.
-// choose while the library loads, and a test could not reach the paths its processor does not prefer.
 #pragma once
 
 #include <cstdint>

@@ -80,8 +80,8 @@ struct Forward {
 };
 
 // The transpose of enlarging in x, as sums over the outputs that each input has a part in: `depth` terms for
-// each, [depth, in]. Where an input has fewer, its last output comes in halves, quarters and so on: terms
-// with a part of 0 would make NaN of infinities. `none` are the inputs that have no output at all, as in
+// each, [depth, in]. Where an input has fewer, its last output comes in several shares: terms with a part of
+// 0 would make NaN of infinities. `none` are the inputs that have no output at all, as in
 // masks smaller than their logits; what is summed for them is not theirs.
 template <class T>
 struct Transposed {
@@ -105,13 +105,13 @@ class TransposedTable {
       const int64_t count = parts.count[i], begin = std::min(parts.begin[i], out - 1);
       const T* weight = parts.weight + parts.place[i];
       if (count == 0) none_.push_back(static_cast<int32_t>(i));
-      T left = count == 0 ? T(0) : weight[count - 1];
+      const int64_t whole = std::max(count - 1, int64_t(0)), shares = depth_ - whole;
+      const T last = count == 0 ? T(0) : weight[whole];
+      T share = last;
+      for (int64_t n = 1; n < shares; n *= 2) share /= 2;  // a power of 2, so that they add up to `last`
       for (int64_t m = 0; m < depth_; ++m) {
-        const bool whole = m < count - 1, last = m == depth_ - 1;
-        const T part = whole ? weight[m] : last ? left : left / 2;
-        place_[m * in + i] = static_cast<int32_t>(begin + (whole ? m : std::max(count, int64_t(1)) - 1));
-        part_[m * in + i] = part;
-        if (!whole) left -= part;
+        place_[m * in + i] = static_cast<int32_t>(begin + std::min(m, whole));
+        part_[m * in + i] = m < whole ? weight[m] : m < depth_ - 1 ? share : last - share * (shares - 1);
       }
     }
   }

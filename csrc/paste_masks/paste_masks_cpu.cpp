@@ -213,8 +213,8 @@ class Canvas {
     const std::unique_ptr<T[]> map(new T[width_ * stride_]);
     for (int64_t k = 0; k < count_; ++k) {
       const Box box = draw(k, map.get());
-      const int64_t pixels = (box.y.end - box.y.begin) * (box.x.end - box.x.begin);
-      each(k, map.get(), box, std::clamp<int64_t>(pixels / kWorthwhile, 1, threads));
+      const int64_t columns = box.x.end - box.x.begin, pixels = (box.y.end - box.y.begin) * columns;
+      each(k, map.get(), box, std::clamp<int64_t>(std::min(pixels / kWorthwhile, columns), 1, threads));
     }
   }
 

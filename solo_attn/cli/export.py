@@ -27,10 +27,10 @@ def export(
 
     Example: [cyan]solo-attn export runs/nuclei/best.ckpt nuclei.onnx[/cyan]
 
-    The file takes batches of any size and images with sides in multiples of 32, of 64 pixels at least (96 for
-    .pt2), and ends with Matrix NMS: it gives scores, labels, masks at a quarter of the input's size, and how
-    many there are. Its metadata holds classes, normalisation, sizes and thresholds. [cyan]solo-attn predict
-    nuclei.onnx photos/ --out found[/cyan] runs it.
+    The file takes batches of any size and images with sides in multiples of 32, and ends with Matrix NMS: it
+    gives scores, labels, masks at a quarter of the input's size, and how many there are. Its metadata holds
+    classes, normalisation, sizes and thresholds. [cyan]solo-attn predict nuclei.onnx photos/ --out
+    found[/cyan] runs it.
     """
     from ..export import export_model
 

@@ -144,5 +144,6 @@ def _compile(program: ExportedProgram, told: dict[str, str], path: Path) -> None
         aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
     except RuntimeError as error:
         raise UsageError(
-            f"export: expected a C++ compiler that AOTInductor can use, got {one_line(error)}"
+            "export: AOTInductor could not compile the program (it needs a C++ compiler, CXX): "
+            f"{one_line(error)}"
         ) from error

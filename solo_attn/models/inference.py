@@ -16,7 +16,7 @@ from .fixed_inference import CANDIDATES, find_detections
 from .heads import STRIDES, Head, HeadResult
 from .settings import InferenceSettings
 
-MOST_PIXELS = 2**28  # of a level's masks that may be drawn in vain: 1 GiB of float32 at stride 4
+MOST_PIXELS = 2**28  # of masks at stride 4 that may be drawn in vain: 1 GiB of float32
 
 
 def predict(
@@ -75,15 +75,15 @@ def _detect(head: Head, result: HeadResult, options: InferenceSettings) -> tuple
 
 
 def waits_long(features: Tensor) -> bool:
-    """Whether asking how many candidates there are takes longer than drawing masks that are not needed.
+    """Whether asking how many candidates there are should take longer than drawing masks that are not needed.
 
-    So it is where the host gives the device its work in advance, unless these masks are large. A CPU computes
-    each step when it is called.
+    This is expected, and not measured, where the host gives the device its work in advance, unless these
+    masks are large. A CPU computes each step when it is called.
 
     Args:
-        features: of the level of stride 8, [B, C, h, w]; masks are compared at 2h x 2w.
+        features: of the level of stride 8, [B, C, h, w]; the masks of all levels are compared at 2h x 2w.
     """
-    pixels = 4 * CANDIDATES * features.shape[0] * features.shape[2] * features.shape[3]
+    pixels = 4 * len(STRIDES) * CANDIDATES * features.shape[0] * features.shape[2] * features.shape[3]
     return features.is_cuda and pixels <= MOST_PIXELS
 
 

@@ -41,12 +41,17 @@ def _line(side: int, formula: str, device: torch.device, dtype: torch.dtype) -> 
 
 def with_coordinates(features: Tensor, formula: str | None) -> Tensor:
     """``features`` [B, C, h, w] with their `coordinates` behind them, [B, C + 2, h, w]; None adds none."""
-    if formula is None:
-        return features
-    places = coordinates(features, formula)
-    if channels_last(features):  # what is joined of both orders would be of the other one
-        places = places.contiguous(memory_format=torch.channels_last)
-    return torch.cat([features, places], dim=1)
+    return features if formula is None else joined(features, coordinates(features, formula))
+
+
+def joined(features: Tensor, more: Tensor) -> Tensor:
+    """Both of [B, C, h, w] as [B, C + C', h, w], in the order of memory of ``features``.
+
+    What `torch.cat` joins of two orders would be of the other one.
+    """
+    if channels_last(features):
+        more = more.contiguous(memory_format=torch.channels_last)
+    return torch.cat([features, more], dim=1)
 
 
 def channels_last(x: Tensor) -> bool:

@@ -41,6 +41,12 @@ def plain(model, result):
     return inference.suppress(drawn, model.head.num_classes, model.settings), drawn
 
 
+def cells_of(kept, drawn):
+    """The (level, image, cell) of each."""
+    cells = [(k, *cell) for k, of_level in drawn.cells for cell in of_level.tolist()]
+    return [cells[k] for k in kept.mask]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(("head", "settings"), FORMS, ids=str)
 def test_it_finds_what_the_model_finds_and_never_waits(head, settings):
@@ -57,9 +63,7 @@ def test_it_finds_what_the_model_finds_and_never_waits(head, settings):
     torch.testing.assert_close(kept.score, expected.score, atol=1e-5, rtol=0)
     masks, others = found.drawn.every_mask().to_bool(), drawn.every_mask().to_bool()
     assert (masks[kept.mask] != others[expected.mask]).float().mean() < 1e-3
-    cells = [(k, *cell) for k, of_level in found.drawn.cells for cell in of_level.tolist()]
-    others = [(k, *cell) for k, of_level in drawn.cells for cell in of_level.tolist()]
-    assert [cells[k] for k in kept.mask] == [others[k] for k in expected.mask]
+    assert cells_of(kept, found.drawn) == cells_of(expected, drawn)
     for row, count in zip(found.scores, found.count, strict=True):
         assert not row[count:].any()
 
@@ -171,8 +175,9 @@ def test_of_equal_scores_the_first_comes_first():
         for output in model.head.mask_outputs:
             output.bias.fill_(3.0)
         result = model.features(IMAGES)
-        expected, _ = plain(model, result)
+        expected, drawn = plain(model, result)
         found = find_detections(model.head, result, model.settings, ENOUGH)
     kept = found.kept(found.count.tolist())
     assert kept.label.equal(expected.label)
     assert kept.score.equal(expected.score)
+    assert cells_of(kept, found.drawn) == cells_of(expected, drawn)

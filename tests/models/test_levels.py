@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from small_export import exportable
 from small_solo import batch, confident, small
 
 from solo_attn.models import HeadSettings
 from solo_attn.models.heads import build_head
 from solo_attn.models.layers import channels_last
+from solo_attn.models.settings import OF_HEADS
 
 SIZES = ((16, 24), (8, 12), (4, 6), (2, 3), (1, 2))
 # Of three images: some levels with cells of all, of some in any order, and none.
@@ -51,8 +53,10 @@ def test_levels_in_one_batch_are_those_one_at_a_time(kind, coords):
                 torch.testing.assert_close(a, b)
 
 
-def test_predictions_are_channels_last_on_a_cpu():
-    model, orders = confident(small()), {}
+@pytest.mark.parametrize("head", OF_HEADS)
+def test_predictions_are_channels_last_on_a_cpu(head):
+    real = head == "solo"
+    model, orders = confident(small()) if real else exportable(head), {}
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Conv2d) and module.kernel_size != (1, 1):
             module.register_forward_hook(
@@ -61,10 +65,9 @@ def test_predictions_are_channels_last_on_a_cpu():
     images, targets = batch()
     model(images)
     assert {".".join(name.split(".")[:2]) for name in orders} >= {
-        "backbone.body",
-        "backbone.fpn",
+        *(("backbone.body", "backbone.fpn") if real else ("backbone.stem", "backbone.steps")),
         "head.category_tower",
-        "head.mask_tower",
+        *(f"head.{name}" for name, _ in model.head.named_children() if "tower" in name),
     }
     assert [name for name, maps in orders.items() if not all(map(channels_last, maps))] == []
     # The backward pass of GroupNorm is slow in this order.

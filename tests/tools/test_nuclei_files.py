@@ -81,7 +81,7 @@ def test_where_it_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delenv("SOLO_ATTN_DATA", raising=False)
     monkeypatch.setattr(real_data, "ROOT", tmp_path / "clone")
     assert real_data.find("nuclei") is None
-    for folder in ("shared/data/nuclei", "clone/data/nuclei", "named/nuclei"):
+    for folder in ("clone/data/nuclei", "named/nuclei"):
         (tmp_path / folder).mkdir(parents=True)
         monkeypatch.setenv("SOLO_ATTN_DATA", str(tmp_path / "named"))
         assert (real_data.find("nuclei") or Path()).samefile(tmp_path / folder)

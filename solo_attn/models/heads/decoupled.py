@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import bilinear, conv_groups, coordinates, rows_at, with_coordinates
+from ..layers import bilinear, conv_groups, coordinates, joined, rows_at, with_coordinates
 from ..settings import HeadSettings
 from .interface import CellMasks, Head, HeadResult
 
@@ -53,8 +53,8 @@ class DecoupledHead(Head):
         if self.coords is None:
             return self.column_tower(features), self.row_tower(features)
         x, y = coordinates(features, self.coords).split(1, dim=1)
-        columns: Tensor = self.column_tower(torch.cat([features, x], dim=1))
-        rows: Tensor = self.row_tower(torch.cat([features, y], dim=1))
+        columns: Tensor = self.column_tower(joined(features, x))
+        rows: Tensor = self.row_tower(joined(features, y))
         return columns, rows
 
     def cell_masks(

@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, cast
 
-import torch
 from torch import Tensor, nn
 
 from ...ops import MaskFactors
-from ..layers import Deformable, bilinear, conv_group, conv_groups, coordinates, rows_at, with_coordinates
+from ..layers import (
+    Deformable,
+    bilinear,
+    conv_group,
+    conv_groups,
+    coordinates,
+    joined,
+    rows_at,
+    with_coordinates,
+)
 from ..settings import HeadSettings
 from .interface import CellMasks, Head, HeadResult
 
@@ -148,7 +156,7 @@ class SOLOv2Head(Head):
         """The kernel of each cell of a level, [B, E, S, S], of its features and of its grid."""
         if self.coords is not None:
             places = bilinear(coordinates(features, self.coords), grid.shape[2:])
-            grid = torch.cat([grid, places], dim=1)
+            grid = joined(grid, places)
         kernels: Tensor = self.kernel_output(self.kernel_tower(grid))
         return kernels
 
