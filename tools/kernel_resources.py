@@ -97,10 +97,10 @@ PLANS = {
     # The walk down: 96 threads of four columns of 336; half precision has eight, which take more registers.
     "upsample_add_fwd_kernel": Plan(96, 5, COARSE + ROWS, LARGE, BLEND),
     "upsample_add_bwd_kernel": Plan(96, 5, LARGE, COARSE + ROWS, BLEND, WALK_BACK),
-    "dice_loss_fwd_kernel": Plan(96, 8, COARSE + ROWS + LARGE / 4, 0, 3 * BLEND),
+    "dice_loss_fwd_kernel": Plan(96, 6, COARSE + ROWS + LARGE / 4, 0, 3 * BLEND),
     "dice_loss_sum_kernel": Plan(128, 8, 0, 0),
     "dice_loss_bwd_kernel": Plan(96, 5, COARSE + ROWS + LARGE / 4, COARSE + ROWS, 4 * BLEND, WALK_BACK),
-    "mask_bits_fwd_kernel": Plan(96, 8, COARSE + ROWS, LARGE / 32, 3 * BLEND),
+    "mask_bits_fwd_kernel": Plan(96, 6, COARSE + ROWS, LARGE / 32, 3 * BLEND),
     "mask_bits_sum_kernel": Plan(128, 8, 0, 0),
     "mask_bits_pack_kernel": Plan(128, 8, LARGE / 32, LARGE / 32),  # where rows are not whole bytes
     "paste_masks_maps_kernel": Plan(96, 8, COARSE + ROWS, LARGE, 3 * BLEND),

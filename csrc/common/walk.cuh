@@ -26,6 +26,12 @@ namespace solo_attn {
 constexpr int kWalkThreads = 256;            // of a block, at most
 constexpr int kWalkRows = kPlayed ? 8 : 64;  // whose taps are in shared memory at a time; the shim's are few
 constexpr int64_t kWalkBlocks = 1024;        // that fill the GPU: 8 of 3 warps for each SM of an H100 or H200
+// Blocks of that many threads for which an SM has registers. nvcc would spill two of them for sm_100.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kWalkResident = 2;
+#else
+constexpr int kWalkResident = 3;
+#endif
 constexpr int64_t kWalkMost = int64_t(1) << 27;  // rows and columns
 
 // Of a row of pixels, in the coarse logits and in the attention rows: each a PairTap.

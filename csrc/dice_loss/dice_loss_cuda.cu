@@ -63,7 +63,7 @@ __device__ __forceinline__ bool truth(uint32_t word, int j) { return (word >> (8
 
 template <class S, bool kAligned>
 __global__ void __launch_bounds__(kWalkThreads, sizeof(S) == 8 ? 1
-                                                : kAligned     ? 3
+                                                : kAligned     ? kWalkResident
                                                                : 2)
     dice_loss_fwd_kernel(CellMaps<S> maps, WalkPlan plan, const uint8_t* targets,
                          Sums<accumulator_t<S>>* parts) {

@@ -37,7 +37,7 @@ struct Parts {
 };
 
 template <class S, bool kSame>
-__global__ void __launch_bounds__(kWalkThreads, (kProbabilityBlocks<S, kSame>))
+__global__ void __launch_bounds__(kWalkThreads, (std::min(kProbabilityBlocks<S, kSame>, kWalkResident)))
     mask_bits_fwd_kernel(CellMaps<S> maps, ProbabilityAxes axes, WalkPlan plan, accumulator_t<S> threshold,
                          BitRows out, Parts<accumulator_t<S>> parts) {
   using T = accumulator_t<S>;

@@ -19,10 +19,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def commands():
-    """Those of its blocks of code, lines that go on joined."""
+    """Those of its blocks of code, lines that go on joined; blocks of "sh" need downloads."""
     text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    lines = "".join(block for language, block in blocks if not language).replace("\\\n", " ").splitlines()
     return [shlex.split(line, comments=True) for line in lines]
 
 
