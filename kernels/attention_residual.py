@@ -158,9 +158,9 @@ def _attention_residual_bwd_kernel(
             v = bilinear_tap(y, side, height)[2]
             value = tl.load(grad_ptr + place + y * width, mask=mask, other=0.0).to(tl.float32)
             this += (1 - v) * value
-            following += v * value
+            following += tl.where(v > 0, v * value, 0.0)  # what is not finite has no part of 0
         if i >= top:
-            tl.store(maps_ptr + i * side, tl.sum(this * parts, 2), mask=written)
+            tl.store(maps_ptr + i * side, tl.sum(tl.where(parts > 0, this * parts, 0.0), 2), mask=written)
         this = following
 
 
