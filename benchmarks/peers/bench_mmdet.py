@@ -82,7 +82,7 @@ def test_mmdet_targets(race, pair):
     theirs, ours = pair
     instances, target = heads.objects()
     contenders = {
-        OURS: partial(heads.assign, [target], heads.SIZE, ours.num_grids),
+        OURS: partial(heads.assign, [target], heads.SIZE, ours.num_grids, heads.OPTIONS.scale_ranges),
         THEIRS: partial(heads.targets_theirs, theirs, instances),
     }
     with torch.no_grad():
