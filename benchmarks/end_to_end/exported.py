@@ -33,7 +33,10 @@ def contenders(folder: Path, size: tuple[int, int], **settings: Any) -> dict[str
 
     torch.manual_seed(0)
     model = build_solo(5, **{**SETTINGS, **settings}).eval()
-    torch.nn.init.constant_(model.head.category_output.bias, -2.0)  # so that there are candidates
+    for name, parameter in model.head.named_parameters():  # so that there are instances to compare
+        if "output" in name:
+            torch.nn.init.normal_(parameter, 0, 0.1)
+    torch.nn.init.constant_(model.head.category_output.bias, -1.0)
     save_model(model, ModelInfo(model.config, list("abcde"), [1, 2, 3, 4, 5], {}), folder / "model.ckpt")
     file = export_model(folder / "model.ckpt", folder / "model.onnx")
     image = torch.rand(1, 3, *size)
@@ -60,6 +63,8 @@ def check(expected: Found, got: Found) -> dict[str, float]:
     def largest(x: Tensor, y: Tensor) -> float:
         return float((x - y).abs().max())
 
+    if not int(expected.count.min()):
+        raise ValueError("exported: expected instances to compare, got none")
     difference = {"scores": largest(expected.scores, got.scores), "masks": largest(expected.masks, got.masks)}
     if max(difference.values()) > 1e-3 or not expected.labels.equal(got.labels):
         raise ValueError(f"exported: expected the results of PyTorch, got others: {difference}")
