@@ -31,7 +31,7 @@ MOST = {
     "mmdet_predict[three]": 1 / 3,
     "mmdet_train": 1 / 2,
     "mmdet_solov2_predict": 1 / 3,
-    "mmdet_solov2_predict_masks": 1 / 5,
+    "mmdet_solov2_predict_masks": 1 / 4,
     "mmdet_solov2_train": 0.8,
     "mmdet_solov2_train_masks": 1 / 3,
 }
