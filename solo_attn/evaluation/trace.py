@@ -160,7 +160,7 @@ def _judge(
     )
     if len(cell) == 0:
         return before, [], torch.zeros_like(cell)
-    out_size = (2 * result.features[1].shape[2], 2 * result.features[1].shape[3])
+    out_size = result.compared_at
     masks = head.cell_masks(result, level, torch.stack([torch.zeros_like(cell), cell], dim=1), out_size)
     bits = mask_bits(*masks, out_size, options.mask_threshold)
     runs = paste_masks(*masks, out_size, sizes[0][0], sizes[1][0], options.mask_threshold, rle=True)

@@ -102,8 +102,7 @@ class FixedProgram(nn.Module):
     def _candidates(self, result: HeadResult) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Steps 1 to 4: scores with maskness, 0 of no candidate, labels, probabilities, what K left out."""
         options, head = self.options, self.head
-        # Level 1 is P3 itself, stride 8: masks are compared at stride 4.
-        compared_at = (2 * result.features[1].shape[2], 2 * result.features[1].shape[3])
+        compared_at = result.compared_at
         every_score, every_label, every_mask = [], [], []
         left_out = result.features[0].new_zeros(result.features[0].shape[0], dtype=torch.int64)
         for level, logits in enumerate(result.category_logits):

@@ -96,13 +96,12 @@ def find_detections(
 
 def _draw(head: Head, result: HeadResult, options: InferenceSettings, count: int) -> tuple[Drawn, Tensor]:
     """Steps 1 to 4: pairs of all levels by image, their score 0 where they are none; what K left out."""
-    out_size = (2 * result.features[1].shape[2], 2 * result.features[1].shape[3])
+    out_size = result.compared_at
     batch = len(result.features[0])
     image = torch.arange(batch, device=result.features[0].device)[:, None]
     drawn = Drawn(Candidates(image, image, image, image), [], [], [], out_size)
     labels, scores, places, missing, start = [], [], [], [], 0
-    if result.mask_logits is None:
-        result = head.prepare(result, dict.fromkeys(range(len(result.features))))
+    result = head.prepare(result, dict.fromkeys(range(len(result.features))))
     for level, logits in enumerate(result.category_logits):
         kept = points_nms(logits.float().sigmoid())
         score, pair, left_out = best_pairs(kept, options.score_threshold, count)

@@ -89,8 +89,7 @@ def waits_long(features: Tensor) -> bool:
 
 def draw_candidates(head: Head, result: HeadResult, options: InferenceSettings) -> Drawn:
     """Steps 1 to 4: the cells with a score and their masks, without those that are too small."""
-    # Level 1 is P3 itself, stride 8: its mask logits are at stride 4, where all masks are compared.
-    out_size = (2 * result.features[1].shape[2], 2 * result.features[1].shape[3])
+    out_size = result.compared_at
     nothing = result.features[0].new_empty(0, dtype=torch.int64)
     found = [Candidates(nothing, nothing, nothing.float(), nothing)]
     drawn = Drawn(found[0], [], [], [], out_size)

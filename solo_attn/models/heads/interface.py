@@ -53,6 +53,14 @@ class HeadResult(NamedTuple):
     made: dict[str, Tensor] | None = None
     maps: Mapping[int, Maps] | None = None
 
+    @property
+    def compared_at(self) -> tuple[int, int]:
+        """(height, width) of stride 4, at which the masks of all levels are compared.
+
+        Level 1 is P3 itself, of stride 8; its logits have twice its size.
+        """
+        return 2 * self.features[1].shape[2], 2 * self.features[1].shape[3]
+
 
 class CellMasks(NamedTuple):
     """The parts of chosen cells' masks.
