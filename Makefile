@@ -9,7 +9,7 @@ PEERS := .peers/.installed
 CSRC := $(shell find csrc tests/cuda_shim -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers demo docs test fuzz kill-test quick test-sanitize test-abi lint wheel bench bench-peers bench-scale gpu gpu-first gpu-rest gpu-test gpu-bench gpu-end-to-end gpu-compare-nuclei gpu-compare-scenes results format clean
+.PHONY: help setup peers demo docs test fuzz kill-test quick test-sanitize test-abi test-arm64 lint wheel bench bench-peers bench-scale gpu gpu-first gpu-rest gpu-test gpu-bench gpu-end-to-end gpu-compare-nuclei gpu-compare-scenes results format clean
 
 help:  ## show this list
 	@echo "make TARGET [VARIABLE=VALUE ...]"
@@ -82,6 +82,9 @@ test-sanitize: setup  ## run the tests of the C++ kernels under ASan and UBSan, 
 
 test-abi: setup  ## build a wheel, and run the tests of the ops on it with the newest torch (downloads gigabytes)
 	$(BIN)/python -m tools.abi
+
+test-arm64: setup  ## cross-compile the C++ kernels for ARM64 and run their tests in QEMU (downloads gigabytes)
+	$(BIN)/python -m tools.arm64
 
 lint: setup  ## run ruff, mypy, clang-format, and actionlint for .github
 	$(BIN)/ruff check .

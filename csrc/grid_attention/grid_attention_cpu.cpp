@@ -107,10 +107,11 @@ struct Block {
                       buffer + r * kBlock + c, kBlock);
       }
     }
-    if (i == j) {  // the tiles that were left out
+    if (i == j) {
+      // The tiles that were left out, and their neighbours: where a compiler fuses some multiply-adds of a
+      // tile and not others, as GCC does on ARM64, the two halves of a tile on the diagonal are not equal.
       for (int64_t r = 0; r < height; ++r) {
-        const int64_t left = (r - r % kTileRows) / kTileColumns * kTileColumns;
-        for (int64_t c = 0; c < left; ++c) buffer[r * kBlock + c] = buffer[c * kBlock + r];
+        for (int64_t c = 0; c < r; ++c) buffer[r * kBlock + c] = buffer[c * kBlock + r];
       }
     }
     for (int64_t r = 0; r < height; ++r) write<isa>(buffer + r * kBlock, width, out + (i + r) * cells + j);
