@@ -13,7 +13,7 @@ CSRC := $(shell find csrc tests/cuda_shim -name '*.h' -o -name '*.cpp' -o -name 
 
 help:  ## show this list
 	@echo "make TARGET [VARIABLE=VALUE ...]"
-	@sed -nE 's/^([a-z-]+):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 22
+	@sed -nE 's/^([a-z0-9-]+):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 	@printf '  %s\t%s\n' "PYTHON=python3.12" "the interpreter that setup creates .venv with (python3)" \
 		"BIN=FOLDER" "the folder of python and solo-attn in another environment (.venv/bin)" \
 		"MINUTES=10" "the minutes of fuzz (10)" \

@@ -152,7 +152,6 @@ def run_tests(chosen: str) -> dict[str, int]:
         "no:cacheprovider",
         "-q",
         "--timeout=1200",
-        "--durations=0",
     )
     others = ("--ignore-glob=*_cuda*.py", "--ignore-glob=*_triton.py")
     arguments = (*settings, *others, f"--junit-xml={report}", "-k", chosen, ROOT / "tests" / "ops")
@@ -160,7 +159,7 @@ def run_tests(chosen: str) -> dict[str, int]:
         "HOME": str(FOLDER),
         "PATH": "",  # tests that need a compiler skip
         "PYTHONPATH": f"{PACKAGE}:{SITE}",
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",  # tests of threads set their number
         "OMP_WAIT_POLICY": "PASSIVE",
     }
     emulator = shutil.which(EMULATOR)
@@ -206,7 +205,7 @@ def main() -> None:
         "tests": chosen,
         **counts,
         "vector_loops": loops,
-        "environment": environment("cpu"),
+        "environment": {**environment("cpu"), "threads": 1},
     }
     text = json.dumps(found, indent=1) + "\n"
     print(text)

@@ -28,6 +28,7 @@ def test_a_page_says_what_was_measured(name: str) -> None:
         ("README.md", "nuclei_pretrained", lambda found: found["test_metrics"].update(ap50=0.123)),
         ("README.md", "mmdet", lambda found: found["benchmarks"].pop("mmdet_train")),
         ("docs/install.md", "abi", lambda found: found.update(passed=3)),
+        ("docs/install.md", "arm64", lambda found: found.update(failed=3)),
         ("docs/results.md", "mmdet", lambda found: found["benchmarks"]["mmdet_train"]["memory"].clear()),
         ("README.md", "demo", lambda found: found["summary"]["systems"]["SOLO"]["seeds"][0].update(ap=0.9)),
         (
