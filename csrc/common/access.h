@@ -64,12 +64,12 @@ __device__ __forceinline__ void store_once(S* to, const Run<S, kCount>& run) {
   }
 }
 
-// The next kAhead rows of one thread, copied asynchronously to its own places in shared memory while it works
+// The next kAhead rows of one thread, copied asynchronously to its own slots in shared memory while it works
 // on the rows before; these copies need no registers. Single elements of half precision have no such copy:
 // their row is loaded when it is requested.
 //
-// A place is read and then given to the next copy by the same thread, without a barrier in between: program
-// order is enough, as in a cuda::pipeline of one thread, since no other thread touches it.
+// A slot is read and then reused for the next copy by the same thread, without a barrier in between: program
+// order is enough, as in a cuda::pipeline of one thread, since no other thread accesses it.
 template <class S, int kWidth, int kAhead, int kThreads>
 class Ahead {
  public:

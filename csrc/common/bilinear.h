@@ -1,7 +1,8 @@
-// Bilinear enlarging along one axis, as F.interpolate(align_corners=False) without antialiasing does it.
+// Bilinear resizing along one axis, as F.interpolate(align_corners=False) without antialiasing does it.
 //
-// Output d samples the input at (d + 1/2) in / out - 1/2 = ((2 d + 1) in - out) / (2 out), held to its ends.
-// In integers, so that every device finds the same taps, and none is off where a sample falls on an input.
+// Output d samples the input at (d + 1/2) in / out - 1/2 = ((2 d + 1) in - out) / (2 out), clamped to
+// [0, in - 1]. Computed in integers, so that every device finds the same taps, also where a sample position
+// is exactly that of an input.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +11,8 @@
 
 namespace solo_attn {
 
-// out[d] = (1 - weight) in[low] + weight in[high]. high is low + 1, but low on the last input, where weight
-// is 0.
+// out[d] = (1 - weight) in[low] + weight in[high]. high is low + 1, except on the last input: there it is
+// low, and weight is 0.
 template <class T>
 struct Tap {
   int64_t low;
@@ -29,7 +30,8 @@ SOLO_ATTN_HOST_DEVICE inline Tap<T> bilinear_tap(int64_t d, int64_t in, int64_t 
           static_cast<T>(static_cast<double>(place % (2 * out)) / static_cast<double>(2 * out))};
 }
 
-// The same of one axis without a division, for a GPU; in < 2^27, out < 2^29. `unit` is 1 / (2 out).
+// The sizes of one axis, for taps computed without a division on a GPU; in < 2^27, out < 2^29. `unit` is
+// 1 / (2 out).
 struct TapAxis {
   int in;
   int out;
@@ -40,13 +42,13 @@ struct TapAxis {
   }
 };
 
-// Weights are bilinear_tap's but for their last bit in float64.
+// A tap of TapAxis. In float64 its weight may differ from bilinear_tap's in the last bit.
 template <class T>
 struct AxisTap {
   int low;
   T weight;
 
-  // low itself where the weight is 0.
+  // low where the weight is 0, so that nothing beyond the input is read.
   SOLO_ATTN_HOST_DEVICE int high() const { return weight > 0 ? low + 1 : low; }
 };
 
@@ -68,8 +70,9 @@ SOLO_ATTN_HOST_DEVICE inline AxisTap<T> axis_tap(const TapAxis& axis, int d) {
   return {low, static_cast<T>(static_cast<double>(rest) * axis.unit)};
 }
 
-// The same without a weight of 0, for which an infinite or NaN neighbour would make NaN: where a sample falls
-// on an input, that input is both taps, each of one half. low is place >> 1, high is (place + 1) >> 1.
+// A tap without a weight of 0, by which an infinite or NaN neighbour would give NaN: where a sample position
+// is that of an input, this input is both taps, with weights of 1/2. low is place >> 1, high is
+// (place + 1) >> 1.
 template <class T>
 struct PairTap {
   int place;
@@ -85,8 +88,8 @@ SOLO_ATTN_HOST_DEVICE inline PairTap<T> pair_tap(const TapAxis& axis, int d) {
   return {2 * tap.low + 1, tap.weight};
 }
 
-// The first output whose sample lies at input i or after it. The outputs that input i has a part in, for the
-// backward pass, are those from bilinear_first(i - 1, ..) to before bilinear_first(i + 1, ..).
+// The first output that is sampled at input i or after it. In the backward pass, input i has a weight in the
+// outputs [bilinear_first(i - 1, ..), bilinear_first(i + 1, ..)).
 SOLO_ATTN_HOST_DEVICE inline int64_t bilinear_first(int64_t i, int64_t in, int64_t out) {
   if (i <= 0) return 0;
   if (i >= in) return out;
@@ -94,7 +97,7 @@ SOLO_ATTN_HOST_DEVICE inline int64_t bilinear_first(int64_t i, int64_t in, int64
   return least <= 0 ? 0 : (least + 2 * in - 1) / (2 * in);
 }
 
-// The part of input i in output d.
+// The weight of input i in the output with this tap.
 template <class T>
 SOLO_ATTN_HOST_DEVICE inline T bilinear_part(int64_t i, const Tap<T>& tap) {
   if (tap.low == i) return T(1) - tap.weight;

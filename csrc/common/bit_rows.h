@@ -89,8 +89,8 @@ std::vector<BitRow> read_rows(const Tensor& masks, std::unique_ptr<uint64_t[]>& 
   return rows;
 }
 
-// The k-th of count items, alternately from the front and from the end: this balances the work of threads
-// that take runs of k where the work grows with the item.
+// The k-th of count items, alternately from the front and from the end: this balances threads that each take
+// a range of k, where the cost of an item grows with its index.
 inline int64_t folded(int64_t k, int64_t count) { return k % 2 == 0 ? k / 2 : count - 1 - k / 2; }
 
 }  // namespace solo_attn

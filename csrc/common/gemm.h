@@ -1,5 +1,5 @@
-// Products of two small matrices whose rows and columns were packed: tiles of 12 x 32; each element is summed
-// over the depth in a fixed order, by whichever thread.
+// Products of two small matrices with packed rows and columns, in tiles of 12 x 32. Each element is summed
+// over the depth in an order that does not depend on the number of threads.
 #pragma once
 
 #include <algorithm>

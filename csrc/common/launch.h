@@ -184,7 +184,7 @@ void launch_as(Start start, const Device& device, const char* op, void (*kernel)
         },
         values);
   }
-  if (error != cudaSuccess) cudaGetLastError();  // it is told here; the next call starts clean
+  if (error != cudaSuccess) cudaGetLastError();  // clears it, since it is reported here
   check(error == cudaSuccess, op, ": a CUDA kernel could not be launched: ", cudaGetErrorString(error));
 #endif
 }

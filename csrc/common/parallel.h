@@ -1,4 +1,4 @@
-// Threads: PyTorch's own, so that torch.set_num_threads holds here too.
+// Loops on PyTorch's own threads, so that torch.set_num_threads applies here too.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -9,13 +9,13 @@
 
 namespace solo_attn {
 
-// Nanoseconds: what is over sooner than a thread wakes up stays on the calling one.
+// In nanoseconds: less work than this takes less time than waking a thread, and stays on the calling one.
 constexpr int64_t kWorthwhile = 20'000;
 
 inline int64_t thread_count() { return static_cast<int64_t>(torch::stable::get_num_threads()); }
 
 // Calls f(begin, end) on parts of [0, count), one for each thread. `cost` is about how many nanoseconds one
-// item takes. Within another loop of this kind everything stays on its thread.
+// item takes. Nested calls run on the calling thread.
 template <class F>
 void parallel_for(int64_t count, int64_t cost, const F& f) {
   if (count > 0) {

@@ -1,8 +1,9 @@
 // Probability maps of chosen cells (docs/method.md, "Inference" step 3): sigmoid(up(coarse) + up(attention))
-// at the level's own size, then enlarged to `out_size`, row by row, only where a pixel can be on.
+// at the level's own size, then upsampled to `out_size`, row by row, only where a pixel can be set.
 //
-// Blending never exceeds the largest of its taps. So a row whose taps' largest logits add up to less than the
-// threshold's logit has nothing above the threshold, and what such rows alone reach has nothing either.
+// An interpolated value never exceeds the largest of its taps. So where the largest logits of a row's taps
+// add up to less than the threshold's logit, no pixel of the row is set, nor one of an output row that has
+// only such rows as taps.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -54,7 +55,7 @@ Range needed(const Taps<T>& taps, Range out) {
   return {taps.low[out.begin], taps.high[out.end - 1] + 1};
 }
 
-// The largest value of each row and of each column; NaN, which is above nothing, counts as the least.
+// The largest value of each row and of each column; NaN, which is above no threshold, counts as -inf.
 template <class S, class T>
 struct Largest {
   template <Isa isa>
@@ -83,7 +84,7 @@ struct Largest {
   }
 };
 
-// A logit that is surely below the threshold, whatever rounding does.
+// A logit whose probability is below the threshold even after all rounding errors.
 inline double certain_logit(double threshold, double rounding) {
   return std::log(threshold / (1 - threshold)) - 1e-3 - 8 * rounding / (threshold * (1 - threshold));
 }
@@ -102,7 +103,7 @@ Range alive(const Taps<T>& taps, const T* most, const Taps<T>& other, const T* m
   return range;
 }
 
-// The maps of one cell: rows at the level's size, made as they are asked for from top to bottom.
+// The maps of one cell: rows at the level's size, computed when they are requested, from top to bottom.
 template <class S, class T>
 struct Probabilities {
   RowPair<S, T> coarse;
@@ -110,11 +111,11 @@ struct Probabilities {
   Taps<T> rows;
   Taps<T> columns;
   T* store;        // one row at the level's size, slack, two rows at out_size
-  Range wanted_y;  // of out_size: outside nothing is above the threshold
+  Range wanted_y;  // of out_size: no pixel outside is above the threshold
   Range wanted_x;
   int64_t held[2];
 
-  // Row i of the level's size, enlarged in x to columns wanted_x of out_size.
+  // Row i of the level's size, upsampled in x to columns wanted_x of out_size.
   template <Isa isa>
   SOLO_ATTN_INLINE const T* row(int64_t i) {
     T* out = store + columns.in + kSlack + (i & 1) * columns.out;
@@ -129,7 +130,7 @@ struct Probabilities {
     return out;
   }
 
-  // To be called before the first row, where more than what can be above the threshold is wanted.
+  // Sets the box that is computed; to be called before the first row is requested.
   void want(Range y, Range x) {
     wanted_y = y;
     wanted_x = x;
@@ -182,7 +183,7 @@ class Cells {
     return map;
   }
 
-  // The box of cell k outside of which nothing is above the threshold, in room() elements of scratch memory.
+  // The box of cell k outside of which no pixel is above the threshold, in room() elements of scratch memory.
   Box bounds(int64_t k, T* store) const {
     const Taps<T> y = coarse_rows_.view(), x = coarse_columns_.view();
     const Taps<T> other_y = attention_rows_.view(), other_x = attention_columns_.view();

@@ -130,7 +130,7 @@ __device__ __forceinline__ void wait_for_previous() {
 #endif
 }
 
-// Ends the kernel with cudaErrorAssert and this text, as PyTorch's own indexing does.
+// Where `good` is false: ends the kernel with cudaErrorAssert and this text, as PyTorch's own indexing does.
 #define SOLO_ATTN_DEVICE_ASSERT(good, text) \
   if (!(good)) __assert_fail(text, "csrc", __LINE__, "")
 

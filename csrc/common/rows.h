@@ -1,4 +1,4 @@
-// Bilinear upsampling row by row: of the upsampled map only the two rows that are blended next are kept.
+// Bilinear upsampling row by row: only two rows upsampled in x are kept, those of the current output row.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@
 
 namespace solo_attn {
 
-// The taps of one axis, as tables for vectorised loops. Where a sample falls on an input, both taps are that
-// input, with weights of one half: a NaN of its neighbour stays out, and an infinity is not multiplied by 0.
+// The taps of one axis, as tables for vectorised loops. Where a sample position is that of an input, this
+// input is both taps, with weights of 1/2: a neighbour that may be infinite or NaN is not multiplied by 0.
 template <class T>
 struct Taps {
   const int32_t* low;
@@ -46,8 +46,8 @@ class TapTable {
   std::vector<T> weight_;
 };
 
-// Both give exactly a where a = b, since the sum of the two weights rounds to 1. `mix` also keeps an infinity
-// that both taps have; `lerp` is one operation less, for probabilities.
+// Both are exactly a where a = b, since the sum of the two weights rounds to 1. `mix` also keeps an infinity
+// that both taps have; `lerp`, for probabilities, takes one operation less.
 template <class T>
 SOLO_ATTN_INLINE T mix(T a, T b, T weight) {
   return (1 - weight) * a + weight * b;

@@ -1,5 +1,5 @@
-// The logistic function without branches, so that loops over it vectorise. Exact where masks are decided: 1/2
-// at 0, and 0 for very negative logits. NaN stays NaN.
+// The logistic function without branches, so that loops over it vectorise. Exactly 1/2 at 0, a usual
+// threshold, and 0 for very negative logits. NaN stays NaN.
 #pragma once
 
 #include <cstdint>

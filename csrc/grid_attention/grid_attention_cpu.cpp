@@ -79,9 +79,9 @@ SOLO_ATTN_AVX512 inline void write_avx512(const float* in, int64_t count, float*
 }
 #endif
 
-// narrow() with non-temporal stores where whole cache lines are written: short runs all over a result that is
-// larger than the caches would first fetch every line, which takes as long as the products. Ended by an
-// sfence.
+// narrow() with non-temporal stores of whole cache lines: ordinary stores of short rows, scattered over a
+// result that is larger than the caches, would first read every line, which takes as long as the products. To
+// be followed by an sfence.
 template <Isa isa, class S, class T>
 SOLO_ATTN_INLINE void write(const T* in, int64_t count, S* out) {
 #if defined(SOLO_ATTN_X86)
@@ -108,8 +108,9 @@ struct Block {
       }
     }
     if (i == j) {
-      // The tiles that were left out, and their neighbours: where a compiler fuses some multiply-adds of a
-      // tile and not others, as GCC does on ARM64, the two halves of a tile on the diagonal are not equal.
+      // Below the diagonal: tiles that were not computed, and the lower halves of tiles on the diagonal.
+      // Where a compiler fuses some multiply-adds of a tile and not others, as GCC does on ARM64, those
+      // differ from the upper halves.
       for (int64_t r = 0; r < height; ++r) {
         for (int64_t c = 0; c < r; ++c) buffer[r * kBlock + c] = buffer[c * kBlock + r];
       }
@@ -265,7 +266,7 @@ void chosen_gradient(const S* grad, const S* features, const Chosen& chosen, int
   });
 }
 
-// The setting for tf32 is for GPUs.
+// The argument for tf32 has no effect here: it is for GPUs.
 Tensor grid_attention_cpu(const Tensor& grid_features, double scale, const std::optional<Tensor>& cells,
                           bool) {
   check_features("grid_attention", grid_features);

@@ -49,8 +49,8 @@ struct PackAll {
   }
 };
 
-// A few rows of V at a time, so that few memory streams are read; one panel after the other would touch a
-// page for every 32 elements.
+// A few rows of V at a time, so that few memory streams are read; one panel after the other would access
+// another page for every 32 elements.
 template <class S, class T>
 void pack_all(const S* in, int64_t depth, int64_t count, T* rows, T* columns) {
   constexpr int64_t kRows = 16;

@@ -8,7 +8,7 @@
 
 namespace solo_attn::mask_bits {
 
-// The mean probability of the set pixels; 0, and not 0 / 0, if there is none.
+// The mean probability of the set pixels; 0 if there is none.
 template <class T>
 SOLO_ATTN_HOST_DEVICE inline T maskness(double sum, int64_t area) {
   return area == 0 ? T(0) : static_cast<T>(sum / static_cast<double>(area));

@@ -1,13 +1,14 @@
-// K cells, from h x w (and S x S) by way of `size` to bits at out_size H x W.
+// Bits of K cells at out_size H x W, from coarse logits of h x w (and attention of S x S), upsampled to
+// `size`.
 //
-// Bytes: 4 h w + 4 S^2 of a cell are read once for its bounds and, where something may be above the
-// threshold, once more from the cache; H W / 8 are written. Flops: two operations a coarse logit for the
-// bounds; then, in the box that may hold a set pixel and only there, enlarging in x once a row, a blend and a
-// sigmoid (about 30) a pixel of `size`, a blend, a comparison and a sum (7) a pixel of out_size. The floor of
-// a small mask is reading 4 h w bytes; that of a full one at 200 x 336, as dice_loss, about 2 cycles for 16
-// sigmoids.
+// Bytes per cell: 4 h w + 4 S^2 are read once for its bounds and, where a pixel may be above the threshold,
+// once more from the cache; H W / 8 are written. Flops: two per coarse logit for the bounds; then, only in
+// the box that may hold a set pixel, an interpolation in x per row, an interpolation and a sigmoid (about 30)
+// per pixel of `size`, an interpolation, a comparison and a sum (7) per pixel of out_size. The lower bound of
+// a small mask is the time to read 4 h w bytes; that of a full one at 200 x 336 is, as for dice_loss, about 2
+// cycles for 16 sigmoids.
 //
-// Kept of a soft mask: two rows, and one of what is above the threshold.
+// Of the probability map two rows are kept, and one row of the probabilities above the threshold.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -32,19 +33,20 @@ namespace {
 
 constexpr int64_t kWord = 64;
 
-// Rows of out_size that are made at a time, at most: the last rows of a block are enlarged in x again by the
-// next one. Blocks end where a word does, and each row has its own sum, so that results are the same with any
-// blocks and any number of threads.
+// The largest number of rows of out_size that are computed at a time. The last rows of a block are upsampled
+// in x again for the next one. Blocks end at the end of a word, and each row has a sum of its own, so results
+// depend neither on the blocks nor on the number of threads.
 constexpr int64_t kBlock = 64;
 
 struct Block {
   int64_t cell;
   Box box;
   int64_t area;
-  int64_t first;  // place of its first row among the sums
+  int64_t first;  // index of its first row among the sums
 };
 
-// Rows of a block: fewer where few masks would leave threads idle, or leave one of them the last large block.
+// Rows of a block: fewer where there are few masks, so that no thread is idle while another one works on the
+// last large block.
 int64_t block_rows(int64_t rows, int64_t width) {
   const int64_t unit = kWord / std::gcd(width, kWord), threads = thread_count();
   const int64_t wanted = threads == 1 ? kBlock : std::clamp<int64_t>(rows / (4 * threads), 1, kBlock);
@@ -53,7 +55,7 @@ int64_t block_rows(int64_t rows, int64_t width) {
 
 template <class S, class T>
 struct Threshold {
-  // `words` come as zeros. `inside` and `bytes` have room for a row, rounded up to whole words of pixels.
+  // `words` must be 0. `inside` and `bytes` have room for a row, rounded up to whole words of pixels.
   template <Isa isa>
   static SOLO_ATTN_INLINE int64_t run(Probabilities<S, T> map, T threshold, T* __restrict inside,
                                       uint8_t* __restrict bytes, uint64_t* words, T* sums) {
@@ -80,7 +82,7 @@ struct Threshold {
     return area;
   }
 
-  // Sets the bits of `bytes` from bit `place` on, and counts them.
+  // Stores `bytes` as bits, from bit `place` on. Returns the number of set bits.
   template <Isa isa>
   static SOLO_ATTN_INLINE int64_t append(const uint8_t* bytes, int64_t count, int64_t place,
                                          uint64_t* words) {
@@ -93,7 +95,7 @@ struct Threshold {
       const int64_t shift = (place + x) % kWord;
       to[0] |= word << shift;
       const uint64_t rest = shift == 0 ? 0 : word >> (kWord - shift);
-      if (rest != 0) to[1] |= rest;  // else to[1] may lie past the end
+      if (rest != 0) to[1] |= rest;  // otherwise to[1] may be past the end
     }
     return area;
   }

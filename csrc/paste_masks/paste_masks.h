@@ -1,5 +1,5 @@
-// COCO's run-length encoding of a binary mask in column-major order: the runs, the first of zeros, then as
-// text.
+// COCO's run-length encoding of a binary mask in column-major order, as runs, of which the first is of zeros,
+// and as text.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace solo_attn::paste_masks {
 
-// Takes the pixels at which the value changes, in order, and gives the runs.
+// Collects runs from the pixels at which the value changes, in ascending order.
 class Runs {
  public:
   void flip(int64_t pixel) {
@@ -16,12 +16,12 @@ class Runs {
     last_ = pixel;
     inside_ = !inside_;
   }
-  void clear(int64_t pixel) {  // from here on there is nothing, until the next flip
+  void clear(int64_t pixel) {  // pixels are 0 from here on, until the next flip
     if (inside_) flip(pixel);
   }
   bool inside() const { return inside_; }
 
-  // Goes on with the runs of the pixels from `begin` on, found as if nothing before them were set.
+  // Appends the runs of the pixels from `begin` on, which were collected as if all pixels before were 0.
   void append(const Runs& next, int64_t begin) {
     const bool joined = inside_ && !next.counts_.empty() && next.counts_[0] == begin;
     if (!joined) clear(begin);
@@ -29,8 +29,9 @@ class Runs {
     for (size_t i = joined ? 1 : 0; i < next.counts_.size(); ++i) flip(pixel += next.counts_[i]);
   }
 
-  // Ends at `pixels`. Counts stand as their difference to the one before the last, from the fourth on; five
-  // bits to a character, low ones first, bit 5 where more follow, bit 4 of the last one being the sign.
+  // Ends the last run at `pixels`, and returns COCO's text: from the fourth count on its difference to the
+  // count two before it; five bits per character, the low ones first; bit 5 is set if more characters follow,
+  // and bit 4 of the last character is the sign.
   std::string finish(int64_t pixels) {
     counts_.push_back(pixels - last_);
     std::string text;

@@ -34,7 +34,7 @@ inline void check_arguments(const Tensor& coarse, const std::optional<Tensor>& a
         described(s.image_size));
 }
 
-// Concatenated texts, and the begin and end of each, on the CPU.
+// The texts concatenated, and the begin and end of each, on the CPU.
 inline std::tuple<Tensor, Tensor> joined(const std::vector<std::string>& texts) {
   const auto count = static_cast<int64_t>(texts.size());
   const auto empty = [](const std::vector<int64_t>& shape, ScalarType dtype) {

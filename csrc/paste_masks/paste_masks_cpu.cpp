@@ -1,13 +1,16 @@
-// K cells, from their map at stride 4 (h x w) to 4 h x 4 w, cropped, and to H x W of the original image.
+// Masks of K cells at H x W of the original image: their maps at stride 4 (h x w) are upsampled to 4 h x 4 w,
+// cropped, and resized to the original.
 //
-// Bytes: a map (4 h w, in the cache) and what comes out: H W for bool, some hundred bytes for run lengths.
-// Flops: 3 for each of h * 4 h and of w * H interpolations, 3 for each of 4 w * H, and 4 for each pixel: at
-// 200 x 336 to 1024 x 2048 some 13 M in a full mask, 0.8 M vectors of 16 and their loads, about 0.5 ms a
-// core; of a usual mask only its box is made. bool is bound by writing H W bytes.
+// Bytes per mask: a map (4 h w, in the cache) and the result: H W for bool, some hundred bytes for run
+// lengths. Flops: 3 for each of h * 4 h and of w * H interpolations, 3 for each of 4 w * H, and 4 for each
+// pixel: from 200 x 336 to 1024 x 2048 about 13 M for a full mask, 0.8 M vectors of 16 and their loads, about
+// 0.5 ms on one core; of most masks only a small box is computed. The lower bound of bool is the time to
+// write H W bytes.
 //
-// Run lengths go down columns, so everything here does: the map is transposed, enlarged in y along its rows,
-// then blended in x, and a column is compared and packed into words of 64 pixels, whose changes are the runs.
-// Pixels are made from the same words, 64 x 64 transposed at a time: both forms are one mask to the bit.
+// Run lengths are in column-major order, so all steps are: the map is transposed, upsampled in y along its
+// rows and then in x; each column is compared with the threshold and packed into words of 64 pixels, in which
+// the runs are found. Pixels are unpacked from the same words, transposed in blocks of 64 x 64, so both forms
+// are the same mask to the bit.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -34,7 +37,7 @@ namespace {
 
 constexpr int64_t kWord = 64;
 
-// The map at stride 4, transposed: column x is `map + x * stride`, and has room for slack after it.
+// Transposes the map at stride 4: column x is `map + x * stride`, with kSlack elements of padding after it.
 template <class S, class T>
 struct Transpose {
   template <Isa isa>
@@ -51,7 +54,7 @@ struct Transpose {
   }
 };
 
-// What is left to do with a transposed map: to the padded input and to the original image, in y and in x.
+// Upsamples a transposed map to the padded input and then to the original image, in y and in x.
 template <class T>
 struct Paste {
   const T* map;
@@ -70,7 +73,7 @@ struct Paste {
     return store + padded_y.out + kSlack + which * (original_y.out + kSlack);
   }
 
-  // Column c of the map, enlarged in y to the original image.
+  // Column c of the map, upsampled in y to the original image.
   template <Isa isa>
   SOLO_ATTN_INLINE const T* tall(int64_t c) {
     T* out = line(c & 1);
@@ -129,7 +132,7 @@ struct ToRuns {
   }
 };
 
-// Bit c of word r to bit r of word c: quadrants are swapped, then theirs.
+// Moves bit c of word r to bit r of word c: two quadrants are swapped, then two of each quadrant, and so on.
 SOLO_ATTN_INLINE void transpose64(uint64_t* __restrict words) {
   uint64_t mask = 0x00000000ffffffff;
   for (int half = 32; half != 0; half >>= 1, mask ^= mask << half) {
@@ -143,10 +146,10 @@ SOLO_ATTN_INLINE void transpose64(uint64_t* __restrict words) {
   }
 }
 
-// 64 bits to as many bytes of 0 or 1.
+// Expands 64 bits to 64 bytes of 0 or 1.
 SOLO_ATTN_INLINE void unpack64(uint64_t word, uint8_t* bytes) {
   for (int octet = 0; octet < 8; ++octet) {
-    // Byte i keeps bit i alone; adding 127 then moves any bit into bit 7, and carries nothing further.
+    // Byte i keeps only bit i; adding 127 then sets bit 7 if it is set, without a carry into the next byte.
     uint64_t x = (word >> (8 * octet) & 255) * 0x0101010101010101 & 0x8040201008040201;
     x = (x + 0x7f7f7f7f7f7f7f7f) >> 7 & 0x0101010101010101;
     std::memcpy(bytes + 8 * octet, &x, 8);
@@ -182,7 +185,7 @@ struct ToPixels {
   }
 };
 
-// Every step from the inputs to the original image, as tables.
+// The tap tables of all steps from the inputs to the original image.
 template <class S, class T>
 class Canvas {
  public:
@@ -198,8 +201,9 @@ class Canvas {
         original_y_(s.image_size[0], s.original_size[0]),
         original_x_(s.image_size[1], s.original_size[1]) {}
 
-  // Calls each(k, map, box, parts) for every cell, with the box that may hold a set pixel and into how many
-  // parts its columns are to be divided: many masks are made side by side, few one by one by all threads.
+  // Calls each(k, map, box, parts) for every cell, with the box that may hold a set pixel and the number of
+  // parts that its columns are divided into: of many masks each thread takes one at a time, of few masks all
+  // threads share each one.
   template <class F>
   void for_each_cell(const F& each) const {
     const int64_t threads = thread_count();
@@ -246,7 +250,7 @@ class Canvas {
   }
 
  private:
-  // Makes the map of cell k, and gives its box.
+  // Computes the map of cell k, and returns its box.
   Box draw(int64_t k, T* map) const {
     const std::unique_ptr<T[]> store(new T[std::max(cells_.room(), width_ + 2 * height_ + kSlack)]);
     const Box box = cells_.bounds(k, store.get());
@@ -258,7 +262,7 @@ class Canvas {
       const Box band{{map_y.begin + from, map_y.begin + to}, map_x};
       call<Transpose<S, T>>(cells_.at(k, band, own.get() + width_), own.get(), map, stride_);
     });
-    // Closer, now that probabilities are known.
+    // Probabilities give a smaller box than the bounds of logits did.
     const T cut = threshold_ * (1 - 8 * std::numeric_limits<T>::epsilon());
     T* most_y = store.get() + height_ + kSlack;
     T* most_x = most_y + height_;
@@ -276,7 +280,7 @@ class Canvas {
 
   static Range both(Range a, Range b) { return {std::max(a.begin, b.begin), std::min(a.end, b.end)}; }
 
-  // From the map to the original image. The crop: only the taps of the image are ever looked at.
+  // A range of the map in the original image, and back. The crop is the limit to original.in.
   static Range forth(const TapTable<T>& padded, const TapTable<T>& original, Range live) {
     return reached(original.view(), both(reached(padded.view(), live), {0, original.view().in}));
   }

@@ -13,7 +13,7 @@ struct Images {
   int64_t width;
 
   SOLO_ATTN_HOST_DEVICE int64_t pixels() const { return height * width; }
-  // Offset of image k; rows are numbered through all images.
+  // Offset of image k; row numbers count through all images.
   SOLO_ATTN_HOST_DEVICE int64_t image(int64_t k) const { return k * pixels(); }
   SOLO_ATTN_HOST_DEVICE int64_t row(int64_t r) const { return r * width; }
 };
