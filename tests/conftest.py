@@ -32,8 +32,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What compiles for minutes begins first: at the end it would leave the other processes idle."""
-    items.sort(key=lambda item: item.path.name not in ("test_build.py", "test_cuda_shim.py"))
+    """What compiles, and files with slow tests, begin first: at the end they would leave processes idle."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    compiles = ("test_build.py", "test_cuda_shim.py")
+    items.sort(key=lambda item: (item.path.name not in compiles, item.path not in slow))
 
 
 @pytest.fixture

@@ -81,6 +81,41 @@ Tensor twice_early(const Tensor& x, bool wait) {
   return out;
 }
 
+// Each word is written whole, then by bytes, then read whole; `missing` is the barrier that is left out.
+__global__ void __launch_bounds__(kThreads) bytes_kernel(const int* in, int* out, int64_t missing) {
+  SOLO_ATTN_SHARED(words, uint32_t[kThreads / 4]);
+  const int mine = static_cast<int>(threadIdx.x), first = static_cast<int>(blockIdx.x) * kThreads;
+  if (mine < kThreads / 4) words[mine] = 0;
+  if (missing != 1) __syncthreads();
+  reinterpret_cast<unsigned char*>(words)[mine] = static_cast<unsigned char>(in[first + mine]);
+  if (missing != 2) __syncthreads();
+  out[first + mine] = static_cast<int>(words[mine / 4] >> 8 * (mine % 4) & 255);
+}
+
+Tensor bytes_of_words(const Tensor& x, int64_t missing) {
+  const Device device(x);
+  Tensor out = torch::stable::new_empty(x, x.sizes());
+  launch(device, "bytes", bytes_kernel, dim3(static_cast<unsigned>(x.numel() / kThreads)), dim3(kThreads), 0,
+         x.const_data_ptr<int>(), out.mutable_data_ptr<int>(), missing);
+  return out;
+}
+
+// One lane of each block reads a word, which that of the last block writes.
+__global__ void __launch_bounds__(kThreads) read_by_all_kernel(int* word, int* out) {
+  if (threadIdx.x != 3) return;
+  const int value = word[0];
+  out[blockIdx.x] = value;
+  if (blockIdx.x == gridDim.x - 1) word[0] = value + 1;
+}
+
+Tensor read_by_all(const Tensor& x) {
+  const Device device(x);
+  Tensor word = torch::stable::new_zeros(x, {1}), out = torch::stable::new_empty(x, {4});
+  launch(device, "read_by_all", read_by_all_kernel, dim3(4), dim3(kThreads), 0, word.mutable_data_ptr<int>(),
+         out.mutable_data_ptr<int>());
+  return out;
+}
+
 // C [16, 8] = A [16, depth] B [8, depth]^T by one mma.
 template <class S>
 __global__ void __launch_bounds__(kWarp) product_kernel(const uint32_t* a, const uint32_t* b, float* out) {
@@ -145,6 +180,8 @@ Tensor sums(const Tensor& x) {
 
 SOLO_ATTN_CUDA_LIBRARY(m) {
   m.impl("reverse", TORCH_BOX(&solo_attn::faults::reverse));
+  m.impl("bytes_of_words", TORCH_BOX(&solo_attn::faults::bytes_of_words));
+  m.impl("read_by_all", TORCH_BOX(&solo_attn::faults::read_by_all));
   m.impl("product", TORCH_BOX(&solo_attn::faults::product));
   m.impl("twice_early", TORCH_BOX(&solo_attn::faults::twice_early));
   m.impl("sums", TORCH_BOX(&solo_attn::faults::sums));

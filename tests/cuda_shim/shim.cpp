@@ -9,6 +9,7 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <array>
 #include <cstdlib>
 #include <deque>
 #include <memory>
@@ -50,12 +51,12 @@ struct Lane {
   void* fake_stack;  // ASan's
   bool started;
   bool waited;  // for the launch before
-  State state;
+  State state = State::ready;
   int line;
   unsigned mask;
   unsigned warp_epoch;
+  dim3 index;  // its threadIdx
   uint64_t values[kExchanged];
-  uint64_t seen[32 * kExchanged];
   std::vector<Copy> copies;  // not committed yet
   std::deque<std::vector<Copy>> on_their_way;
 };
@@ -69,54 +70,57 @@ struct Shared {
   size_t bytes = 0;
 };
 
-// What happened last to a byte.
+// What was done to a word or a byte, and when. An epoch is the time of one block between two barriers: none
+// occurs twice, so it tells blocks and launches apart too.
 struct Access {
-  uint32_t launch = 0;
-  uint32_t block = 0;
-  uint32_t epoch = 0;
-  uint32_t warp_epoch = 0;
-  int32_t lane = -1;
-  bool atomic = false;
-  bool shared = false;
+  uint32_t epoch = 0;  // 0: nothing was done
+  uint32_t warp_epoch : 20, lane : 10, atomic : 1, shared : 1;
 };
 
-struct Byte {
-  Access write, read, other_read;  // other_read: the last by another lane than read's
+struct Last {
+  Access write, read, other_read;  // other_read: the last by another lane or block than read's
 };
 
-constexpr size_t kPage = 1024;
+// The last accesses to 1 KB of memory: to its words, or to their bytes once one of these is accessed alone.
+constexpr size_t kPage = 1024, kWord = 4;
 struct Page {
-  Byte bytes[kPage];
+  bool split[kPage / kWord];
+  Last words[kPage / kWord];
+  std::unique_ptr<Last[]> bytes;
 };
+using Pages = std::unordered_map<uintptr_t, std::unique_ptr<Page>>;
 
+constexpr int kLanes = 1024;  // of a block, at most
 struct Machine {
   std::mutex mutex;
   std::mt19937_64 random;
   std::vector<std::unique_ptr<Lane>> lanes;
-  std::vector<int> ready;  // the next one last
-  int count = 0, waiting = 0, current = -1;
+  uint64_t seen[kLanes][32 * kExchanged];  // what a lane was given, a whole warp in the place of its first
+  std::vector<int> ready;                  // the next one last
+  int count = 0, current = -1;
   jmp_buf scheduler;
   void* scheduler_fake_stack = nullptr;
   const void* scheduler_stack = nullptr;
   size_t scheduler_size = 0;
   const std::function<void()>* body = nullptr;
   const char* op = "";
-  bool running = false;
+  const Lane* watched = nullptr;  // the lane that runs, until something is reported
   std::string report, asserted;
-  uint32_t launch = 0, block = 0, epoch = 0;
+  unsigned block = 0;
+  uint32_t epoch = 0;
+  uint32_t block_epoch = 0, launch_epoch = 0, launch_before_epoch = 0;  // the first of each
+  std::vector<std::pair<uint32_t, unsigned>> begun;  // of the launch's blocks: the first epoch, the block
   size_t dynamic_bytes = 0;
   bool early = false;
   std::unordered_map<const void*, size_t> allowed;
   std::unordered_map<int, Shared> shared;
-  std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages, pages_before;
-  uintptr_t last_page = ~uintptr_t(0);
-  Page* last = nullptr;
+  Pages pages, pages_before;  // of this launch and the one before
+  std::vector<std::unique_ptr<Page>> spare;
+  std::array<std::pair<uintptr_t, Page*>, 256> found;  // of `pages`, lately
 };
 
-Machine& machine() {
-  static Machine m;
-  return m;
-}
+Machine the_machine;
+Machine& machine() { return the_machine; }
 
 Lane& current() { return *machine().lanes[machine().current]; }
 
@@ -126,13 +130,14 @@ void tell(const Parts&... parts) {
   std::ostringstream text;
   ((text << machine().op << ": block " << machine().block << ": ") << ... << parts);
   machine().report = text.str();
+  machine().watched = nullptr;
 }
 
-void to_scheduler(bool forever) {
+void to_scheduler() {
   Machine& m = machine();
   Lane& lane = current();
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(forever ? nullptr : &lane.fake_stack, m.scheduler_stack, m.scheduler_size);
+  __sanitizer_start_switch_fiber(&lane.fake_stack, m.scheduler_stack, m.scheduler_size);
 #endif
   if (_setjmp(lane.here) == 0) _longjmp(m.scheduler, 1);
 #if defined(__SANITIZE_ADDRESS__)
@@ -144,17 +149,19 @@ void enter() {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(nullptr, &machine().scheduler_stack, &machine().scheduler_size);
 #endif
-  (*machine().body)();
-  current().state = State::done;
-  to_scheduler(true);
+  for (;;) {  // a fiber for each lane of one block after another: to make one costs system calls
+    (*machine().body)();
+    current().state = State::done;
+    to_scheduler();
+  }
 }
 
 __attribute__((noinline)) void resume(int index) {
   Machine& m = machine();
   Lane& lane = *m.lanes[index];
   m.current = index;
-  const auto flat = static_cast<unsigned>(index);
-  threadIdx = dim3(flat % blockDim.x, flat / blockDim.x % blockDim.y, flat / blockDim.x / blockDim.y);
+  m.watched = &lane;
+  threadIdx = lane.index;
   if (_setjmp(m.scheduler) == 0) {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(&m.scheduler_fake_stack, lane.stack.get(), kStack);
@@ -167,6 +174,7 @@ __attribute__((noinline)) void resume(int index) {
   __sanitizer_finish_switch_fiber(m.scheduler_fake_stack, nullptr, nullptr);
 #endif
   m.current = -1;
+  m.watched = nullptr;
 }
 
 void shuffle(std::vector<int>& order) { std::shuffle(order.begin(), order.end(), machine().random); }
@@ -210,15 +218,17 @@ bool open_barrier() {
 }
 
 __attribute__((noinline)) void start(Lane& lane) {
+  if (lane.state != State::done) {  // new, or left where it stood when something was reported
 #if defined(__SANITIZE_ADDRESS__)
-  __asan_unpoison_memory_region(lane.stack.get(), kStack);
+    __asan_unpoison_memory_region(lane.stack.get(), kStack);
 #endif
-  getcontext(&lane.start);
-  lane.start.uc_stack.ss_sp = lane.stack.get();
-  lane.start.uc_stack.ss_size = kStack;
-  lane.start.uc_link = nullptr;
-  makecontext(&lane.start, enter, 0);
-  lane.started = false;
+    getcontext(&lane.start);
+    lane.start.uc_stack.ss_sp = lane.stack.get();
+    lane.start.uc_stack.ss_size = kStack;
+    lane.start.uc_link = nullptr;
+    makecontext(&lane.start, enter, 0);
+    lane.started = false;
+  }
   lane.waited = false;
   lane.state = State::ready;
   lane.line = 0;
@@ -230,7 +240,8 @@ __attribute__((noinline)) void start(Lane& lane) {
 void run_block() {
   Machine& m = machine();
   m.shared.clear();
-  ++m.epoch;
+  m.block_epoch = ++m.epoch;
+  m.begun.emplace_back(m.epoch, m.block);
   m.ready.resize(m.count);
   std::iota(m.ready.begin(), m.ready.end(), 0);
   shuffle(m.ready);
@@ -267,7 +278,7 @@ void run(const char* op, const void* kernel, dim3 grid, dim3 block, size_t share
   if (shared > m.allowed[kernel])
     throw std::runtime_error(std::string(op) + ": too little shared memory allowed");
   m.count = static_cast<int>(block.x * block.y * block.z);
-  if (m.count % 32 != 0 || m.count == 0 || m.count > 1024 || shared > 227 << 10) {
+  if (m.count % 32 != 0 || m.count == 0 || m.count > kLanes || shared > 227 << 10) {
     throw std::runtime_error(std::string(op) + ": no block of whole warps, or too much shared memory");
   }
   while (static_cast<int>(m.lanes.size()) < m.count) m.lanes.push_back(std::make_unique<Lane>());
@@ -277,16 +288,22 @@ void run(const char* op, const void* kernel, dim3 grid, dim3 block, size_t share
   m.asserted.clear();
   m.dynamic_bytes = shared;
   m.early = early;
+  for (auto& entry : m.pages_before) m.spare.push_back(std::move(entry.second));
   m.pages_before = std::move(m.pages);
   m.pages.clear();
-  m.last_page = ~uintptr_t(0);
-  ++m.launch;
+  m.found.fill({~uintptr_t(0), nullptr});
+  m.launch_before_epoch = m.launch_epoch;
+  m.launch_epoch = m.epoch + 1;
+  m.begun.clear();
+  for (int k = 0; k < m.count; ++k) {
+    const auto flat = static_cast<unsigned>(k);
+    m.lanes[k]->index = dim3(flat % block.x, flat / block.x % block.y, flat / block.x / block.y);
+  }
   blockDim = block;
   gridDim = grid;
   std::vector<int> blocks(size_t(grid.x) * grid.y * grid.z);
   std::iota(blocks.begin(), blocks.end(), 0);
   shuffle(blocks);
-  m.running = true;
   for (const int index : blocks) {
     const auto flat = static_cast<unsigned>(index);
     m.block = flat;
@@ -294,7 +311,6 @@ void run(const char* op, const void* kernel, dim3 grid, dim3 block, size_t share
     run_block();
     if (!m.report.empty()) break;
   }
-  m.running = false;
   m.shared.clear();
   if (!m.report.empty()) throw std::runtime_error(m.report);
 }
@@ -325,7 +341,7 @@ unsigned lane() { return static_cast<unsigned>(machine().current) % 32; }
 void sync_block(int line) {
   current().line = line;
   current().state = State::barrier;
-  to_scheduler(false);
+  to_scheduler();
 }
 
 // Lanes that are released find all values in one place: it is written again when all of them have come back.
@@ -340,54 +356,62 @@ const uint64_t* sync_warp(unsigned mask, const uint64_t* values, int count, int 
   mine.state = State::warp;
   if ((mask >> lane() & 1) == 0) tell("lane ", m.current, " is not in its own mask at line ", line);
   bool all = true;
-  for (int k = 0; k < 32; ++k) {
+  for (int k = 0; k < 32 && all; ++k) {
     const Lane& other = *m.lanes[first + k];
-    if (mask >> k & 1) all &= other.state == State::warp && other.line == line && other.mask == mask;
+    all = (mask >> k & 1) == 0 || (other.state == State::warp && other.line == line && other.mask == mask);
   }
   const bool whole = mask == 0xffffffffu;
   if (all) {
-    const auto show = [&](Lane& to) {
-      for (int j = 0; j < 32 * count; ++j) {
-        to.seen[j] = mask >> j / count & 1 ? m.lanes[first + j / count]->values[j % count] : 0;
+    const auto show = [&](int to) {
+      for (int k = 0; k < 32; ++k) {
+        for (int j = 0; j < count; ++j) {
+          m.seen[to][k * count + j] = mask >> k & 1 ? m.lanes[first + k]->values[j] : 0;
+        }
       }
     };
-    if (whole) show(*m.lanes[first]);
-    std::vector<int> released;
+    if (whole) show(first);
+    const auto before = static_cast<std::ptrdiff_t>(m.ready.size());
     for (int k = 0; k < 32; ++k) {
       if ((mask >> k & 1) == 0) continue;
       Lane& other = *m.lanes[first + k];
-      if (!whole) show(other);
+      if (!whole) show(first + k);
       other.state = State::ready;
       ++other.warp_epoch;
-      released.push_back(first + k);
+      m.ready.push_back(first + k);
     }
-    shuffle(released);
-    m.ready.insert(m.ready.end(), released.begin(), released.end());
+    std::shuffle(m.ready.begin() + before, m.ready.end(), m.random);
   }
-  to_scheduler(false);
-  return whole ? m.lanes[first]->seen : mine.seen;
+  to_scheduler();
+  return m.seen[whole ? first : m.current];
 }
 
 namespace {
 
 // Whether nothing orders an earlier access before this one.
-bool unordered(const Access& before, const Access& now, bool is_shared) {
-  if (before.lane < 0 || before.launch != now.launch) return false;
-  if (before.block != now.block) return !is_shared;
+bool unordered(const Access& before, const Access& now) {
+  const Machine& m = machine();
+  if (before.epoch < m.launch_epoch) return false;
+  if (before.epoch < m.block_epoch) return !now.shared;
   if (before.lane == now.lane || before.epoch != now.epoch) return false;
   return before.lane / 32 != now.lane / 32 || before.warp_epoch == now.warp_epoch;
 }
 
-Byte& shadow(uintptr_t address) {
+Page& page_of(uintptr_t address) {
   Machine& m = machine();
-  const uintptr_t page = address / kPage;
-  if (page != m.last_page) {
-    auto& found = m.pages[page];
-    if (!found) found = std::make_unique<Page>();
-    m.last_page = page;
-    m.last = found.get();
+  const uintptr_t number = address / kPage;
+  auto& [found_number, found] = m.found[number % m.found.size()];
+  if (found_number != number) {
+    auto& page = m.pages[number];
+    if (!page && m.spare.empty()) page = std::make_unique<Page>();
+    if (!page) {  // what it holds is of launches long ago, which the epochs say
+      page = std::move(m.spare.back());
+      m.spare.pop_back();
+      std::fill(std::begin(page->split), std::end(page->split), false);
+    }
+    found_number = number;
+    found = page.get();
   }
-  return m.last->bytes[address % kPage];
+  return *found;
 }
 
 // Whether the launch before wrote this byte, or read what is to be written now.
@@ -395,9 +419,13 @@ bool of_the_launch_before(uintptr_t address, bool write) {
   const Machine& m = machine();
   const auto found = m.pages_before.find(address / kPage);
   if (found == m.pages_before.end()) return false;
-  const Byte& byte = found->second->bytes[address % kPage];
-  const auto before = [&](const Access& access) { return access.launch == m.launch - 1 && !access.shared; };
-  return before(byte.write) || (write && before(byte.read));
+  const Page& page = *found->second;
+  const size_t at = address % kPage;
+  const Last& last = page.split[at / kWord] ? page.bytes[at] : page.words[at / kWord];
+  const auto before = [&](const Access& access) {
+    return access.epoch >= m.launch_before_epoch && access.epoch < m.launch_epoch && !access.shared;
+  };
+  return before(last.write) || (write && before(last.read));
 }
 
 bool is_shared(uintptr_t address) {
@@ -408,43 +436,77 @@ bool is_shared(uintptr_t address) {
   return false;
 }
 
+// Of a conflict: the block whose time this was.
+unsigned block_at(uint32_t epoch) {
+  const auto& begun = machine().begun;
+  const auto after = std::upper_bound(begun.begin(), begun.end(), std::make_pair(epoch, ~0u));
+  return (after - 1)->second;
+}
+
+// One access to a word or a byte, or what is wrong with it. Whether it is to go on.
+bool touch(Last& last, const Access& now, bool write) {
+  const Machine& m = machine();
+  const Access* conflict = nullptr;
+  if (unordered(last.write, now) && !(now.atomic && last.write.atomic)) conflict = &last.write;
+  if (write) {
+    if (!(now.atomic && last.read.atomic) && unordered(last.read, now)) conflict = &last.read;
+    if (!(now.atomic && last.other_read.atomic) && unordered(last.other_read, now)) {
+      conflict = &last.other_read;
+    }
+  }
+  if (conflict != nullptr) {
+    tell("lane ", m.current, " ", write ? "writes " : "reads ", now.shared ? "shared" : "global",
+         " memory after line ", current().line, " that lane ", conflict->lane, " of block ",
+         block_at(conflict->epoch), " touches too");
+    return false;
+  }
+  if (now.shared && !write && last.write.epoch < m.block_epoch) {
+    tell("lane ", m.current, " reads shared memory that nobody wrote, after line ", current().line);
+    return false;
+  }
+  if (write) {
+    last.write = now;
+  } else {
+    if (last.read.lane != now.lane || last.read.epoch < m.block_epoch) last.other_read = last.read;
+    last.read = now;
+  }
+  return true;
+}
+
 void note(const void* pointer, size_t bytes, bool write, bool atomic) {
 #if defined(__SANITIZE_ADDRESS__)
   return;  // this build sees no plain access, without which those of atomics tell nothing
 #endif
-  Machine& m = machine();
-  if (!m.running || m.current < 0 || !m.report.empty()) return;
+  const Machine& m = machine();
+  if (m.watched == nullptr) return;
+  const Lane& lane = *m.watched;
   const auto address = reinterpret_cast<uintptr_t>(pointer);
-  const Lane& lane = current();
   if (address - reinterpret_cast<uintptr_t>(lane.stack.get()) < kStack) return;
-  const bool shared = is_shared(address);
-  const Access now{m.launch, m.block, m.epoch, lane.warp_epoch, m.current, atomic, shared};
-  for (size_t k = 0; k < bytes; ++k) {
-    Byte& byte = shadow(address + k);
-    const Access* conflict = nullptr;
-    if (unordered(byte.write, now, shared) && !(atomic && byte.write.atomic)) conflict = &byte.write;
-    if (write && !(atomic && byte.read.atomic) && unordered(byte.read, now, shared)) conflict = &byte.read;
-    if (write && !(atomic && byte.other_read.atomic) && unordered(byte.other_read, now, shared)) {
-      conflict = &byte.other_read;
+  if (address - reinterpret_cast<uintptr_t>(m.seen) < sizeof(m.seen)) return;
+  Access now;
+  now.epoch = m.epoch;
+  now.warp_epoch = lane.warp_epoch;
+  now.lane = static_cast<unsigned>(m.current);
+  now.atomic = atomic;
+  now.shared = is_shared(address);
+  for (size_t k = 0; k < bytes;) {
+    Page& page = page_of(address + k);
+    const size_t at = (address + k) % kPage, word = at / kWord;
+    const bool whole = !page.split[word] && at % kWord == 0 && bytes - k >= kWord;
+    if (!whole && !page.split[word]) {
+      if (!page.bytes) page.bytes.reset(new Last[kPage]);
+      std::fill_n(&page.bytes[word * kWord], kWord, page.words[word]);
+      page.split[word] = true;
     }
-    const char* kind = shared ? "shared" : "global";
-    if (m.early && !shared && !lane.waited && of_the_launch_before(address + k, write)) {
-      return tell("lane ", m.current, " ", write ? "writes " : "reads ",
-                  "memory of the launch before, for which it has not waited");
+    const size_t step = whole ? kWord : 1;
+    for (size_t j = 0; m.early && !now.shared && !lane.waited && j < step; ++j) {
+      if (of_the_launch_before(address + k + j, write)) {
+        return tell("lane ", m.current, " ", write ? "writes " : "reads ",
+                    "memory of the launch before, for which it has not waited");
+      }
     }
-    if (conflict != nullptr) {
-      return tell("lane ", m.current, " ", write ? "writes " : "reads ", kind, " memory after line ",
-                  lane.line, " that lane ", conflict->lane, " of block ", conflict->block, " touches too");
-    }
-    if (shared && !write && (byte.write.launch != m.launch || byte.write.block != m.block)) {
-      return tell("lane ", m.current, " reads shared memory that nobody wrote, after line ", lane.line);
-    }
-    if (write) {
-      byte.write = now;
-    } else {
-      if (byte.read.lane != now.lane) byte.other_read = byte.read;
-      byte.read = now;
-    }
+    if (!touch(whole ? page.words[word] : page.bytes[at], now, write)) return;
+    k += step;
   }
 }
 

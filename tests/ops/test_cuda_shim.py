@@ -68,6 +68,8 @@ def run(built, kind, fault):
 def ops(built):
     for name, schema in (
         ("reverse", "(Tensor x, int fault) -> Tensor"),
+        ("bytes_of_words", "(Tensor x, int missing) -> Tensor"),
+        ("read_by_all", "(Tensor x) -> Tensor"),
         ("product", "(Tensor a, Tensor b) -> Tensor"),
         ("sums", "(Tensor x) -> Tensor"),
         ("twice_early", "(Tensor x, bool wait) -> Tensor"),
@@ -110,6 +112,29 @@ def test_faults_are_found(ops, fault, message):
             continue
         with pytest.raises(RuntimeError, match=f"^reverse: block \\d: {message}"):
             shim.reverse(x, FAULTS.index(fault))
+
+
+def test_bytes_of_words_are_watched(ops):
+    """Whole words are kept as one, until a byte of one is accessed."""
+    shim, seed = ops
+    x = torch.arange(512, dtype=torch.int32) % 256
+    for order in range(3):
+        seed(order)
+        assert torch.equal(shim.bytes_of_words(x, 0), x)
+        with pytest.raises(RuntimeError, match=r"lane \d+ writes shared memory .* touches too"):
+            shim.bytes_of_words(x, 1)
+        with pytest.raises(RuntimeError, match=r"lane \d+ (reads|writes) shared memory .* touches too"):
+            shim.bytes_of_words(x, 2)
+
+
+def test_what_one_lane_of_all_blocks_reads_none_of_them_writes(ops):
+    shim, seed = ops
+    for order in range(4):
+        seed(order)
+        with pytest.raises(
+            RuntimeError, match=r"lane 3 \w+ global memory .* that lane 3 of block \d touches"
+        ):
+            shim.read_by_all(torch.zeros(1, dtype=torch.int32))
 
 
 def test_a_kernel_that_begins_early_waits(ops):
