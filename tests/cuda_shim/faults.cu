@@ -100,7 +100,7 @@ Tensor bytes_of_words(const Tensor& x, int64_t missing) {
   return out;
 }
 
-// One lane of each block reads a word, which that of the last block writes.
+// One lane of each of two blocks reads a word, which that of the second writes.
 __global__ void __launch_bounds__(kThreads) read_by_all_kernel(int* word, int* out) {
   if (threadIdx.x != 3) return;
   const int value = word[0];
@@ -110,8 +110,8 @@ __global__ void __launch_bounds__(kThreads) read_by_all_kernel(int* word, int* o
 
 Tensor read_by_all(const Tensor& x) {
   const Device device(x);
-  Tensor word = torch::stable::new_zeros(x, {1}), out = torch::stable::new_empty(x, {4});
-  launch(device, "read_by_all", read_by_all_kernel, dim3(4), dim3(kThreads), 0, word.mutable_data_ptr<int>(),
+  Tensor word = torch::stable::new_zeros(x, {1}), out = torch::stable::new_empty(x, {2});
+  launch(device, "read_by_all", read_by_all_kernel, dim3(2), dim3(kThreads), 0, word.mutable_data_ptr<int>(),
          out.mutable_data_ptr<int>());
   return out;
 }
