@@ -55,7 +55,7 @@ TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(WOR
 test: setup lint  ## lint, then every test, those of the ops again in Triton's interpreter, and a minute of fuzzing
 	$(TESTS)
 	TRITON_INTERPRET=1 $(TESTS) tests/ops
-	OMP_NUM_THREADS=1 $(BIN)/python -m tools.fuzz --seconds 60
+	printf '%s\n' 0 1000000 | OMP_NUM_THREADS=1 xargs -P 2 -I SEED $(BIN)/python -m tools.fuzz --seconds 30 --seed SEED
 
 MINUTES := 10
 fuzz: setup  ## random files, command lines and arguments of the ops for MINUTES; prints each failure's seed
