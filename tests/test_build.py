@@ -79,7 +79,7 @@ def test_sdist_to_wheel(checkout, tmp_path):
     shutil.unpack_archive(sdist, source)
     (source,) = source.iterdir()
     assert not [*source.rglob("*.so"), *source.rglob("_build.json")]
-    # At -O3 it takes four times as long, and is what `make setup` built for all other tests.
+    # At -O3, which `make setup` builds for all other tests, it takes twice as long.
     wheel, output = build(source, "build_wheel('dist')", CXXFLAGS="-O1")
     assert re.fullmatch(r"solo_attn-[\d.]+-cp310-abi3-\w+\.whl", wheel.name)
     site = installed(wheel, tmp_path / "site")

@@ -1,16 +1,13 @@
-// Masks of K cells at H x W of the original image: their maps at stride 4 (h x w) are upsampled to 4 h x 4 w,
-// cropped, and resized to the original.
+// Masks of K cells: their maps at stride 4 (h x w) are upsampled to 4 h x 4 w, cropped, and resized to H x W.
 //
-// Bytes per mask: a map (4 h w, in the cache) and the result: H W for bool, some hundred bytes for run
-// lengths. Flops: 3 for each of h * 4 h and of w * H interpolations, 3 for each of 4 w * H, and 4 for each
-// pixel: from 200 x 336 to 1024 x 2048 about 13 M for a full mask, 0.8 M vectors of 16 and their loads, about
-// 0.5 ms on one core; of most masks only a small box is computed. The lower bound of bool is the time to
-// write H W bytes.
+// Bytes per mask: a map (4 h w, in the cache) and the result: H W for bool, some hundred for run lengths.
+// Flops: 3 for each of h * 4 h, w * H and 4 w * H interpolations, 4 for each pixel: from 200 x 336 to 1024 x
+// 2048 about 13 M for a full mask, 0.8 M vectors of 16 and their loads, 0.5 ms on one core; of most masks
+// only a small box is computed. The lower bound of bool is the time to write H W bytes.
 //
-// Run lengths are in column-major order, so all steps are: the map is transposed, upsampled in y along its
-// rows and then in x; each column is compared with the threshold and packed into words of 64 pixels, in which
-// the runs are found. Pixels are unpacked from the same words, transposed in blocks of 64 x 64, so both forms
-// are the same mask to the bit.
+// All steps are in column-major order, as run lengths are: the map is transposed and upsampled in y, then in
+// x; each column is compared with the threshold and packed into words of 64 pixels, in which the runs are
+// found. Pixels are unpacked from the same words, transposed in blocks of 64 x 64, so both forms agree.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -202,8 +199,7 @@ class Canvas {
         original_x_(s.image_size[1], s.original_size[1]) {}
 
   // Calls each(k, map, box, parts) for every cell, with the box that may hold a set pixel and the number of
-  // parts that its columns are divided into: of many masks each thread takes one at a time, of few masks all
-  // threads share each one.
+  // parts of its columns: of many masks each thread takes one at a time, few are each shared by all threads.
   template <class F>
   void for_each_cell(const F& each) const {
     const int64_t threads = thread_count();
