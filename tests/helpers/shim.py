@@ -2,7 +2,7 @@
 
 It proves the logic of kernels and launch code, and no more: not what nvcc makes of them, nor any speed. Built
 once for what csrc/ holds, with the compiler's thread instrumentation (races, see shim.cpp) and UBSan, or with
-ASan and UBSan.
+ASan.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ FLAGS += ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DSOLO_ATTN_SHIM", f"-I{
 UNDEFINED = ["-fsanitize=undefined", "-fno-sanitize-recover=undefined"]
 KINDS = {
     "race": [*UNDEFINED, "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"],
-    "asan": [*UNDEFINED, "-fsanitize=address", "-fno-omit-frame-pointer"],
+    "asan": ["-fsanitize=address", "-fno-omit-frame-pointer"],
 }
+LINKED = {"race": "-fsanitize=undefined", "asan": "-fsanitize=address"}
 OPS = sorted(path.parent.name for path in (ROOT / "csrc").glob("*/*_cuda.cu"))
 
 
@@ -87,8 +88,7 @@ def compile_all(kind: str, sources: list[Path], folder: Path, extra: tuple[str, 
         objects = list(pool.map(one, [*sources, SHIM / "shim.cpp"]))
     out = folder / "shim.so"
     libraries = [f"-L{path}" for path in library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
-    sanitizers = ["-fsanitize=undefined", *(["-fsanitize=address"] if kind == "asan" else [])]
-    subprocess.run(["g++", "-shared", *sanitizers, *objects, "-o", str(out), *libraries], check=True)
+    subprocess.run(["g++", "-shared", LINKED[kind], *objects, "-o", str(out), *libraries], check=True)
     return out
 
 
