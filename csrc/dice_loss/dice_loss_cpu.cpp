@@ -216,9 +216,9 @@ std::tuple<Tensor, Tensor> dice_loss_cpu(const Tensor& coarse, const std::option
     const int64_t blocks = (in.height + kBlock - 1) / kBlock, line = padded(in.width);
     std::vector<Sums<T>> parts(count * blocks);
     const int64_t cost = std::min(kBlock, in.height) * in.width / 2;
-    parallel_for(count * blocks, cost, [&](int64_t from, int64_t to) {
+    parallel_dynamic(count * blocks, cost, [&](const auto& next) {
       std::unique_ptr<T[]> store(new T[2 * line + in.room()]);
-      for (int64_t item = from; item < to; ++item) {
+      for (int64_t item = next(); item >= 0; item = next()) {
         const int64_t begin = item % blocks * kBlock;
         parts[item] = call<Forward<S, T>>(in.at(item / blocks, store.get() + 2 * line), store.get(),
                                           store.get() + line, begin, std::min(begin + kBlock, in.height));
@@ -264,11 +264,11 @@ std::tuple<Tensor, Tensor> dice_loss_bwd_cpu(const Tensor& grad, const Tensor& c
     S* second = attention_grad.mutable_data_ptr<S>();
     const int64_t room = RowPair<S, T>::size(in.w, in.width);
     const int64_t bands = bands_of(count, ch, edge, in.height);
-    parallel_for(count * bands, in.height * in.width / bands, [&](int64_t from, int64_t to) {
+    parallel_dynamic(count * bands, in.height * in.width / bands, [&](const auto& next) {
       std::unique_ptr<T[]> store(new T[in.width + 2 * in.room()]);
       T* sums_of_coarse = store.get() + in.width + in.room();
       T* sums_of_attention = sums_of_coarse + room;
-      for (int64_t item = from; item < to; ++item) {
+      for (int64_t item = next(); item >= 0; item = next()) {
         const int64_t k = item / bands, band = item % bands;
         const Range coarse_band = part_of({0, ch}, band, bands);
         const Range attention_band = part_of({0, edge}, band, bands);
