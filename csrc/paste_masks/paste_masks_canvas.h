@@ -111,10 +111,8 @@ struct Paste {
 
 // Every step from the inputs to the original image, as tables, and how threads share the work.
 //
-// A job is told of each cell k: `clear(k, i, parts)` is the i-th share of what is to be done before any of
-// its parts, `begin(k, parts)` comes before them, `add(k, i, paste, threshold, bytes, words)` makes the
-// columns of the i-th part, and `end(k, box, parts)` comes after the last. Calls for different i may run at
-// the same time.
+// A job is told of each cell k: `begin(k, parts)`, then for each i < parts, by any thread, `add(k, i, parts,
+// paste, threshold, bytes, words)`, which makes the columns of the i-th part, then `end(k, box, parts)`.
 template <class S, class T>
 class Canvas {
  public:
@@ -134,9 +132,9 @@ class Canvas {
   template <class Job>
   void run(Job& job) const {
     const int64_t threads = thread_count(), group = 2 * threads;
-    if (count_ >= 2 * group) return each_by_one(job);
+    if (threads == 1 || count_ >= 2 * group) return each_by_one(job);
     for (int64_t first = 0; first < count_; first += group) {
-      by_all(job, first, std::min(group, count_ - first), 2 * group);
+      by_all(job, first, std::min(group, count_ - first), group);
     }
   }
 
@@ -170,35 +168,32 @@ class Canvas {
       const std::unique_ptr<T[]> map(new T[width_ * stride_]), most(new T[width_ + height_]);
       T* most_y = most.get() + width_;
       for (int64_t k = next(); k >= 0; k = next()) {
-        job.clear(k, 0, 1);
         const Outline outline = outline_of(k, room);
         std::fill_n(most.get(), width_, -std::numeric_limits<T>::infinity());
         draw(k, outline.map, room, map.get(), most.get(), most_y);
         const Box box = closer(outline, most.get(), most_y);
         job.begin(k, 1);
-        if (!box.empty()) add(job, k, 0, map.get(), box, box.x, room);
+        add(job, k, 0, 1, map.get(), box, room);
         job.end(k, box, 1);
       }
     });
   }
 
-  // Cells [first, first + count), each step in about `shares` parts.
+  // Cells [first, first + count), each step in `shares` parts or more.
   template <class Job>
   void by_all(Job& job, int64_t first, int64_t count, int64_t shares) const {
-    constexpr int64_t kLeast = 32;  // rows of a band: at its ends some are made twice
     std::vector<Outline> outlines(count);
     parallel_dynamic(count, kWorthwhile / 2, [&](const auto& next) {
       const Room room(*this);
       for (int64_t c = next(); c >= 0; c = next()) outlines[c] = outline_of(first + c, room);
     });
-    const int64_t bands = std::clamp<int64_t>(shares / count, 1, std::max<int64_t>(1, height_ / kLeast));
+    const int64_t bands = (shares + count - 1) / count;
     const std::unique_ptr<T[]> maps(new T[count * width_ * stride_]), most_y(new T[count * height_]);
     std::vector<T> most_x(count * bands * width_, -std::numeric_limits<T>::infinity());
     parallel_dynamic(count * bands, 2 * height_ * width_ / bands, [&](const auto& next) {
       const Room room(*this);
       for (int64_t item = next(); item >= 0; item = next()) {
         const int64_t c = item / bands, band = item % bands;
-        job.clear(first + c, band, bands);
         const Box& map = outlines[c].map;
         draw(first + c, {part_of(map.y, band, bands), map.x}, room, maps.get() + c * width_ * stride_,
              most_x.data() + item * width_, most_y.get() + c * height_);
@@ -213,24 +208,23 @@ class Canvas {
     std::vector<std::atomic<int64_t>> left(count);
     for (int64_t c = 0; c < count; ++c) {
       T* most = most_x.data() + c * bands * width_;
-      for (int64_t i = width_; i < bands * width_; ++i)
-        most[i % width_] = std::max(most[i % width_], most[i]);
+      for (int64_t band = 1; band < bands; ++band) {
+        for (int64_t x = 0; x < width_; ++x) most[x] = std::max(most[x], most[band * width_ + x]);
+      }
       boxes[c] = closer(outlines[c], most, most_y.get() + c * height_);
       const int64_t columns = boxes[c].x.end - boxes[c].x.begin;
       const int64_t pixels = columns * (boxes[c].y.end - boxes[c].y.begin);
-      const int64_t most_parts = (shares + count - 1) / count;
-      parts[c] = std::clamp<int64_t>(std::min(pixels / kWorthwhile, columns / kWord), 1, most_parts);
+      // Columns differ in work: twice as many parts as bands.
+      parts[c] = std::clamp<int64_t>(std::min(pixels / kWorthwhile, columns / kWord), 1, 2 * bands);
       left[c] = parts[c];
       job.begin(first + c, parts[c]);
-      if (boxes[c].empty()) job.end(first + c, boxes[c], parts[c]);
-      for (int64_t i = 0; i < parts[c] && !boxes[c].empty(); ++i) todo.push_back({c, i});
+      for (int64_t i = 0; i < parts[c]; ++i) todo.push_back({c, i});
     }
     parallel_dynamic(static_cast<int64_t>(todo.size()), kWorthwhile, [&](const auto& next) {
       const Room room(*this);
       for (int64_t item = next(); item >= 0; item = next()) {
         const auto [c, i] = todo[item];
-        add(job, first + c, i, maps.get() + c * width_ * stride_, boxes[c], part_of(boxes[c].x, i, parts[c]),
-            room);
+        add(job, first + c, i, parts[c], maps.get() + c * width_ * stride_, boxes[c], room);
         if (--left[c] == 0) job.end(first + c, boxes[c], parts[c]);
       }
     });
@@ -258,13 +252,14 @@ class Canvas {
       while (!range.empty() && most[range.end - 1] <= cut) --range.end;
       return range;
     };
-    return {both(outline.box.y, forth(padded_y_, original_y_, tight(most_y, outline.map.y))),
-            both(outline.box.x, forth(padded_x_, original_x_, tight(most_x, outline.map.x)))};
+    const Box box{both(outline.box.y, forth(padded_y_, original_y_, tight(most_y, outline.map.y))),
+                  both(outline.box.x, forth(padded_x_, original_x_, tight(most_x, outline.map.x)))};
+    return box.empty() ? Box{{0, 0}, {0, 0}} : box;
   }
 
-  // Columns x of cell k.
+  // The i-th part of cell k; of an empty box too, of which nothing is set.
   template <class Job>
-  void add(Job& job, int64_t k, int64_t i, const T* map, Box box, Range x, const Room& room) const {
+  void add(Job& job, int64_t k, int64_t i, int64_t parts, const T* map, Box box, const Room& room) const {
     const Paste<T> paste{map,
                          stride_,
                          padded_y_.view(),
@@ -272,11 +267,11 @@ class Canvas {
                          original_y_.view(),
                          original_x_.view(),
                          box.y,
-                         x,
+                         part_of(box.x, i, parts),
                          room.store.get(),
                          {-1, -1},
                          {-1, -1}};
-    job.add(k, i, paste, threshold_, room.bytes.get(), room.words.get());
+    job.add(k, i, parts, paste, threshold_, room.bytes.get(), room.words.get());
   }
 
   static Range both(Range a, Range b) { return {std::max(a.begin, b.begin), std::min(a.end, b.end)}; }

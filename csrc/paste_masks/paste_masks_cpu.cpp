@@ -113,15 +113,16 @@ struct Pixels {
   bool* out;
   bool blank;  // all false already
 
-  void clear(int64_t k, int64_t i, int64_t parts) const {
-    if (blank) return;
-    const Range pixels = part_of({0, height * width}, i, parts);
-    std::fill(out + k * height * width + pixels.begin, out + k * height * width + pixels.end, false);
-  }
   void begin(int64_t, int64_t) const {}
   template <class T>
-  void add(int64_t k, int64_t, const Paste<T>& paste, T threshold, uint8_t* bytes, uint64_t* words) const {
-    call<ToPixels<T>>(paste, threshold, bytes, words, out + k * height * width);
+  void add(int64_t k, int64_t i, int64_t parts, const Paste<T>& paste, T threshold, uint8_t* bytes,
+           uint64_t* words) const {
+    bool* mask = out + k * height * width;
+    if (!blank) {
+      const int64_t begin = i == 0 ? 0 : paste.x.begin, end = i == parts - 1 ? width : paste.x.end;
+      for (int64_t y = 0; y < height; ++y) std::fill(mask + y * width + begin, mask + y * width + end, false);
+    }
+    call<ToPixels<T>>(paste, threshold, bytes, words, mask);
   }
   void end(int64_t, Box, int64_t) const {}
 };
@@ -134,10 +135,10 @@ struct Texts {
   Texts(int64_t count, int64_t height_in, int64_t width_in)
       : height(height_in), width(width_in), texts(count), found(count) {}
 
-  void clear(int64_t, int64_t, int64_t) const {}
   void begin(int64_t k, int64_t parts) { found[k].resize(parts); }
   template <class T>
-  void add(int64_t k, int64_t i, const Paste<T>& paste, T threshold, uint8_t* bytes, uint64_t* words) {
+  void add(int64_t k, int64_t i, int64_t, const Paste<T>& paste, T threshold, uint8_t* bytes,
+           uint64_t* words) {
     call<ToRuns<T>>(paste, threshold, bytes, words, &found[k][i]);
   }
   void end(int64_t k, Box box, int64_t parts) {
