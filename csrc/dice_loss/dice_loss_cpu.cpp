@@ -33,7 +33,7 @@ namespace solo_attn::dice_loss {
 namespace {
 
 // Output rows that are summed at a time: parts of a sum are the same whatever the number of threads.
-constexpr int64_t kBlock = 64;
+constexpr int64_t kBlock = 32;
 // Sums are made in this many lanes, on every instruction set.
 constexpr int64_t kLanes = 16;
 
