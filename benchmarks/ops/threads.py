@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
 import torch
@@ -69,7 +69,7 @@ def with_threads(count: int, run: Run) -> Any:
     return run()
 
 
-def seconds_of(runs: dict[str, Run], seconds: float) -> dict[str, Any]:
+def seconds_of(runs: Mapping[str, Run], seconds: float) -> dict[str, Any]:
     """The times of one race, as long as they need to be steady; of one round if ``seconds`` is 0."""
     race = Race(runs)
     row: dict[str, Any] = {}
