@@ -2,14 +2,16 @@
 
 python -m benchmarks.ops.threads
 
-Both numbers of threads take turns in one process, and medians count.
+Both numbers of threads take turns in one process, and medians count. Two floors stand beside them: the
+same call on one tiny mask, which no thread can share (Python, dispatch, autograd), and masks of which nothing
+is set, where the op only gets the memory of its result.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
 import torch
@@ -29,6 +31,7 @@ COUNTS: dict[str, tuple[int, tuple[int, int]]] = {
     "4 large masks": (4, LARGE),
     "500 small masks": (500, SMALL),
 }
+STARTED = 40_000  # numbers whose sign PyTorch changes: the least that it starts threads for is 32,768
 Run = Callable[[], Any]
 
 
@@ -52,6 +55,8 @@ def runs_of(coarse: Tensor, attention: Tensor) -> Iterator[tuple[str, Run]]:
     yield "mask_bits", functools.partial(ops.mask_bits, *arguments, backend="cpu")
     to_image = (*arguments, (4 * size[0], 4 * size[1]), original)
     yield "paste_masks, bool", functools.partial(ops.paste_masks, *to_image, backend="cpu")
+    nothing = (torch.full_like(coarse, -30.0), torch.zeros_like(attention), *to_image[2:])
+    yield "paste_masks, bool, nothing set", functools.partial(ops.paste_masks, *nothing, backend="cpu")
     yield "paste_masks, COCO RLE", functools.partial(ops.paste_masks, *to_image, rle=True, backend="cpu")
     leaves = [coarse.detach().requires_grad_(), attention.detach().requires_grad_()]
     targets = torch.nn.functional.interpolate(coarse[None], size, mode="bilinear")[0] > 0
@@ -64,6 +69,18 @@ def with_threads(count: int, run: Run) -> Any:
     return run()
 
 
+def seconds_of(runs: Mapping[str, Run], seconds: float) -> dict[str, Any]:
+    """The times of one race, as long as they need to be steady; of one round if ``seconds`` is 0."""
+    race = Race(runs)
+    row: dict[str, Any] = {}
+    if seconds:
+        row["busy"] = wait_until_quiet().busy
+        row["spread"] = run_until_steady(race, race.affordable(seconds, least=1))
+    else:
+        race.round()
+    return {"seconds": {name: times.as_dict() for name, times in race.times().items()}, **row}
+
+
 def main(
     seconds: Annotated[float, typer.Option(help="Of a batch of rounds; a race has three or more.")] = 1.0,
     dry_run: Annotated[bool, typer.Option(help="Tiny masks, one round, nothing stored.")] = False,
@@ -71,23 +88,30 @@ def main(
     """Measure every op and store threads.json."""
     torch.set_num_threads(2)
     where, rows = environment("cpu"), []
+    if dry_run:
+        seconds = 0
+    numbers = torch.ones(STARTED)
+    start = seconds_of(
+        {str(n): functools.partial(with_threads, n, functools.partial(torch.neg, numbers)) for n in (1, 2)},
+        seconds,
+    )
+    one_tiny = dict(runs_of(*large_masks(1, TINY)))
+    calls = {
+        op: seconds_of({"1": functools.partial(with_threads, 1, run)}, seconds)["seconds"]["1"]
+        for op, run in one_tiny.items()
+    }
     for what, (count, level) in COUNTS.items():
         draw = large_masks if level == LARGE else functools.partial(cell_logits, side=SIDE)
         coarse, attention = draw(count, TINY if dry_run else level)
         for op, run in runs_of(coarse, attention):
-            race = Race({str(n): functools.partial(with_threads, n, run) for n in (1, 2)})
-            row: dict[str, Any] = {"op": op, "masks": what, "level": level}
-            if dry_run:
-                race.round()
-            else:
-                row["busy"] = wait_until_quiet().busy
-                row["spread"] = run_until_steady(race, race.affordable(seconds, least=1))
-            row["seconds"] = {name: times.as_dict() for name, times in race.times().items()}
+            runs = {str(n): functools.partial(with_threads, n, run) for n in (1, 2)}
+            row: dict[str, Any] = {"op": op, "masks": what, "level": level, "call": calls[op]}
+            row |= seconds_of(runs, seconds)
             one, two = (row["seconds"][name]["median"] for name in ("1", "2"))
             typer.echo(f"{op}, {what}: {1e3 * one:.3g} ms, with 2 threads {one / two:.2f}x as fast")
             rows.append(row)
     if not dry_run:
-        text = json.dumps({"environment": where, "rows": rows}, indent=1)
+        text = json.dumps({"environment": where, "start": start, "rows": rows}, indent=1)
         (RESULTS / CPU / "threads.json").write_text(text + "\n", encoding="utf-8")
 
 

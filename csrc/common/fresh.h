@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -36,6 +37,31 @@ inline torch::stable::Tensor fresh(const torch::stable::Tensor& like,
   torch::stable::Tensor out = torch::stable::new_empty(like, sizes, dtype);
   ask_for_huge_pages(out.mutable_data_ptr(), static_cast<std::size_t>(out.numel()) * out.element_size());
   return out;
+}
+
+// A new result of count x height x width bools that are all false, in pages of its own: the system hands them
+// out as zeros, so that what stays false is never written. Only of a size for which allocators map new pages
+// as well; none of a smaller one, or where the system has no room.
+inline std::optional<torch::stable::Tensor> blank_masks(const torch::stable::Tensor& like, int64_t count,
+                                                        int64_t height, int64_t width) {
+#if defined(MADV_HUGEPAGE)
+  constexpr std::size_t kPage = std::size_t{2} << 20, kWorthwhile = std::size_t{32} << 20,
+                        kMost = std::size_t{1} << 46;
+  const double about = static_cast<double>(count) * static_cast<double>(height) * static_cast<double>(width);
+  if (about < kWorthwhile || about > kMost) return std::nullopt;
+  const int64_t sizes[] = {count, height, width}, strides[] = {height * width, width, 1};
+  const auto bytes = static_cast<std::size_t>(count * height * width);
+  const std::size_t whole = (bytes + kPage - 1) / kPage * kPage, room = whole + kPage;
+  void* pages = ::mmap(nullptr, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (pages == MAP_FAILED) return std::nullopt;
+  const auto begin = (reinterpret_cast<std::uintptr_t>(pages) + kPage - 1) / kPage * kPage;
+  ask_for_huge_pages(reinterpret_cast<void*>(begin), whole);
+  return torch::stable::from_blob(reinterpret_cast<void*>(begin), sizes, strides, like.device(),
+                                  torch::headeronly::ScalarType::Bool,
+                                  [pages, room](void*) { (void)::munmap(pages, room); });
+#else
+  return std::nullopt;
+#endif
 }
 
 }  // namespace solo_attn

@@ -196,8 +196,8 @@ class Cells {
     if (!plain_) call<Largest<S, T>>(added(k), side_, side_, side_, more_y, more_x, wide);
     const Range live_y = alive<T>(y, most_y, other_y, plain_ ? nullptr : more_y, cut_);
     const Range live_x = alive<T>(x, most_x, other_x, plain_ ? nullptr : more_x, cut_);
-    if (live_y.empty() || live_x.empty()) return {{0, 0}, {0, 0}};
-    return {reached(rows_.view(), live_y), reached(columns_.view(), live_x)};
+    const Box box{reached(rows_.view(), live_y), reached(columns_.view(), live_x)};
+    return box.empty() ? Box{{0, 0}, {0, 0}} : box;
   }
 
  private:

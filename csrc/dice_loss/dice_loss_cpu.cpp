@@ -32,8 +32,9 @@
 namespace solo_attn::dice_loss {
 namespace {
 
-// Output rows that are summed at a time: parts of a sum are the same whatever the number of threads.
-constexpr int64_t kBlock = 64;
+// Output rows that are summed at a time: parts of a sum are the same whatever the number of threads. They are
+// kept as double, so that a sum of many is rounded once.
+constexpr int64_t kBlock = 32;
 // Sums are made in this many lanes, on every instruction set.
 constexpr int64_t kLanes = 16;
 
@@ -43,8 +44,8 @@ int64_t padded(int64_t width) { return (width + kLanes - 1) / kLanes * kLanes; }
 template <class S, class T>
 struct Forward {
   template <Isa isa>
-  static SOLO_ATTN_INLINE Sums<T> run(Maps<S, T> maps, T* __restrict p, T* __restrict overlap, int64_t begin,
-                                      int64_t end) {
+  static SOLO_ATTN_INLINE Sums<double> run(Maps<S, T> maps, T* __restrict p, T* __restrict overlap,
+                                           int64_t begin, int64_t end) {
     typedef T Lanes __attribute__((vector_size(kLanes * sizeof(T))));
     const int64_t width = maps.coarse.columns.out, last = padded(width);
     double overlaps = 0, squares = 0;
@@ -75,7 +76,7 @@ struct Forward {
       squares += row_squares;
       pixels += count;
     }
-    return {static_cast<T>(overlaps), static_cast<T>(squares), static_cast<T>(pixels)};
+    return {overlaps, squares, static_cast<double>(pixels)};
   }
 };
 
@@ -214,11 +215,11 @@ std::tuple<Tensor, Tensor> dice_loss_cpu(const Tensor& coarse, const std::option
     using T = accumulator_t<S>;
     const Inputs<S, T> in(coarse, attention, targets);
     const int64_t blocks = (in.height + kBlock - 1) / kBlock, line = padded(in.width);
-    std::vector<Sums<T>> parts(count * blocks);
+    std::vector<Sums<double>> parts(count * blocks);
     const int64_t cost = std::min(kBlock, in.height) * in.width / 2;
-    parallel_for(count * blocks, cost, [&](int64_t from, int64_t to) {
+    parallel_dynamic(count * blocks, cost, [&](const auto& next) {
       std::unique_ptr<T[]> store(new T[2 * line + in.room()]);
-      for (int64_t item = from; item < to; ++item) {
+      for (int64_t item = next(); item >= 0; item = next()) {
         const int64_t begin = item % blocks * kBlock;
         parts[item] = call<Forward<S, T>>(in.at(item / blocks, store.get() + 2 * line), store.get(),
                                           store.get() + line, begin, std::min(begin + kBlock, in.height));
@@ -227,15 +228,15 @@ std::tuple<Tensor, Tensor> dice_loss_cpu(const Tensor& coarse, const std::option
     T* out = losses.mutable_data_ptr<T>();
     T* kept = sums.mutable_data_ptr<T>();
     for (int64_t k = 0; k < count; ++k) {
-      Sums<T> all{0, 0, 0};
+      Sums<double> all{0, 0, 0};
       for (int64_t block = 0; block < blocks; ++block) {
-        const Sums<T>& part = parts[k * blocks + block];
+        const Sums<double>& part = parts[k * blocks + block];
         all.overlap += part.overlap;
         all.squares += part.squares;
         all.pixels += part.pixels;
       }
-      kept[2 * k] = all.overlap;
-      kept[2 * k + 1] = all.total(static_cast<T>(eps));
+      kept[2 * k] = static_cast<T>(all.overlap);
+      kept[2 * k + 1] = static_cast<T>(all.total(eps));
       out[k] = loss(kept[2 * k], kept[2 * k + 1]);
     }
   });
@@ -264,11 +265,11 @@ std::tuple<Tensor, Tensor> dice_loss_bwd_cpu(const Tensor& grad, const Tensor& c
     S* second = attention_grad.mutable_data_ptr<S>();
     const int64_t room = RowPair<S, T>::size(in.w, in.width);
     const int64_t bands = bands_of(count, ch, edge, in.height);
-    parallel_for(count * bands, in.height * in.width / bands, [&](int64_t from, int64_t to) {
+    parallel_dynamic(count * bands, in.height * in.width / bands, [&](const auto& next) {
       std::unique_ptr<T[]> store(new T[in.width + 2 * in.room()]);
       T* sums_of_coarse = store.get() + in.width + in.room();
       T* sums_of_attention = sums_of_coarse + room;
-      for (int64_t item = from; item < to; ++item) {
+      for (int64_t item = next(); item >= 0; item = next()) {
         const int64_t k = item / bands, band = item % bands;
         const Range coarse_band = part_of({0, ch}, band, bands);
         const Range attention_band = part_of({0, edge}, band, bands);

@@ -116,14 +116,119 @@ struct Threshold {
   }
 };
 
+// What the op returns, of cell k.
+template <class T>
+struct Results {
+  uint64_t* bits;
+  int64_t* areas;
+  T* means;
+  int64_t words;
+
+  void clear(int64_t k) const { std::fill_n(bits + k * words, words, 0); }
+  void set(int64_t k, int64_t area, const T* sums, int64_t rows) const {
+    double sum = 0;
+    for (int64_t y = 0; y < rows; ++y) sum += sums[y];
+    areas[k] = area;
+    means[k] = maskness<T>(sum, area);
+  }
+};
+
+// The memory of a thread: a row of what is above the threshold, and the cells' own.
+template <class T>
+struct Room {
+  template <class S>
+  Room(const Cells<S, T>& cells, int64_t width)
+      : line((width + kWord - 1) / kWord * kWord),
+        store(new T[line + cells.room()]),
+        bytes(new uint8_t[line]) {}
+
+  T* cells() const { return store.get() + line; }
+
+  int64_t line;
+  std::unique_ptr<T[]> store;
+  std::unique_ptr<uint8_t[]> bytes;
+};
+
+// The area in a box, and the sums of its rows.
+template <class S, class T>
+int64_t threshold_box(const Cells<S, T>& cells, int64_t k, Box box, T threshold, const Room<T>& room,
+                      const Results<T>& out, T* sums) {
+  if (box.empty()) return 0;
+  return call<Threshold<S, T>>(cells.at(k, box, room.cells()), threshold, room.store.get(), room.bytes.get(),
+                               out.bits + k * out.words, sums);
+}
+
+// Many cells: each is one thread's, while its logits are in the cache.
+template <class S, class T>
+void each_by_one(const Cells<S, T>& cells, int64_t count, int64_t height, int64_t width, T threshold,
+                 const Results<T>& out) {
+  parallel_dynamic(count, height * width, [&](const auto& next) {
+    const Room<T> room(cells, width);
+    std::unique_ptr<T[]> sums(new T[height]);
+    for (int64_t k = next(); k >= 0; k = next()) {
+      out.clear(k);
+      const Box box = cells.bounds(k, room.cells());
+      const int64_t area = threshold_box(cells, k, box, threshold, room, out, sums.get());
+      out.set(k, area, sums.get(), box.y.end - box.y.begin);
+    }
+  });
+}
+
+// Few cells: threads share blocks of their rows.
+template <class S, class T>
+void by_all(const Cells<S, T>& cells, int64_t count, int64_t cost, int64_t width, T threshold,
+            const Results<T>& out) {
+  std::vector<Box> boxes(count);
+  parallel_dynamic(count, cost, [&](const auto& next) {
+    const Room<T> room(cells, width);
+    for (int64_t k = next(); k >= 0; k = next()) {
+      out.clear(k);
+      boxes[k] = cells.bounds(k, room.cells());
+    }
+  });
+  int64_t rows = 0, pixels = 0;
+  for (const Box& box : boxes) {
+    rows += box.y.end - box.y.begin;
+    pixels += (box.y.end - box.y.begin) * (box.x.end - box.x.begin);
+  }
+  const int64_t size_of_block = block_rows(rows, width);
+  std::vector<Block> blocks;
+  std::vector<T> sums(rows);
+  int64_t first = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    for (int64_t y = boxes[k].y.begin, end; y < boxes[k].y.end; y = end) {
+      end = std::min((y / size_of_block + 1) * size_of_block, boxes[k].y.end);
+      blocks.push_back({k, {{y, end}, boxes[k].x}, 0, first});
+      first += end - y;
+    }
+  }
+  const auto some = static_cast<int64_t>(blocks.size());
+  parallel_dynamic(some, pixels / std::max<int64_t>(1, 2 * some), [&](const auto& next) {
+    const Room<T> room(cells, width);
+    for (int64_t b = next(); b >= 0; b = next()) {
+      Block& block = blocks[b];
+      block.area =
+          threshold_box(cells, block.cell, block.box, threshold, room, out, sums.data() + block.first);
+    }
+  });
+  std::vector<int64_t> areas(count);
+  for (const Block& block : blocks) areas[block.cell] += block.area;
+  first = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    const int64_t tall = boxes[k].y.end - boxes[k].y.begin;
+    out.set(k, areas[k], sums.data() + first, tall);
+    first += tall;
+  }
+}
+
 std::tuple<Tensor, Tensor, Tensor> mask_bits_cpu(const Tensor& coarse, const std::optional<Tensor>& attention,
                                                  std::vector<int64_t> size, std::vector<int64_t> out_size,
                                                  double threshold) {
   check_cells("mask_bits", coarse, attention);
   check_size("mask_bits", "size", size);
   check_size("mask_bits", "out_size", out_size);
-  const int64_t count = coarse.size(0), width = out_size[1];
-  const int64_t words = (out_size[0] * width + kWord - 1) / kWord;
+  const int64_t count = coarse.size(0), height = out_size[0], width = out_size[1];
+  const int64_t words = (height * width + kWord - 1) / kWord;
   Tensor bits = fresh(coarse, {count, words}, ScalarType::Long);
   Tensor areas = fresh(coarse, {count}, ScalarType::Long);
   Tensor means = fresh(coarse, {count}, accumulator_dtype(coarse.scalar_type()));
@@ -131,52 +236,14 @@ std::tuple<Tensor, Tensor, Tensor> mask_bits_cpu(const Tensor& coarse, const std
     using S = typename decltype(tag)::type;
     using T = accumulator_t<S>;
     const Cells<S, T> cells(coarse, attention, size, out_size, threshold);
-    uint64_t* word = reinterpret_cast<uint64_t*>(bits.mutable_data_ptr<int64_t>());
-    int64_t* area = areas.mutable_data_ptr<int64_t>();
-    T* mean = means.mutable_data_ptr<T>();
-    const int64_t line = (width + kWord - 1) / kWord * kWord;
-    std::vector<Box> boxes(count);
-    parallel_for(count, coarse.size(1) * coarse.size(2), [&](int64_t from, int64_t to) {
-      std::unique_ptr<T[]> store(new T[cells.room()]);
-      std::fill(word + from * words, word + to * words, 0);
-      for (int64_t k = from; k < to; ++k) boxes[k] = cells.bounds(k, store.get());
-    });
-    int64_t rows = 0, pixels = 0;
-    for (const Box& box : boxes) {
-      rows += box.y.end - box.y.begin;
-      pixels += (box.y.end - box.y.begin) * (box.x.end - box.x.begin);
+    const Results<T> out{reinterpret_cast<uint64_t*>(bits.mutable_data_ptr<int64_t>()),
+                         areas.mutable_data_ptr<int64_t>(), means.mutable_data_ptr<T>(), words};
+    const T limit = static_cast<T>(threshold);
+    if (count >= 4 * thread_count()) {
+      each_by_one(cells, count, height, width, limit, out);
+    } else {
+      by_all(cells, count, coarse.size(1) * coarse.size(2), width, limit, out);
     }
-    const int64_t size_of_block = block_rows(rows, width);
-    std::vector<Block> blocks;
-    std::vector<T> sums_of_rows(rows);
-    int64_t first = 0;
-    for (int64_t k = 0; k < count; ++k) {
-      for (int64_t y = boxes[k].y.begin, end; y < boxes[k].y.end; y = end) {
-        end = std::min((y / size_of_block + 1) * size_of_block, boxes[k].y.end);
-        blocks.push_back({k, {{y, end}, boxes[k].x}, 0, first});
-        first += end - y;
-      }
-    }
-    const auto some = static_cast<int64_t>(blocks.size());
-    parallel_dynamic(some, pixels / std::max<int64_t>(1, 2 * some), [&](const auto& next) {
-      std::unique_ptr<T[]> store(new T[line + cells.room()]);
-      std::unique_ptr<uint8_t[]> bytes(new uint8_t[line]);
-      for (int64_t b = next(); b >= 0; b = next()) {
-        Block& block = blocks[b];
-        block.area = call<Threshold<S, T>>(cells.at(block.cell, block.box, store.get() + line),
-                                           static_cast<T>(threshold), store.get(), bytes.get(),
-                                           word + block.cell * words, sums_of_rows.data() + block.first);
-      }
-    });
-    std::vector<double> sums(count);
-    std::fill_n(area, count, 0);
-    for (const Block& block : blocks) {
-      area[block.cell] += block.area;
-      for (int64_t y = 0; y < block.box.y.end - block.box.y.begin; ++y) {
-        sums[block.cell] += sums_of_rows[block.first + y];
-      }
-    }
-    for (int64_t k = 0; k < count; ++k) mean[k] = maskness<T>(sums[k], area[k]);
   });
   return {bits, areas, means};
 }

@@ -35,7 +35,7 @@ def test_both_numbers_of_threads_run_every_op() -> None:
         for count, draw in ((2, threads.large_masks), (3, threads.cell_logits)):
             side = () if draw is threads.large_masks else (threads.SIDE,)
             runs = dict(threads.runs_of(*draw(count, threads.TINY, *side)))
-            assert len(runs) == 4
+            assert len(runs) == 5
             for run in runs.values():
                 one, two = (threads.with_threads(n, run) for n in (1, 2))
                 assert torch.get_num_threads() == 2
@@ -103,10 +103,21 @@ def test_the_pages_of_threads_and_huge_pages(store: Callable[[str, Any], None]) 
         "threads",
         {
             "environment": ABOUT,
-            "rows": [{"op": "mask_bits", "masks": "1 mask", "level": [168, 336], "seconds": seconds}],
+            "start": {"seconds": {"1": {"median": 4e-6}, "2": {"median": 9e-6}}},
+            "rows": [
+                {
+                    "op": "mask_bits",
+                    "masks": "1 mask",
+                    "level": [168, 336],
+                    "call": {"median": 0.001},
+                    "seconds": seconds,
+                }
+            ],
         },
     )
-    assert "| mask_bits | 1 mask, logits 168 x 336 | 4.00 | 2.00 | 2.00x |" in scaling.threads()
+    text = scaling.threads()
+    assert "| mask_bits | 1 mask, logits 168 x 336 | 4.00 | 2.00 | 2.00x | 1.60x |" in text
+    assert "takes 4 us with one and 9 us with two" in text
     times = {"0": {"median": 3.0}, "1": {"median": 2.0}}
     store("huge_pages", {"environment": ABOUT, "size": [384, 768], "rows": {"training step": times}})
     assert "| training step | 3.00 | 2.00 | 1.50x |" in scaling.huge_pages()

@@ -1,5 +1,8 @@
 """What the C++ kernel promises beyond the tests of all backends: both forms, boxes, threads, no crash."""
 
+import mmap
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -99,6 +102,30 @@ def test_thread_count_changes_nothing(runner, threads):
         # Of one mask the threads share the columns.
         assert torch.equal(runner(coarse[:1], rows[:1], *sizes), masks[:1])
         assert runner(coarse[:1], rows[:1], *sizes, rle=True) == rles[:1]
+
+
+def test_a_large_result_has_pages_of_its_own(runner):
+    """From 32 MiB on nothing is filled with False; masks are those of small results, can be written."""
+    coarse, rows = inputs(runner, 9, (25, 31), 12, torch.float32)
+    coarse[0], coarse[1] = 9.0, -9.0
+    sizes = ((50, 62), (100, 124), (390, 480), (900, 1100))
+    few, many = (runner(coarse.repeat(n, 1, 1), rows.repeat(n, 1, 1), *sizes) for n in (1, 4))
+    assert few.numel() < 32 << 20 < many.numel()
+    assert torch.equal(many, few.repeat(4, 1, 1))
+    assert torch.equal(many.logical_not_(), ~few.repeat(4, 1, 1))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux says what a process has mapped")
+def test_pages_of_a_large_result_are_given_back(runner):
+    coarse = torch.full((40, 3, 4), -9.0)
+
+    def mapped():
+        return int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+
+    before = mapped()
+    for _ in range(20):
+        assert not runner(coarse, None, (6, 8), (12, 16), (48, 64), (1000, 1000))[-1].any()
+    assert mapped() - before < 200 << 20
 
 
 def test_bad_input_is_an_error(runner):
