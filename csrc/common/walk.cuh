@@ -197,7 +197,9 @@ struct WalkPlan {
   int bands;
   uint32_t parts;  // tiles * bands: blocks of a cell
 
-  // Bands are of a multiple of `step` rows and of `most_rows` at most, blocks of `most_threads`.
+  WalkPlan() = default;
+  // `count` cells are to fill the GPU, those of other levels of the launch among them. Bands are of a
+  // multiple of `step` rows and of `most_rows` at most, blocks of `most_threads`.
   WalkPlan(int64_t count, int64_t height, int64_t width, int columns, int64_t step = 1,
            int64_t most_rows = kWalkRows, int64_t most_threads = kWalkThreads)
       : width(static_cast<int>(width)), height(static_cast<int>(height)) {
@@ -215,15 +217,14 @@ struct WalkPlan {
   int64_t blocks(int64_t count) const { return count * parts; }
 };
 
-// A block's own.
+// Of a block, by its number among those of its level.
 struct WalkPlace {
   int64_t cell;
   int x;  // of the thread's first column
   int begin;
   int end;  // rows
 
-  __device__ __forceinline__ WalkPlace(const WalkPlan& plan, int columns) {
-    const uint32_t index = blockIdx.x;
+  __device__ __forceinline__ WalkPlace(const WalkPlan& plan, int columns, uint32_t index) {
     const int part = static_cast<int>(index % plan.parts);
     cell = index / plan.parts;
     x = (part % plan.tiles * plan.threads + static_cast<int>(threadIdx.x)) * columns;

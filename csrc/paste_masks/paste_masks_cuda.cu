@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kWalkThreads, (kProbabilityBlocks<S, kSame>))
   using T = accumulator_t<S>;
   constexpr int kColumns = kProbabilityColumns<S, kSame>;
   SOLO_ATTN_SHARED(shared, ProbabilityShared<S>);
-  const WalkPlace place(plan, kColumns);
+  const WalkPlace place(plan, kColumns, blockIdx.x);
   T* to = out + (place.cell * plan.height + place.begin) * plan.width + place.x;
   const int left = plan.width - place.x;
   const bool whole = plan.width % kColumns == 0;
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kPasteThreads, kPasteBlocks)
   SOLO_ATTN_DYNAMIC_SHARED(PasteColumns<T>, columns);
   SOLO_ATTN_SHARED(taps, PasteTap<T>[kPasteRows]);
   constexpr int kColumns = kPasteColumns<T>;
-  const WalkPlace place(plan, kColumns);
+  const WalkPlace place(plan, kColumns, blockIdx.x);
   const int left = plan.width - place.x;
   uint8_t* to = masks + (place.cell * plan.height + place.begin) * plan.width + place.x;
   walk_pasted(maps, place, threshold, *columns, taps, [&](int, uint32_t bits) {
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kPasteThreads, 2)
   SOLO_ATTN_DYNAMIC_SHARED(PasteColumns<T>, columns);
   SOLO_ATTN_SHARED(taps, PasteTap<T>[kPasteRows]);
   constexpr int kColumns = kPasteColumns<T>;
-  const WalkPlace place(plan, kColumns);
+  const WalkPlace place(plan, kColumns, blockIdx.x);
   const int left = plan.width - place.x;
   uint32_t* to = words + (place.cell * ceil_div(plan.height, 32) + place.begin / 32) * plan.width + place.x;
   uint32_t word[kColumns] = {};

@@ -4,7 +4,7 @@ from .attention_residual import attention_residual
 from .bit_masks import BitMasks
 from .dice_loss import dice_loss
 from .grid_attention import grid_attention
-from .mask_bits import mask_bits
+from .mask_bits import mask_bits, mask_bits_levels
 from .mask_factors import MaskFactors
 from .mask_iou import mask_iou
 from .matrix_nms import matrix_nms
@@ -18,6 +18,7 @@ __all__ = [
     "dice_loss",
     "grid_attention",
     "mask_bits",
+    "mask_bits_levels",
     "mask_iou",
     "matrix_nms",
     "paste_masks",

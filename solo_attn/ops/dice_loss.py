@@ -11,7 +11,7 @@ from torch import Tensor
 from .._utils.checks import accumulator, check_like, check_number, check_tensor, fail
 from ..reference import dice_loss as reference
 from ._checks import check_coarse
-from ._library import declare, overload, pick, pick_factors
+from ._library import declare, overload, pick, pick_form
 from .mask_factors import MaskFactors
 
 
@@ -66,7 +66,7 @@ def dice_loss(
     if isinstance(coarse_logits, MaskFactors):
         kernels, features, images = coarse_logits.kernels, coarse_logits.features, coarse_logits.images
         same_size = coarse_logits.size == (targets.shape[1], targets.shape[2])
-        fused = pick_factors(op, kernels, backend) if same_size else None
+        fused = pick_form(op, kernels, backend, "factors") if same_size else None
         if fused is not None:
             loss, _ = fused(kernels, features, images, attention, targets, float(eps))
             return loss

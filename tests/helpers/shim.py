@@ -145,4 +145,4 @@ def refuses(op: str, device_type: str, dtype: torch.dtype) -> str | None:
 
 
 MISSING = missing()  # once: what runs must not change between two calls of a compiled function
-BACKEND = Backend("shim", NAMESPACE, refuses)
+BACKEND = Backend("shim", NAMESPACE, refuses, forms=("levels",))
