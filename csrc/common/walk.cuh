@@ -60,31 +60,38 @@ struct CellMaps {
   }
 };
 
-// Calls row(y, its taps) for the rows [begin, end). All threads of the block come along.
+// Calls row(y, its taps) for `count` rows from `first` on, kWalkRows at most. All threads of the block come
+// along.
+template <class S, class F>
+__device__ __forceinline__ void walk_band(const CellMaps<S>& maps, RowTaps<accumulator_t<S>>* taps, int first,
+                                          int count, const F& row) {
+  using T = accumulator_t<S>;
+  for (int k = threadIdx.x; k < count; k += blockDim.x) {
+    const auto coarse = pair_tap<T>(maps.coarse_y, first + k);
+    auto attention = coarse;
+    if (maps.both()) attention = pair_tap<T>(maps.attention_y, first + k);
+    taps[k] = {coarse.weight, attention.weight, coarse.place, attention.place};
+  }
+  __syncthreads();
+#pragma unroll 1
+  for (int k = 0; k < count; ++k) {
+    if constexpr (sizeof(S) == 2) {  // may have eight columns, which leave no registers for all of them
+      row(first + k, taps[k]);
+    } else {
+      RowTaps<T> now;
+      memcpy(&now, &taps[k], sizeof(now));
+      row(first + k, now);
+    }
+  }
+}
+
+// The same for the rows [begin, end), however many.
 template <class S, class F>
 __device__ __forceinline__ void walk_down(const CellMaps<S>& maps, RowTaps<accumulator_t<S>>* taps, int begin,
                                           int end, const F& row) {
-  using T = accumulator_t<S>;
   for (int first = begin; first < end; first += kWalkRows) {
-    const int count = min(kWalkRows, end - first);
     if (first > begin) __syncthreads();
-    for (int k = threadIdx.x; k < count; k += blockDim.x) {
-      const auto coarse = pair_tap<T>(maps.coarse_y, first + k);
-      auto attention = coarse;
-      if (maps.both()) attention = pair_tap<T>(maps.attention_y, first + k);
-      taps[k] = {coarse.weight, attention.weight, coarse.place, attention.place};
-    }
-    __syncthreads();
-#pragma unroll 1
-    for (int k = 0; k < count; ++k) {
-      if constexpr (sizeof(S) == 2) {  // may have eight columns, which leave no registers for all of them
-        row(first + k, taps[k]);
-      } else {
-        RowTaps<T> now;
-        memcpy(&now, &taps[k], sizeof(now));
-        row(first + k, now);
-      }
-    }
+    walk_band(maps, taps, first, min(kWalkRows, end - first), row);
   }
 }
 

@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kWalkThreads, sizeof(S) == 8 ? 1
   TargetRows<kAligned> rows(level.targets + first, plan.width, left, place.end - place.begin);
   Sums<T> sums{0, 0, 0};
   int pixels = 0;
-  walk_down(level.maps, taps, place.begin, place.end, [&](int, const RowTaps<T>& row) {
+  walk_band(level.maps, taps, place.begin, place.end - place.begin, [&](int, const RowTaps<T>& row) {
     T p[kColumns];
     cell.logits(row, p);
     const uint32_t word = rows.take();
@@ -125,18 +125,20 @@ __global__ void __launch_bounds__(kWalkThreads, sizeof(S) == 8 ? 1 : 2)
   const CellMaps<S>& maps = level.maps;
   const WalkBackPlan& plan = level.plan;
   const auto bands = static_cast<unsigned>(plan.bands);
-  const int64_t cell = block / bands, row = level.cell + cell;
+  const uint32_t cell = block / bands;
+  const int64_t row = level.cell + cell;
   const int band = static_cast<int>(block % bands), width = maps.coarse_x.out;
   const auto slope = Slope<T>::of(grads[row], sums[2 * row], sums[2 * row + 1]);
-  CellGradients<S> gradients = level.to;
-  gradients.to_cell(maps, cell);
   for (int x0 = 0; x0 < width; x0 += plan.columns) {
     const int x = x0 + static_cast<int>(threadIdx.x) * kColumns, left = width - x;
     int columns[kColumns];
     own_columns(x, width, columns);
+    CellGradients<S> gradients = level.to;
+    gradients.to_cell(maps, cell);
     walk_back<kColumns>(maps, taps, plan, band, gradients, memory, x0, min(plan.columns, width - x0),
                         [&](int begin, int end) {
-                          const int64_t first = (cell * maps.coarse_y.out + begin) * width + x;
+                          const int64_t first =
+                              (static_cast<int64_t>(cell) * maps.coarse_y.out + begin) * width + x;
                           return Slopes<S, kAligned>(
                               maps, cell, columns,
                               TargetRows<kAligned>(level.targets + first, width, left, end - begin), slope);

@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kWalkThreads, (kBlocks<S, kAligned>))
   CellWalk<S, kCount> cell(maps, place.cell, columns);
   const Images images{plan.height, plan.width};
   S* to = out + images.image(place.cell) + images.row(place.begin) + place.x;
-  walk_down(maps, taps, place.begin, place.end, [&](int, const RowTaps<T>& row) {
+  walk_band(maps, taps, place.begin, place.end - place.begin, [&](int, const RowTaps<T>& row) {
     T pixels[kCount];
     cell.logits(row, pixels);
     if constexpr (kAligned) {

@@ -76,9 +76,7 @@ BACKENDS: tuple[Backend, ...] = (
     Backend("cpu", compiled.NAMESPACE, _cpu_refuses, forms=("factors",)),
     # On CPU tensors Triton is its interpreter, a thousand times slower than the reference.
     Backend("triton", triton_runtime.NAMESPACE, triton_runtime.refuses, when_named="cpu"),
-    Backend(
-        "reference", f"{compiled.NAMESPACE}_reference", _reference_refuses, forms=("factors", "levels")
-    ),
+    Backend("reference", f"{compiled.NAMESPACE}_reference", _reference_refuses, forms=("factors", "levels")),
 )
 NAMES = tuple(backend.name for backend in BACKENDS)
 

@@ -2,7 +2,7 @@
 
 from .attention_residual import attention_residual
 from .bit_masks import BitMasks
-from .dice_loss import dice_loss
+from .dice_loss import dice_loss, dice_loss_levels
 from .grid_attention import grid_attention
 from .mask_bits import mask_bits, mask_bits_levels
 from .mask_factors import MaskFactors
@@ -16,6 +16,7 @@ __all__ = [
     "MaskFactors",
     "attention_residual",
     "dice_loss",
+    "dice_loss_levels",
     "grid_attention",
     "mask_bits",
     "mask_bits_levels",

@@ -42,10 +42,10 @@ def check_coarse(op: str, coarse_logits: Any, attention: Any) -> tuple[Tensor, s
     return first, name
 
 
-def check_levels(op: str, levels: Any) -> Tensor:
-    """Refuse what is not a sequence of at least one (coarse_logits, attention, ...), all of one kind.
+def check_levels(op: str, levels: Any) -> list[tuple[Tensor, str]]:
+    """Refuse what is not a list of at least one (coarse_logits, attention, ...), all of one kind.
 
-    Returns the first level's tensor whose first dim is K.
+    Returns what `check_coarse` does of each level.
     """
     if not isinstance(levels, (list, tuple)) or not all(
         isinstance(level, tuple) and len(level) == 3 for level in levels
@@ -56,7 +56,7 @@ def check_levels(op: str, levels: Any) -> Tensor:
     found = [check_coarse(op, coarse, attention) for coarse, attention, _ in levels]
     for first, name in found[1:]:
         check_like(op, f"each level's {name}", first, f"the first level's {found[0][1]}", found[0][0])
-    return found[0][0]
+    return found
 
 
 MOST_LEVELS = 8  # of the fused form: csrc/common/levels.cuh
@@ -68,7 +68,7 @@ def can_be_joined(levels: Sequence[tuple[Tensor | MaskFactors, Tensor | None, An
 
 
 def attention_of(levels: Sequence[tuple[Any, Tensor | None, Any]]) -> list[Tensor]:
-    """As the fused form takes it: an empty list if no level has any, empty tensors for those that have none."""
+    """As the fused form takes it: no tensors if no level has any, else an empty one for each without."""
     if all(level[1] is None for level in levels):
         return []
     return [level[0].new_empty(0) if level[1] is None else level[1] for level in levels]

@@ -105,7 +105,7 @@ def mask_bits_levels(
                 [[False, False,  True,  True]]])
     """
     op = "mask_bits"
-    first = check_levels(op, levels)
+    first, _ = check_levels(op, levels)[0]
     check_threshold(op, threshold)
     out_size = check_size(op, "out_size", out_size)
     sizes = [check_size(op, "size", size) for _, _, size in levels]
