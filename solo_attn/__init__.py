@@ -17,6 +17,7 @@ from .ops import (
     mask_iou,
     matrix_nms,
     paste_masks,
+    paste_masks_levels,
     upsample_add,
 )
 
@@ -39,6 +40,7 @@ __all__ = [
     "mask_iou",
     "matrix_nms",
     "paste_masks",
+    "paste_masks_levels",
     "upsample_add",
 ]
 

@@ -22,7 +22,7 @@ class LevelTable {
     for (int k = count_; k < kMostLevels; ++k) begins_[k] = ~0u;
     total_ += share;
   }
-  int64_t total() const { return total_; }
+  SOLO_ATTN_HOST_DEVICE int64_t total() const { return total_; }
   // Of a block: as many as the level that needs most.
   int threads() const {
     int most = kWarp;

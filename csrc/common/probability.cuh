@@ -24,7 +24,7 @@ struct ProbabilityAxes {
   TapAxis y;
   TapAxis x;
 
-  bool same() const { return y.in == y.out && x.in == x.out; }
+  SOLO_ATTN_HOST_DEVICE bool same() const { return y.in == y.out && x.in == x.out; }
 };
 
 template <class S>

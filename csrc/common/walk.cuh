@@ -51,13 +51,6 @@ struct CellMaps {
   TapAxis coarse_y, coarse_x, attention_y, attention_x;
 
   __device__ __forceinline__ bool both() const { return attention_y.in > 0; }
-  // Without the cells before `cell`.
-  CellMaps from(int64_t cell) const {
-    CellMaps rest = *this;
-    rest.coarse += cell * coarse_y.in * coarse_x.in;
-    if (attention != nullptr) rest.attention += cell * attention_y.in * attention_x.in;
-    return rest;
-  }
 };
 
 // Calls row(y, its taps) for `count` rows from `first` on, kWalkRows at most. All threads of the block come

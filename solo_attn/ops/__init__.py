@@ -8,7 +8,7 @@ from .mask_bits import mask_bits, mask_bits_levels
 from .mask_factors import MaskFactors
 from .mask_iou import mask_iou
 from .matrix_nms import matrix_nms
-from .paste_masks import paste_masks
+from .paste_masks import paste_masks, paste_masks_levels
 from .upsample_add import upsample_add
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "mask_iou",
     "matrix_nms",
     "paste_masks",
+    "paste_masks_levels",
     "upsample_add",
 ]

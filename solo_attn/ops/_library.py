@@ -156,10 +156,12 @@ def _without_tangents(op: str, run: OpOverload) -> Any:
 assert {backend.namespace for backend in BACKENDS} <= set(NAMESPACES)
 
 
-def pick_form(op: str, x: torch.Tensor, backend: str | None, form: str) -> OpOverload | None:
+def pick_form(
+    op: str, x: torch.Tensor, backend: str | None, form: str, variant: str = ""
+) -> OpOverload | None:
     """The form of ``op`` that takes "factors" or "levels"; None where the backend that is to run has none.
 
     There the product is made by PyTorch, or ``op`` is called for each level.
     """
     chosen = select(op, x.device.type, x.dtype, backend)
-    return pick(op, x, chosen.name, f"_{form}") if form in chosen.forms else None
+    return pick(op, x, chosen.name, f"_{form}{variant}") if form in chosen.forms else None

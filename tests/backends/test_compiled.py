@@ -78,7 +78,9 @@ def test_a_claimed_op_is_compiled_with_its_variants(op):
         name.partition("::")[2] for name in torch._C._dispatch_get_all_op_names() if "solo_attn:" in name
     }
     factored = {op + "_factors", op + "_factors_bwd"}  # elsewhere than on a CPU the product is made first
-    levels = {op + "_levels", op + "_levels_bwd"}  # elsewhere than on a GPU there is a call for each
+    levels = {
+        op + form for form in ("_levels", "_levels_bwd", "_levels_rle")
+    }  # elsewhere than on a GPU there is a call for each
     for name in {op, op + "_", op + "_bwd", op + "_rle", *factored, *levels} & names:
         for key, ops in (
             ("CPU", () if name in levels else BUILT),

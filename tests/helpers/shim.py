@@ -128,7 +128,7 @@ def seed(value: int) -> None:
 
 
 def asserted() -> str:
-    """What the last kernel asserted that was not so; on a GPU it would have ended there."""
+    """What a kernel asserted that was not so since the last question; on a GPU it would have ended there."""
     function = load().solo_attn_shim_asserted
     function.restype = ctypes.c_char_p
     return function().decode()
