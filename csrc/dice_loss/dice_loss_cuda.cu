@@ -114,7 +114,7 @@ struct BackLevel {
 };
 
 template <class S, bool kAligned>
-__global__ void __launch_bounds__(kWalkThreads, sizeof(S) == 8 ? 1 : 2)
+__global__ void __launch_bounds__(kWalkThreads, sizeof(S) == 8 || !kAligned ? 1 : 2)
     dice_loss_bwd_kernel(const __grid_constant__ LevelTable<BackLevel<S>> levels,
                          const accumulator_t<S>* grads, const accumulator_t<S>* sums) {
   using T = accumulator_t<S>;

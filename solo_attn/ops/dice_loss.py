@@ -102,8 +102,8 @@ def dice_loss_levels(levels: Sequence[Level], eps: float = 1e-3, *, backend: str
     fused = pick_form(op, found[0][0], backend, "levels") if can_be_joined(levels) else None
     if fused is None:
         return torch.cat([dice_loss(*level, eps, backend=backend) for level in levels])
-    coarse, targets = [level[0] for level in levels], [level[2] for level in levels]
-    loss, _ = fused(coarse, attention_of(levels), targets, float(eps))
+    coarse, truth = [level[0] for level in levels], [level[2] for level in levels]
+    loss, _ = fused(coarse, attention_of(levels), truth, float(eps))
     return loss
 
 

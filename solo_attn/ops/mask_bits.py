@@ -112,11 +112,16 @@ def mask_bits_levels(
     fused = pick_form(op, first, backend, "levels") if can_be_joined(levels) else None
     if fused is None:
         parts = [mask_bits(*level, out_size, threshold, backend=backend) for level in levels]
-        words, areas, maskness, _ = zip(*parts, strict=True)
-        return BitMasks(torch.cat(words), torch.cat(areas), torch.cat(maskness), out_size)
+        return BitMasks(
+            torch.cat([part.words for part in parts]),
+            torch.cat([part.areas for part in parts]),
+            torch.cat([part.maskness for part in parts]),
+            out_size,
+        )
     coarse, attention = [level[0] for level in levels], attention_of(levels)
     flat = [edge for size in sizes for edge in size]
-    return BitMasks(*fused(coarse, attention, flat, out_size, float(threshold)), out_size)
+    words, areas, maskness = fused(coarse, attention, flat, out_size, float(threshold))
+    return BitMasks(words, areas, maskness, out_size)
 
 
 def _fake(

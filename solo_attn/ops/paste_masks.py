@@ -105,7 +105,7 @@ def paste_masks(
         coarse_logits = coarse_logits.logits()
     run = pick(op, coarse_logits, backend, "_rle" if rle else "")
     found = run(coarse_logits, attention, size, *sizes, float(threshold))
-    return _texts(*found, original_size) if rle else found
+    return _texts(found, original_size) if rle else found
 
 
 @overload
@@ -199,7 +199,7 @@ def paste_masks_levels(
         return [runs[n] for n in range(len(index))]
     coarse, flat = [level[0] for level in levels], [edge for size in each for edge in size]
     found = fused(coarse, attention_of(levels), flat, index, *sizes, float(threshold))
-    return _texts(*found, original_size) if rle else found
+    return _texts(found, original_size) if rle else found
 
 
 def _by_level(levels: Sequence[Level], index: Tensor) -> list[tuple[Tensor, Level]]:
@@ -228,7 +228,8 @@ def _checked(op: str, out_size: Size, image_size: Size, original_size: Size) -> 
     return out_size, image_size, original_size
 
 
-def _texts(counts: Tensor, offsets: Tensor, size: Size) -> list[Rle]:
+def _texts(found: tuple[Tensor, Tensor], size: Size) -> list[Rle]:
+    counts, offsets = found
     data, ends = counts.numpy().tobytes(), offsets.tolist()
     return [{"size": list(size), "counts": data[start:end]} for start, end in pairwise(ends)]
 
