@@ -78,7 +78,9 @@ def test_where_empty_levels_stand(runner, order):
 
 @pytest.mark.parametrize("count", [8, 9])
 def test_as_many_levels_as_one_launch_has_and_more(runner, count):
-    check_same(runner, *inputs(runner, [(k % 3 + 1, (2, 3), 2, (4, 4 + k % 2)) for k in range(count)]))
+    check_same(
+        runner, *inputs(runner, [(k % 3 + 1, (2, 3 + k), 2, (4, 4 + 4 * (k % 2))) for k in range(count)])
+    )
 
 
 # Wider than 256 threads of four columns, which takes turns: in half precision, all levels as float32.

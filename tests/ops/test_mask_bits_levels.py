@@ -62,11 +62,12 @@ def test_where_empty_levels_stand(runner, order):
 
 
 @pytest.mark.parametrize("count", [8, 9])
-def test_as_many_levels_as_one_launch_has_and_more(runner, count):
-    levels = [(k % 3 + 1, (2, 3), 2, (4, 6 + k % 2)) for k in range(count)]
+@pytest.mark.parametrize("out_size", [(4, 6), (5, 7)], ids=["of two kinds", "of one kind"])
+def test_as_many_levels_as_one_launch_has_and_more(runner, out_size, count):
+    levels = [(k % 3 + 1, (2, 3 + k), 2, (4, 6 + k % 2)) for k in range(count)]
     levels = inputs(runner, levels)
-    out = mask_bits_levels(levels, (4, 6), backend=runner.backend)
-    assert all(map(same_bits, out[:3], one_by_one(runner, levels, (4, 6))))
+    out = mask_bits_levels(levels, out_size, backend=runner.backend)
+    assert all(map(same_bits, out[:3], one_by_one(runner, levels, out_size)))
 
 
 def test_the_order_of_lanes_and_blocks_changes_nothing(runner):
