@@ -10,11 +10,14 @@ from .ops import (
     MaskFactors,
     attention_residual,
     dice_loss,
+    dice_loss_levels,
     grid_attention,
     mask_bits,
+    mask_bits_levels,
     mask_iou,
     matrix_nms,
     paste_masks,
+    paste_masks_levels,
     upsample_add,
 )
 
@@ -28,13 +31,16 @@ __all__ = [
     "__version__",
     "attention_residual",
     "dice_loss",
+    "dice_loss_levels",
     "explain",
     "grid_attention",
     "load",
     "mask_bits",
+    "mask_bits_levels",
     "mask_iou",
     "matrix_nms",
     "paste_masks",
+    "paste_masks_levels",
     "upsample_add",
 ]
 

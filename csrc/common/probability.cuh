@@ -24,7 +24,7 @@ struct ProbabilityAxes {
   TapAxis y;
   TapAxis x;
 
-  bool same() const { return y.in == y.out && x.in == x.out; }
+  SOLO_ATTN_HOST_DEVICE bool same() const { return y.in == y.out && x.in == x.out; }
 };
 
 template <class S>
@@ -49,7 +49,7 @@ __device__ __forceinline__ void walk_probabilities(const CellMaps<S>& maps, cons
     int columns[kColumns];
     own_columns(place.x, axes.x.out, columns);
     CellWalk<S, kColumns> cell(maps, place.cell, columns);
-    walk_down(maps, shared.taps, place.begin, place.end, [&](int y, const RowTaps<T>& taps) {
+    walk_band(maps, shared.taps, place.begin, place.end - place.begin, [&](int y, const RowTaps<T>& taps) {
       T p[kColumns];
       cell.logits(taps, p);
 #pragma unroll

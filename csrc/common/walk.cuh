@@ -51,40 +51,40 @@ struct CellMaps {
   TapAxis coarse_y, coarse_x, attention_y, attention_x;
 
   __device__ __forceinline__ bool both() const { return attention_y.in > 0; }
-  // Without the cells before `cell`.
-  CellMaps from(int64_t cell) const {
-    CellMaps rest = *this;
-    rest.coarse += cell * coarse_y.in * coarse_x.in;
-    if (attention != nullptr) rest.attention += cell * attention_y.in * attention_x.in;
-    return rest;
-  }
 };
 
-// Calls row(y, its taps) for the rows [begin, end). All threads of the block come along.
+// Calls row(y, its taps) for `count` rows from `first` on, kWalkRows at most. All threads of the block come
+// along.
+template <class S, class F>
+__device__ __forceinline__ void walk_band(const CellMaps<S>& maps, RowTaps<accumulator_t<S>>* taps, int first,
+                                          int count, const F& row) {
+  using T = accumulator_t<S>;
+  for (int k = threadIdx.x; k < count; k += blockDim.x) {
+    const auto coarse = pair_tap<T>(maps.coarse_y, first + k);
+    auto attention = coarse;
+    if (maps.both()) attention = pair_tap<T>(maps.attention_y, first + k);
+    taps[k] = {coarse.weight, attention.weight, coarse.place, attention.place};
+  }
+  __syncthreads();
+#pragma unroll 1
+  for (int k = 0; k < count; ++k) {
+    if constexpr (sizeof(S) == 2) {  // may have eight columns, which leave no registers for all of them
+      row(first + k, taps[k]);
+    } else {
+      RowTaps<T> now;
+      memcpy(&now, &taps[k], sizeof(now));
+      row(first + k, now);
+    }
+  }
+}
+
+// The same for the rows [begin, end), however many.
 template <class S, class F>
 __device__ __forceinline__ void walk_down(const CellMaps<S>& maps, RowTaps<accumulator_t<S>>* taps, int begin,
                                           int end, const F& row) {
-  using T = accumulator_t<S>;
   for (int first = begin; first < end; first += kWalkRows) {
-    const int count = min(kWalkRows, end - first);
     if (first > begin) __syncthreads();
-    for (int k = threadIdx.x; k < count; k += blockDim.x) {
-      const auto coarse = pair_tap<T>(maps.coarse_y, first + k);
-      auto attention = coarse;
-      if (maps.both()) attention = pair_tap<T>(maps.attention_y, first + k);
-      taps[k] = {coarse.weight, attention.weight, coarse.place, attention.place};
-    }
-    __syncthreads();
-#pragma unroll 1
-    for (int k = 0; k < count; ++k) {
-      if constexpr (sizeof(S) == 2) {  // may have eight columns, which leave no registers for all of them
-        row(first + k, taps[k]);
-      } else {
-        RowTaps<T> now;
-        memcpy(&now, &taps[k], sizeof(now));
-        row(first + k, now);
-      }
-    }
+    walk_band(maps, taps, first, min(kWalkRows, end - first), row);
   }
 }
 
@@ -197,7 +197,9 @@ struct WalkPlan {
   int bands;
   uint32_t parts;  // tiles * bands: blocks of a cell
 
-  // Bands are of a multiple of `step` rows and of `most_rows` at most, blocks of `most_threads`.
+  WalkPlan() = default;
+  // `count` cells are to fill the GPU, those of other levels of the launch among them. Bands are of a
+  // multiple of `step` rows and of `most_rows` at most, blocks of `most_threads`.
   WalkPlan(int64_t count, int64_t height, int64_t width, int columns, int64_t step = 1,
            int64_t most_rows = kWalkRows, int64_t most_threads = kWalkThreads)
       : width(static_cast<int>(width)), height(static_cast<int>(height)) {
@@ -215,15 +217,14 @@ struct WalkPlan {
   int64_t blocks(int64_t count) const { return count * parts; }
 };
 
-// A block's own.
+// Of a block, by its number among those of its level.
 struct WalkPlace {
   int64_t cell;
   int x;  // of the thread's first column
   int begin;
   int end;  // rows
 
-  __device__ __forceinline__ WalkPlace(const WalkPlan& plan, int columns) {
-    const uint32_t index = blockIdx.x;
+  __device__ __forceinline__ WalkPlace(const WalkPlan& plan, int columns, uint32_t index) {
     const int part = static_cast<int>(index % plan.parts);
     cell = index / plan.parts;
     x = (part % plan.tiles * plan.threads + static_cast<int>(threadIdx.x)) * columns;

@@ -26,13 +26,18 @@ struct WalkBackPlan {
   int pitch;    // of a row in shared memory
   int bands;
 
-  // Sums are of type T, inputs so many columns wide, 0 of one that no gradient is wanted of.
+  // Threads that take all columns at a time, or the most of a block.
+  static int most_threads(int64_t width, int each) {
+    const int64_t runs = ceil_div<int64_t>(width, each);
+    return static_cast<int>(std::min<int64_t>(kWalkThreads, ceil_div<int64_t>(runs, kWarp) * kWarp));
+  }
+  // Of so many threads, or of fewer where shared memory is short. Sums are of type T, inputs so many columns
+  // wide, 0 of one that no gradient is wanted of.
   template <class T>
-  static WalkBackPlan of(int64_t count, int64_t rows_in, int64_t width, int each, int64_t coarse,
+  static WalkBackPlan of(int64_t count, int64_t rows_in, int threads, int each, int64_t coarse,
                          int64_t attention) {
     WalkBackPlan plan;
-    const int64_t runs = ceil_div<int64_t>(width, each);
-    plan.threads = static_cast<int>(std::min<int64_t>(kWalkThreads, ceil_div<int64_t>(runs, kWarp) * kWarp));
+    plan.threads = threads;
     plan.take(each);
     while (plan.threads > kWarp && plan.bytes<T>(coarse, attention) > kWalkShared) {
       plan.threads -= kWarp;
@@ -203,16 +208,15 @@ struct CellGradients {
   }
 };
 
-// Adds what `pixels` gives as the gradient of the result to the gradients of the block's band of one cell's
+// Adds what `pixels` gives as the gradient of the result to the gradients of the block's `band` of one cell's
 // inputs. It takes `columns` columns from `x0` on, those before were taken earlier. start(begin, end) makes
 // `pixels` for the rows [begin, end), of which pixels(y, its taps, out) writes row y in a thread's columns;
 // what it writes beyond the last column is not read.
 template <int kColumns, class S, class O, class F>
 __device__ __forceinline__ void walk_back(const CellMaps<S>& maps, RowTaps<accumulator_t<S>>* taps,
-                                          const WalkBackPlan& plan, const CellGradients<O>& to,
+                                          const WalkBackPlan& plan, int band, const CellGradients<O>& to,
                                           accumulator_t<S>* memory, int x0, int columns, const F& start) {
   using T = accumulator_t<S>;
-  const int band = static_cast<int>(blockIdx.x % static_cast<unsigned>(plan.bands));
   const int column = static_cast<int>(threadIdx.x) * kColumns;
   const bool coarse_wanted = to.coarse != nullptr, attention_wanted = to.attention != nullptr;
   const WalkBand coarse_band(maps.coarse_y, band, coarse_wanted ? plan.bands : 0);

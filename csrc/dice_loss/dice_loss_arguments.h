@@ -36,8 +36,8 @@ inline void check_targets(const Tensor& targets, const Tensor& kernels, const Te
         "dice_loss: expected targets of features's size ", shape_of(features), ", got ", shape_of(targets));
 }
 
-inline void check_upstream(const Tensor& grad, const Tensor& sums, const Tensor& first) {
-  const int64_t count = first.size(0);
+// Of `count` rows, of `first` or of several such tensors.
+inline void check_upstream(const Tensor& grad, const Tensor& sums, const Tensor& first, int64_t count) {
   const ScalarType wide = accumulator_dtype(first.scalar_type());
   check(grad.dim() == 1 && grad.size(0) == count && grad.scalar_type() == wide && same_device(grad, first),
         "dice_loss_bwd: expected grad of shape [K], K = ", count, ", and of the losses' dtype and device, ",
@@ -52,7 +52,7 @@ inline void check_upstream(const Tensor& grad, const Tensor& sums, const Tensor&
 inline void check_backward(const Tensor& grad, const Tensor& coarse, const std::optional<Tensor>& attention,
                            const Tensor& targets, const Tensor& sums) {
   check_arguments(coarse, attention, targets);
-  check_upstream(grad, sums, coarse);
+  check_upstream(grad, sums, coarse, coarse.size(0));
 }
 
 }  // namespace solo_attn::dice_loss

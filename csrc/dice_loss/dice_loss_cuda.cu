@@ -6,80 +6,53 @@
 // sigmoid of a pixel is made once, and no map is stored.
 //
 // Sums are added up in each thread row by row, in each block, and then, in order, over a row's blocks.
+//
+// The rows of all levels are in one launch, or in two where the targets of some levels are no words of four.
+// One level is a table of one.
 #include <optional>
 #include <tuple>
+#include <vector>
 
-#include "../common/probability.cuh"
+#include "../common/levels.cuh"
 #include "../common/reduce.h"
 #include "../common/walk_back.cuh"
-#include "dice_loss.h"
 #include "dice_loss_arguments.h"
+#include "pixels.cuh"
 
 namespace solo_attn::dice_loss {
 namespace {
 
-constexpr int kColumns = 4;
 constexpr int kThreads = 128;  // of the kernel that finishes
 
-// The targets in a thread's columns, row by row: the next four bytes are on their way. kAligned: they are one
-// word in every row.
-template <bool kAligned>
-class TargetRows {
- public:
-  // `from`: the thread's first pixel of the first of `count` rows; `left`: columns from there on.
-  __device__ __forceinline__ TargetRows(const uint8_t* from, int width, int left, int count)
-      : from_(from), width_(width), left_(left), count_(count), next_(0) {
-    ask();
-  }
-  // Bit 8 j + 7 tells whether column j of the row is the object's; no other is set.
-  __device__ __forceinline__ uint32_t take() {
-    const uint32_t word = next_;
-    from_ += width_;
-    --count_;
-    ask();
-    return (((word & 0x7f7f7f7fu) + 0x7f7f7f7fu) | word) & 0x80808080u;
-  }
-
- private:
-  __device__ __forceinline__ void ask() {
-    if (count_ <= 0) return;
-    if constexpr (kAligned) {
-      if (left_ > 0) next_ = *reinterpret_cast<const uint32_t*>(from_);
-    } else {
-      next_ = 0;
-#pragma unroll
-      for (int j = 0; j < kColumns; ++j) {
-        if (j < left_) next_ |= static_cast<uint32_t>(from_[j]) << 8 * j;
-      }
-    }
-  }
-
-  const uint8_t* from_;
-  int width_, left_, count_;
-  uint32_t next_;
+template <class S>
+struct Level {
+  CellMaps<S> maps;
+  WalkPlan plan;
+  const uint8_t* targets;
+  int64_t part;  // the number of its first block among those of all levels
 };
-
-__device__ __forceinline__ bool truth(uint32_t word, int j) { return (word >> (8 * j + 7) & 1) != 0; }
 
 template <class S, bool kAligned>
 __global__ void __launch_bounds__(kWalkThreads, sizeof(S) == 8 ? 1
                                                 : kAligned     ? kWalkResident
                                                                : 2)
-    dice_loss_fwd_kernel(CellMaps<S> maps, WalkPlan plan, const uint8_t* targets,
-                         Sums<accumulator_t<S>>* parts) {
+    dice_loss_fwd_kernel(const __grid_constant__ LevelTable<Level<S>> levels, Sums<accumulator_t<S>>* parts) {
   using T = accumulator_t<S>;
   SOLO_ATTN_SHARED(taps, RowTaps<T>[kWalkRows]);
   SOLO_ATTN_SHARED(warps, T[kWalkThreads / kWarp]);
-  const WalkPlace place(plan, kColumns);
+  uint32_t block = blockIdx.x;
+  const Level<S>& level = levels.of(block);
+  const WalkPlan& plan = level.plan;
+  const WalkPlace place(plan, kColumns, block);
   const int left = plan.width - place.x;
   int columns[kColumns];
   own_columns(place.x, plan.width, columns);
-  CellWalk<S, kColumns> cell(maps, place.cell, columns);
+  CellWalk<S, kColumns> cell(level.maps, place.cell, columns);
   const int64_t first = (place.cell * plan.height + place.begin) * plan.width + place.x;
-  TargetRows<kAligned> rows(targets + first, plan.width, left, place.end - place.begin);
+  TargetRows<kAligned> rows(level.targets + first, plan.width, left, place.end - place.begin);
   Sums<T> sums{0, 0, 0};
   int pixels = 0;
-  walk_down(maps, taps, place.begin, place.end, [&](int, const RowTaps<T>& row) {
+  walk_band(level.maps, taps, place.begin, place.end - place.begin, [&](int, const RowTaps<T>& row) {
     T p[kColumns];
     cell.logits(row, p);
     const uint32_t word = rows.take();
@@ -99,19 +72,23 @@ __global__ void __launch_bounds__(kWalkThreads, sizeof(S) == 8 ? 1
   sums.overlap = block_sum(sums.overlap, warps);
   sums.squares = block_sum(sums.squares, warps);
   sums.pixels = block_sum(static_cast<T>(pixels), warps);
-  if (threadIdx.x == 0) parts[blockIdx.x] = sums;
+  if (threadIdx.x == 0) parts[level.part + block] = sums;
 }
 
 // A warp adds up a row's parts.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    dice_loss_sum_kernel(const Sums<T>* parts, int64_t count, int64_t each, T eps, T* losses, T* kept) {
+    dice_loss_sum_kernel(const __grid_constant__ LevelTable<LevelParts> levels, const Sums<T>* parts,
+                         int64_t count, T eps, T* losses, T* kept) {
   const int lane = threadIdx.x % kWarp;
   const int64_t cell = static_cast<int64_t>(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
   if (cell >= count) return;
+  auto index = static_cast<uint32_t>(cell);
+  const LevelParts& level = levels.of(index);
+  const int64_t begin = level.begin + index * level.each;
   double overlap = 0, squares = 0, pixels = 0;
-  for (int64_t k = lane; k < each; k += kWarp) {
-    const Sums<T> part = parts[cell * each + k];
+  for (int64_t k = begin + lane; k < begin + level.each; k += kWarp) {
+    const Sums<T> part = parts[k];
     overlap += part.overlap;
     squares += part.squares;
     pixels += part.pixels;
@@ -127,132 +104,225 @@ __global__ void __launch_bounds__(kThreads)
   losses[cell] = loss(all.overlap, total);
 }
 
-// The gradient of the logits in a thread's columns, row by row.
-template <class S, bool kAligned>
-class Slopes {
- public:
-  using T = accumulator_t<S>;
-
-  __device__ __forceinline__ Slopes(const CellMaps<S>& maps, int64_t cell, const int (&columns)[kColumns],
-                                    const TargetRows<kAligned>& rows, const Slope<T>& slope)
-      : walk_(maps, cell, columns), rows_(rows), slope_(slope) {}
-  __device__ __forceinline__ void operator()(int, const RowTaps<T>& row, T (&out)[kColumns]) {
-    walk_.logits(row, out);
-    const uint32_t word = rows_.take();
-#pragma unroll
-    for (int j = 0; j < kColumns; ++j) out[j] = slope_(logistic(out[j]), truth(word, j));
-  }
-
- private:
-  CellWalk<S, kColumns> walk_;
-  TargetRows<kAligned> rows_;
-  Slope<T> slope_;
+template <class S>
+struct BackLevel {
+  CellMaps<S> maps;
+  WalkBackPlan plan;
+  const uint8_t* targets;
+  int64_t cell;  // the number of its first one among those of all levels
+  CellGradients<S> to;
 };
 
 template <class S, bool kAligned>
-__global__ void __launch_bounds__(kWalkThreads, sizeof(S) == 8 ? 1 : 2)
-    dice_loss_bwd_kernel(CellMaps<S> maps, WalkBackPlan plan, const uint8_t* targets,
-                         const accumulator_t<S>* grads, const accumulator_t<S>* sums,
-                         CellGradients<S> gradients) {
+__global__ void __launch_bounds__(kWalkThreads, sizeof(S) == 8 || !kAligned ? 1 : 2)
+    dice_loss_bwd_kernel(const __grid_constant__ LevelTable<BackLevel<S>> levels,
+                         const accumulator_t<S>* grads, const accumulator_t<S>* sums) {
   using T = accumulator_t<S>;
   SOLO_ATTN_SHARED(taps, RowTaps<T>[kWalkRows]);
   SOLO_ATTN_DYNAMIC_SHARED(T, memory);
-  const int64_t cell = blockIdx.x / static_cast<unsigned>(plan.bands);
-  const int width = maps.coarse_x.out;
-  const auto slope = Slope<T>::of(grads[cell], sums[2 * cell], sums[2 * cell + 1]);
-  gradients.to_cell(maps, cell);
+  uint32_t block = blockIdx.x;
+  const BackLevel<S>& level = levels.of(block);
+  const CellMaps<S>& maps = level.maps;
+  const WalkBackPlan& plan = level.plan;
+  const auto bands = static_cast<unsigned>(plan.bands);
+  const uint32_t cell = block / bands;
+  const int64_t row = level.cell + cell;
+  const int band = static_cast<int>(block % bands), width = maps.coarse_x.out;
+  const auto slope = Slope<T>::of(grads[row], sums[2 * row], sums[2 * row + 1]);
   for (int x0 = 0; x0 < width; x0 += plan.columns) {
     const int x = x0 + static_cast<int>(threadIdx.x) * kColumns, left = width - x;
     int columns[kColumns];
     own_columns(x, width, columns);
-    walk_back<kColumns>(
-        maps, taps, plan, gradients, memory, x0, min(plan.columns, width - x0), [&](int begin, int end) {
-          const int64_t first = (cell * maps.coarse_y.out + begin) * width + x;
-          return Slopes<S, kAligned>(maps, cell, columns,
-                                     TargetRows<kAligned>(targets + first, width, left, end - begin), slope);
-        });
+    CellGradients<S> gradients = level.to;
+    gradients.to_cell(maps, cell);
+    walk_back<kColumns>(maps, taps, plan, band, gradients, memory, x0, min(plan.columns, width - x0),
+                        [&](int begin, int end) {
+                          const int64_t first =
+                              (static_cast<int64_t>(cell) * maps.coarse_y.out + begin) * width + x;
+                          return Slopes<S, kAligned>(
+                              maps, cell, columns,
+                              TargetRows<kAligned>(level.targets + first, width, left, end - begin), slope);
+                        });
   }
 }
 
-// f(std::true_type{}) where four targets of a row are one word.
-template <class F>
-void with_words(int64_t width, const uint8_t* targets, const F& f) {
-  if (width % kColumns == 0 && reinterpret_cast<uintptr_t>(targets) % kColumns == 0) {
-    f(std::true_type{});
-  } else {
-    f(std::false_type{});
+// Levels of which four targets of a row are one word, and the others: f(std::true_type{}, the first), and the
+// same of the second.
+template <class Level>
+struct ByWords {
+  LevelTable<Level> words, single;
+
+  void add(const Level& level, int64_t width, int64_t blocks) {
+    const bool aligned = width % kColumns == 0 && reinterpret_cast<uintptr_t>(level.targets) % kColumns == 0;
+    (aligned ? words : single).add(level, blocks);
   }
+  template <class F>
+  void each(const F& f) const {
+    f(std::true_type{}, words);
+    f(std::false_type{}, single);
+  }
+};
+
+// What both passes are given, checked and contiguous.
+struct Given {
+  LevelInputs levels;
+  std::vector<Tensor> targets;
+
+  Given(const char* op, const std::vector<Tensor>& coarse, const OptionalTensors& attention,
+        const std::vector<Tensor>& truth)
+      : levels("dice_loss", coarse, attention) {
+    check(truth.size() == coarse.size(), "dice_loss: expected targets of ", coarse.size(), " levels, got ",
+          truth.size());
+    for (size_t k = 0; k < truth.size(); ++k) {
+      check_pixels(truth[k], coarse[k], "coarse_logits");
+      check_walk(op, {truth[k].size(1), truth[k].size(2)});
+      targets.push_back(torch::stable::contiguous(truth[k]));
+    }
+  }
+  int64_t height(size_t level) const { return targets[level].size(1); }
+  int64_t width(size_t level) const { return targets[level].size(2); }
+  const uint8_t* bytes(size_t level) const {
+    return static_cast<const uint8_t*>(targets[level].const_data_ptr());
+  }
+};
+
+std::tuple<Tensor, Tensor> losses_of(const std::vector<Tensor>& coarse, const OptionalTensors& attention,
+                                     const std::vector<Tensor>& targets, double eps) {
+  constexpr const char* op = "dice_loss";
+  const Given given(op, coarse, attention, targets);
+  const LevelInputs& levels = given.levels;
+  const Device device(levels.first());
+  const int64_t count = levels.cells();
+  const ScalarType wide = accumulator_dtype(levels.dtype());
+  Tensor losses = torch::stable::new_empty(levels.first(), {count}, wide);
+  Tensor sums = torch::stable::new_empty(levels.first(), {count, 2}, wide);
+  dispatch_float(op, levels.dtype(), [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    using T = accumulator_t<S>;
+    ByWords<Level<S>> tables;
+    LevelTable<LevelParts> rows;
+    int64_t first = 0;
+    for (size_t k = 0; k < levels.size(); ++k) {
+      const int64_t height = given.height(k), width = given.width(k), cells = levels[k].count();
+      const WalkPlan plan(count, height, width, kColumns);
+      tables.add({levels[k].template maps<S>(height, width), plan, given.bytes(k), first}, width,
+                 plan.blocks(cells));
+      rows.add({first, plan.parts}, cells);
+      first += plan.blocks(cells);
+    }
+    Tensor parts = torch::stable::new_empty(levels.first(), {first, 3}, wide);
+    auto* part = static_cast<Sums<T>*>(parts.mutable_data_ptr());
+    tables.each([&](auto aligned, const auto& table) {
+      launch(device, op, dice_loss_fwd_kernel<S, decltype(aligned)::value>, walk_grid(op, table.total()),
+             dim3(table.threads()), 0, table, part);
+    });
+    launch(device, op, dice_loss_sum_kernel<T>, walk_grid(op, ceil_div<int64_t>(count, kThreads / kWarp)),
+           dim3(kThreads), 0, rows, part, count, eps, losses.mutable_data_ptr<T>(),
+           sums.mutable_data_ptr<T>());
+  });
+  return {losses, sums};
+}
+
+using Gradients = std::tuple<std::vector<Tensor>, std::vector<Tensor>>;  // of each level
+
+Gradients gradients_of(const Tensor& grad, const std::vector<Tensor>& coarse,
+                       const OptionalTensors& attention, const std::vector<Tensor>& targets,
+                       const Tensor& sums, bool coarse_wanted, bool attention_wanted) {
+  constexpr const char* op = "dice_loss_bwd";
+  const Given given(op, coarse, attention, targets);
+  const LevelInputs& levels = given.levels;
+  const int64_t count = levels.cells();
+  check_upstream(grad, sums, levels.first(), count);
+  const Device device(levels.first());
+  const Tensor upstream = torch::stable::contiguous(grad), kept = torch::stable::contiguous(sums);
+  std::vector<Tensor> to_coarse, to_attention;
+  for (size_t k = 0; k < levels.size(); ++k) {
+    const Tensor& logits = levels[k].coarse();
+    const int64_t cells = levels[k].count(), side = attention_wanted ? levels[k].side() : 0;
+    to_coarse.push_back(torch::stable::new_empty(
+        logits, {cells, coarse_wanted ? logits.size(1) : 0, coarse_wanted ? logits.size(2) : 0}));
+    to_attention.push_back(torch::stable::new_empty(logits, {cells, side, side}));
+  }
+  const auto wants = [&](size_t k) { return to_coarse[k].numel() + to_attention[k].numel() > 0; };
+  dispatch_float("dice_loss", levels.dtype(), [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    using T = accumulator_t<S>;
+    // All levels in blocks of as many threads: of what the widest takes, as long as every level has the
+    // shared memory for it.
+    const auto plan = [&](size_t k, int threads) {
+      return WalkBackPlan::of<T>(count, std::max(to_coarse[k].size(1), to_attention[k].size(1)), threads,
+                                 kColumns, to_coarse[k].size(2), to_attention[k].size(2));
+    };
+    int threads = kWarp;
+    for (size_t k = 0; k < levels.size(); ++k) {
+      if (wants(k)) threads = std::max(threads, WalkBackPlan::most_threads(given.width(k), kColumns));
+    }
+    for (size_t k = 0; k < levels.size(); ++k) threads = std::min(threads, plan(k, threads).threads);
+    size_t shared = 0;
+    bool turns = false;
+    ByWords<BackLevel<S>> tables;
+    int64_t first = 0;
+    for (size_t k = 0; k < levels.size(); ++k) {
+      const int64_t height = given.height(k), width = given.width(k), cells = levels[k].count();
+      if (wants(k)) {
+        const WalkBackPlan own = plan(k, threads);
+        const CellGradients<S> to{
+            to_coarse[k].numel() > 0 ? to_coarse[k].template mutable_data_ptr<S>() : nullptr,
+            to_attention[k].numel() > 0 ? to_attention[k].template mutable_data_ptr<S>() : nullptr};
+        shared = std::max(shared, own.shared_bytes<T>(op, to_coarse[k].size(2), to_attention[k].size(2)));
+        turns |= own.turns(width);
+        tables.add({levels[k].template maps<S>(height, width), own, given.bytes(k), first, to}, width,
+                   cells * own.bands);
+      }
+      first += cells;
+    }
+    if (turns && !std::is_same_v<S, T>) {  // what is added in turns must not be rounded before
+      std::vector<Tensor> single;
+      OptionalTensors rows;
+      for (size_t k = 0; k < levels.size(); ++k) {
+        single.push_back(torch::stable::to(coarse[k], ScalarType::Float));
+        rows.push_back(attention[k]);
+        if (rows[k]) rows[k] = torch::stable::to(*rows[k], ScalarType::Float);
+      }
+      const auto wide = gradients_of(grad, single, rows, targets, sums, coarse_wanted, attention_wanted);
+      for (size_t k = 0; k < levels.size(); ++k) {
+        torch::stable::copy_(to_coarse[k], std::get<0>(wide)[k]);
+        torch::stable::copy_(to_attention[k], std::get<1>(wide)[k]);
+      }
+      return;
+    }
+    tables.each([&](auto aligned, const auto& table) {
+      launch(device, op, dice_loss_bwd_kernel<S, decltype(aligned)::value>, walk_grid(op, table.total()),
+             dim3(threads), shared, table, upstream.template const_data_ptr<T>(),
+             kept.template const_data_ptr<T>());
+    });
+  });
+  return {to_coarse, to_attention};
 }
 
 std::tuple<Tensor, Tensor> dice_loss_cuda(const Tensor& coarse, const std::optional<Tensor>& attention,
                                           const Tensor& targets, double eps) {
-  constexpr const char* op = "dice_loss";
-  check_arguments(coarse, attention, targets);
-  const CellInputs cells(op, coarse, attention);
-  const int64_t count = cells.count(), height = targets.size(1), width = targets.size(2);
-  check_walk(op, {height, width});
-  const Device device(coarse);
-  const Tensor truth = torch::stable::contiguous(targets);
-  const ScalarType wide = accumulator_dtype(coarse.scalar_type());
-  const WalkPlan plan(count, height, width, kColumns);
-  Tensor losses = torch::stable::new_empty(coarse, {count}, wide);
-  Tensor sums = torch::stable::new_empty(coarse, {count, 2}, wide);
-  Tensor parts = torch::stable::new_empty(coarse, {plan.blocks(count), 3}, wide);
-  dispatch_float(op, coarse.scalar_type(), [&](auto tag) {
-    using S = typename decltype(tag)::type;
-    using T = accumulator_t<S>;
-    auto* part = static_cast<Sums<T>*>(parts.mutable_data_ptr());
-    const auto* bytes = static_cast<const uint8_t*>(truth.const_data_ptr());
-    with_words(width, bytes, [&](auto aligned) {
-      launch(device, op, dice_loss_fwd_kernel<S, decltype(aligned)::value>, walk_grid(op, plan.blocks(count)),
-             dim3(plan.threads), 0, cells.maps<S>(height, width), plan, bytes, part);
-    });
-    launch(device, op, dice_loss_sum_kernel<T>, walk_grid(op, ceil_div<int64_t>(count, kThreads / kWarp)),
-           dim3(kThreads), 0, part, count, static_cast<int64_t>(plan.parts), eps,
-           losses.mutable_data_ptr<T>(), sums.mutable_data_ptr<T>());
-  });
-  return {losses, sums};
+  return losses_of({coarse}, {attention}, {targets}, eps);
 }
 
 std::tuple<Tensor, Tensor> dice_loss_bwd_cuda(const Tensor& grad, const Tensor& coarse,
                                               const std::optional<Tensor>& attention, const Tensor& targets,
                                               const Tensor& sums, bool coarse_wanted, bool attention_wanted) {
-  constexpr const char* op = "dice_loss_bwd";
-  check_backward(grad, coarse, attention, targets, sums);
-  const CellInputs cells("dice_loss", coarse, attention);
-  const int64_t count = cells.count(), height = targets.size(1), width = targets.size(2);
-  const int64_t ch = coarse_wanted ? coarse.size(1) : 0, cw = coarse_wanted ? coarse.size(2) : 0;
-  const int64_t side = attention_wanted ? cells.side() : 0;
-  check_walk(op, {height, width});
-  const Device device(coarse);
-  const Tensor truth = torch::stable::contiguous(targets);
-  const Tensor upstream = torch::stable::contiguous(grad), kept = torch::stable::contiguous(sums);
-  Tensor coarse_grad = torch::stable::new_empty(coarse, {count, ch, cw});
-  Tensor attention_grad = torch::stable::new_empty(coarse, {count, side, side});
-  if (count == 0 || ch + side == 0) return {coarse_grad, attention_grad};
-  dispatch_float("dice_loss", coarse.scalar_type(), [&](auto tag) {
-    using S = typename decltype(tag)::type;
-    using T = accumulator_t<S>;
-    const WalkBackPlan plan = WalkBackPlan::of<T>(count, std::max(ch, side), width, kColumns, cw, side);
-    if (plan.turns(width) && !std::is_same_v<S, T>) {  // what is added in turns must not be rounded before
-      const auto single = [](const Tensor& x) { return torch::stable::to(x, ScalarType::Float); };
-      const auto wide = dice_loss_bwd_cuda(grad, single(coarse),
-                                           attention ? std::optional<Tensor>(single(*attention)) : attention,
-                                           targets, sums, coarse_wanted, attention_wanted);
-      torch::stable::copy_(coarse_grad, std::get<0>(wide));
-      torch::stable::copy_(attention_grad, std::get<1>(wide));
-      return;
-    }
-    const CellGradients<S> to{ch > 0 ? coarse_grad.mutable_data_ptr<S>() : nullptr,
-                              side > 0 ? attention_grad.mutable_data_ptr<S>() : nullptr};
-    const auto* bytes = static_cast<const uint8_t*>(truth.const_data_ptr());
-    with_words(width, bytes, [&](auto aligned) {
-      launch(device, op, dice_loss_bwd_kernel<S, decltype(aligned)::value>, walk_grid(op, count * plan.bands),
-             dim3(plan.threads), plan.shared_bytes<T>(op, cw, side), cells.maps<S>(height, width), plan,
-             bytes, upstream.const_data_ptr<T>(), kept.const_data_ptr<T>(), to);
-    });
-  });
-  return {coarse_grad, attention_grad};
+  const auto found =
+      gradients_of(grad, {coarse}, {attention}, {targets}, sums, coarse_wanted, attention_wanted);
+  return {std::get<0>(found)[0], std::get<1>(found)[0]};
+}
+
+std::tuple<Tensor, Tensor> dice_loss_levels_cuda(std::vector<Tensor> coarse, std::vector<Tensor> attention,
+                                                 std::vector<Tensor> targets, double eps) {
+  return losses_of(coarse, optional_levels("dice_loss", coarse, attention), targets, eps);
+}
+
+Gradients dice_loss_levels_bwd_cuda(const Tensor& grad, std::vector<Tensor> coarse,
+                                    std::vector<Tensor> attention, std::vector<Tensor> targets,
+                                    const Tensor& sums, bool coarse_wanted, bool attention_wanted) {
+  return gradients_of(grad, coarse, optional_levels("dice_loss", coarse, attention), targets, sums,
+                      coarse_wanted, attention_wanted);
 }
 
 }  // namespace
@@ -261,4 +331,6 @@ std::tuple<Tensor, Tensor> dice_loss_bwd_cuda(const Tensor& grad, const Tensor& 
 SOLO_ATTN_CUDA_LIBRARY(m) {
   m.impl("dice_loss", TORCH_BOX(&solo_attn::dice_loss::dice_loss_cuda));
   m.impl("dice_loss_bwd", TORCH_BOX(&solo_attn::dice_loss::dice_loss_bwd_cuda));
+  m.impl("dice_loss_levels", TORCH_BOX(&solo_attn::dice_loss::dice_loss_levels_cuda));
+  m.impl("dice_loss_levels_bwd", TORCH_BOX(&solo_attn::dice_loss::dice_loss_levels_bwd_cuda));
 }

@@ -232,7 +232,7 @@ std::tuple<Tensor, Tensor, Tensor> dice_loss_factors_bwd_cpu(const Tensor& grad,
                                                              bool attention_wanted) {
   check_factors("dice_loss", kernels, features, images, attention);
   check_targets(targets, kernels, features);
-  check_upstream(grad, sums, kernels);
+  check_upstream(grad, sums, kernels, kernels.size(0));
   const int64_t count = kernels.size(0), depth = kernels.size(1);
   const int64_t batch = features_wanted ? features.size(0) : 0;
   const int64_t side = attention && attention_wanted ? attention->size(1) : 0;

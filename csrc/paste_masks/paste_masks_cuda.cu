@@ -1,10 +1,9 @@
 // K cells, from their map at stride 4 (h x w) to 4 h x 4 w, cropped, and to H x W of the original image.
 //
 // Bytes: H W per mask are written, 210 MB for 100 masks at 1024 x 2048, 49 us at an H200's 4.3 TB/s. The maps
-// are computed once by the loop over rows in common/probability.cuh, for kMapPixels of them at a time, which
-// stay in the L2 cache. A pixel then takes some ten instructions, and interpolating a row of a map along x
-// ten more for every fifth pixel (paste.cuh); where nothing can be set, only the store. 16 pixels are stored
-// by one instruction.
+// are computed once (maps.cuh), kMapPixels of them at a time, which stay in the L2 cache. A pixel then takes
+// some ten instructions, and interpolating a row of a map along x ten more for every fifth pixel (paste.cuh);
+// where nothing can be set, only the store. 16 pixels are stored by one instruction.
 //
 // Run lengths go down columns, one thread per column: it keeps 32 rows of each of its columns in a word. A
 // block per mask counts the changes of its columns, from which follows where each column writes them. Their
@@ -14,8 +13,8 @@
 #include <tuple>
 #include <vector>
 
-#include "../common/probability.cuh"
 #include "../common/reduce.h"
+#include "maps.cuh"
 #include "paste.cuh"
 #include "paste_masks.h"
 #include "paste_masks_arguments.h"
@@ -23,35 +22,8 @@
 namespace solo_attn::paste_masks {
 namespace {
 
-constexpr int64_t kMapPixels = kPlayed ? 1 << 9 : 1 << 23;         // that are stored at a time
 constexpr int64_t kRunPixels = int64_t(1) << (kPlayed ? 13 : 31);  // whose bits are stored at a time
 constexpr int kThreads = 256;                                      // that count and write changes
-
-template <class S, bool kSame>
-__global__ void __launch_bounds__(kWalkThreads, (kProbabilityBlocks<S, kSame>))
-    paste_masks_maps_kernel(CellMaps<S> maps, ProbabilityAxes axes, WalkPlan plan, accumulator_t<S>* out) {
-  using T = accumulator_t<S>;
-  constexpr int kColumns = kProbabilityColumns<S, kSame>;
-  SOLO_ATTN_SHARED(shared, ProbabilityShared<S>);
-  const WalkPlace place(plan, kColumns);
-  T* to = out + (place.cell * plan.height + place.begin) * plan.width + place.x;
-  const int left = plan.width - place.x;
-  const bool whole = plan.width % kColumns == 0;
-  walk_probabilities<kSame, kColumns>(maps, axes, place, shared, [&](int, const T(&p)[kColumns]) {
-    if (whole) {
-      Run<T, kColumns> run;
-#pragma unroll
-      for (int j = 0; j < kColumns; ++j) run.at[j] = p[j];
-      if (left > 0) *reinterpret_cast<Run<T, kColumns>*>(to) = run;
-    } else {
-#pragma unroll
-      for (int j = 0; j < kColumns; ++j) {
-        if (j < left) to[j] = p[j];
-      }
-    }
-    to += plan.width;
-  });
-}
 
 // Expands four bits to four bytes of 0 or 1.
 __device__ __forceinline__ uint32_t spread(uint32_t bits) { return (bits & 15) * 0x00204081u & 0x01010101u; }
@@ -63,7 +35,7 @@ __global__ void __launch_bounds__(kPasteThreads, kPasteBlocks)
   SOLO_ATTN_DYNAMIC_SHARED(PasteColumns<T>, columns);
   SOLO_ATTN_SHARED(taps, PasteTap<T>[kPasteRows]);
   constexpr int kColumns = kPasteColumns<T>;
-  const WalkPlace place(plan, kColumns);
+  const WalkPlace place(plan, kColumns, blockIdx.x);
   const int left = plan.width - place.x;
   uint8_t* to = masks + (place.cell * plan.height + place.begin) * plan.width + place.x;
   walk_pasted(maps, place, threshold, *columns, taps, [&](int, uint32_t bits) {
@@ -96,7 +68,7 @@ __global__ void __launch_bounds__(kPasteThreads, 2)
   SOLO_ATTN_DYNAMIC_SHARED(PasteColumns<T>, columns);
   SOLO_ATTN_SHARED(taps, PasteTap<T>[kPasteRows]);
   constexpr int kColumns = kPasteColumns<T>;
-  const WalkPlace place(plan, kColumns);
+  const WalkPlace place(plan, kColumns, blockIdx.x);
   const int left = plan.width - place.x;
   uint32_t* to = words + (place.cell * ceil_div(plan.height, 32) + place.begin / 32) * plan.width + place.x;
   uint32_t word[kColumns] = {};
@@ -197,66 +169,11 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
-// The arguments of one call, and how its maps are computed.
-struct Call {
-  const char* op = "paste_masks";
-  CellInputs cells;
-  Sizes sizes;
-  double threshold;
-  Device device;
-  int64_t map, original;  // pixels
-
-  Call(const Tensor& coarse, const std::optional<Tensor>& attention, const Sizes& s, double threshold)
-      : cells(op, coarse, attention),
-        sizes(s),
-        threshold(threshold),
-        device(cells.coarse()),
-        map(s.out_size[0] * s.out_size[1]),
-        original(s.original_size[0] * s.original_size[1]) {
-    check_arguments(coarse, attention, sizes);
-    for (const Size& size : {s.size, s.out_size, s.image_size, s.original_size}) check_walk(op, size);
-  }
-  Tensor fresh(ScalarType dtype, const Size& shape) const {
-    return torch::stable::new_empty(cells.coarse(), shape, dtype);
-  }
-
-  // Calls each(T, maps, first, count) for at most `most` cells at a time.
-  template <class F>
-  void for_maps(int64_t most, const F& each) const {
-    const int64_t count = cells.count();
-    const int64_t step = std::max<int64_t>(1, std::min({most, count, kMapPixels / map}));
-    if (count == 0) return;
-    const int64_t height = sizes.out_size[0], width = sizes.out_size[1];
-    Tensor maps = fresh(accumulator_dtype(cells.coarse().scalar_type()), {step, height, width});
-    const ProbabilityAxes axes{TapAxis::of(sizes.size[0], height), TapAxis::of(sizes.size[1], width)};
-    dispatch_float(op, cells.coarse().scalar_type(), [&](auto tag) {
-      using S = typename decltype(tag)::type;
-      using T = accumulator_t<S>;
-      T* to = maps.mutable_data_ptr<T>();
-      for (int64_t first = 0; first < count; first += step) {
-        const int64_t some = std::min(step, count - first);
-        with_same(axes, [&](auto same) {
-          constexpr bool kSame = decltype(same)::value;
-          const WalkPlan plan(some, height, width, kProbabilityColumns<S, kSame>);
-          launch(device, op, paste_masks_maps_kernel<S, kSame>, walk_grid(op, plan.blocks(some)),
-                 dim3(plan.threads), 0, cells.maps<S>(sizes.size[0], sizes.size[1]).from(first), axes, plan,
-                 to);
-        });
-        each(PasteMaps<T>{to, PasteAxis::of(height, sizes.image_size[0], sizes.original_size[0]),
-                          PasteAxis::of(width, sizes.image_size[1], sizes.original_size[1])},
-             first, some);
-      }
-    });
-  }
-};
-
-Tensor paste_masks_cuda(const Tensor& coarse, const std::optional<Tensor>& attention, Size size,
-                        Size out_size, Size image_size, Size original_size, double threshold) {
-  const Call call(coarse, attention, {size, out_size, image_size, original_size}, threshold);
-  const int64_t height = original_size[0], width = original_size[1];
-  Tensor masks = call.fresh(ScalarType::Bool, {coarse.size(0), height, width});
+Tensor pixels_of(const Call& call) {
+  const int64_t height = call.sizes.original_size[0], width = call.sizes.original_size[1];
+  Tensor masks = call.fresh(ScalarType::Bool, {call.count, height, width});
   auto* out = static_cast<uint8_t*>(masks.mutable_data_ptr());
-  call.for_maps(coarse.size(0), [&](auto maps, int64_t first, int64_t count) {
+  call.for_maps(call.count, [&](auto maps, int64_t first, int64_t count) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(maps.data)>>;
     const WalkPlan plan = paste_plan<T>(count, height, width, 1);
     constexpr int kAll = kPasteColumns<T>;
@@ -264,16 +181,14 @@ Tensor paste_masks_cuda(const Tensor& coarse, const std::optional<Tensor>& atten
                         : width % 4 == 0  ? paste_masks_fwd_kernel<T, 4>
                                           : paste_masks_fwd_kernel<T, 1>;
     launch(call.device, call.op, kernel, walk_grid(call.op, plan.blocks(count)), dim3(plan.threads),
-           sizeof(PasteColumns<T>), maps, plan, threshold, out + first * call.original);
+           sizeof(PasteColumns<T>), maps, plan, call.threshold, out + first * call.original);
   });
   return masks;
 }
 
-std::tuple<Tensor, Tensor> paste_masks_rle_cuda(const Tensor& coarse, const std::optional<Tensor>& attention,
-                                                Size size, Size out_size, Size image_size, Size original_size,
-                                                double threshold) {
-  const Call call(coarse, attention, {size, out_size, image_size, original_size}, threshold);
-  const int64_t height = original_size[0], width = original_size[1], tall = ceil_div<int64_t>(height, 32);
+std::tuple<Tensor, Tensor> runs_of(const Call& call) {
+  const int64_t height = call.sizes.original_size[0], width = call.sizes.original_size[1];
+  const int64_t tall = ceil_div<int64_t>(height, 32);
   const torch::stable::Device host(torch::headeronly::DeviceType::CPU);
   std::vector<std::string> texts;
   call.for_maps(std::max<int64_t>(1, kRunPixels / call.original), [&](auto maps, int64_t, int64_t count) {
@@ -285,7 +200,7 @@ std::tuple<Tensor, Tensor> paste_masks_rle_cuda(const Tensor& coarse, const std:
     Tensor begins = call.fresh(ScalarType::Long, {count + 1});
     auto* word = static_cast<uint32_t*>(words.mutable_data_ptr());
     launch(call.device, call.op, paste_masks_columns_kernel<T>, walk_grid(call.op, plan.blocks(count)),
-           dim3(plan.threads), sizeof(PasteColumns<T>), maps, plan, threshold, word);
+           dim3(plan.threads), sizeof(PasteColumns<T>), maps, plan, call.threshold, word);
     const ColumnBits bits{word, height, width};
     auto* columns = before.mutable_data_ptr<int64_t>();
     auto* total = totals.mutable_data_ptr<int64_t>();
@@ -310,10 +225,47 @@ std::tuple<Tensor, Tensor> paste_masks_rle_cuda(const Tensor& coarse, const std:
   return joined(texts);
 }
 
+Call one_level(const Tensor& coarse, const std::optional<Tensor>& attention, const Sizes& sizes,
+               double threshold) {
+  return Call({coarse}, {attention}, std::nullopt, sizes, threshold);
+}
+
+Call several(const std::vector<Tensor>& coarse, const std::vector<Tensor>& attention, const Tensor& index,
+             const Sizes& sizes, double threshold) {
+  return Call(coarse, optional_levels("paste_masks", coarse, attention), index, sizes, threshold);
+}
+
+Tensor paste_masks_cuda(const Tensor& coarse, const std::optional<Tensor>& attention, Size size,
+                        Size out_size, Size image_size, Size original_size, double threshold) {
+  return pixels_of(one_level(coarse, attention, {size, out_size, image_size, original_size}, threshold));
+}
+
+std::tuple<Tensor, Tensor> paste_masks_rle_cuda(const Tensor& coarse, const std::optional<Tensor>& attention,
+                                                Size size, Size out_size, Size image_size, Size original_size,
+                                                double threshold) {
+  return runs_of(one_level(coarse, attention, {size, out_size, image_size, original_size}, threshold));
+}
+
+Tensor paste_masks_levels_cuda(std::vector<Tensor> coarse, std::vector<Tensor> attention, Size sizes,
+                               const Tensor& index, Size out_size, Size image_size, Size original_size,
+                               double threshold) {
+  return pixels_of(
+      several(coarse, attention, index, {sizes, out_size, image_size, original_size}, threshold));
+}
+
+std::tuple<Tensor, Tensor> paste_masks_levels_rle_cuda(std::vector<Tensor> coarse,
+                                                       std::vector<Tensor> attention, Size sizes,
+                                                       const Tensor& index, Size out_size, Size image_size,
+                                                       Size original_size, double threshold) {
+  return runs_of(several(coarse, attention, index, {sizes, out_size, image_size, original_size}, threshold));
+}
+
 }  // namespace
 }  // namespace solo_attn::paste_masks
 
 SOLO_ATTN_CUDA_LIBRARY(m) {
   m.impl("paste_masks", TORCH_BOX(&solo_attn::paste_masks::paste_masks_cuda));
   m.impl("paste_masks_rle", TORCH_BOX(&solo_attn::paste_masks::paste_masks_rle_cuda));
+  m.impl("paste_masks_levels", TORCH_BOX(&solo_attn::paste_masks::paste_masks_levels_cuda));
+  m.impl("paste_masks_levels_rle", TORCH_BOX(&solo_attn::paste_masks::paste_masks_levels_rle_cuda));
 }

@@ -32,13 +32,13 @@ __global__ void __launch_bounds__(kWalkThreads, (kBlocks<S, kAligned>))
   using T = accumulator_t<S>;
   constexpr int kCount = kColumns<S, kAligned>;
   SOLO_ATTN_SHARED(taps, RowTaps<T>[kWalkRows]);
-  const WalkPlace place(plan, kCount);
+  const WalkPlace place(plan, kCount, blockIdx.x);
   int columns[kCount];
   own_columns(place.x, plan.width, columns);
   CellWalk<S, kCount> cell(maps, place.cell, columns);
   const Images images{plan.height, plan.width};
   S* to = out + images.image(place.cell) + images.row(place.begin) + place.x;
-  walk_down(maps, taps, place.begin, place.end, [&](int, const RowTaps<T>& row) {
+  walk_band(maps, taps, place.begin, place.end - place.begin, [&](int, const RowTaps<T>& row) {
     T pixels[kCount];
     cell.logits(row, pixels);
     if constexpr (kAligned) {
@@ -105,13 +105,15 @@ __global__ void __launch_bounds__(kWalkThreads, (kBlocks<S, kAligned>))
   SOLO_ATTN_SHARED(taps, RowTaps<T>[kWalkRows]);
   SOLO_ATTN_SHARED(places, typename Upstream<S, kAligned>::Rows::Places);
   SOLO_ATTN_DYNAMIC_SHARED(T, memory);
-  const int64_t cell = blockIdx.x / static_cast<unsigned>(plan.bands);
+  const auto bands = static_cast<unsigned>(plan.bands);
+  const int64_t cell = blockIdx.x / bands;
+  const int band = static_cast<int>(blockIdx.x % bands);
   const int width = maps.coarse_x.out;
   const Images large{maps.coarse_y.out, width};
   gradients.to_cell(maps, cell);
   for (int x0 = 0; x0 < width; x0 += plan.columns) {
     const int x = x0 + static_cast<int>(threadIdx.x) * kCount;
-    walk_back<kCount>(maps, taps, plan, gradients, memory, x0, min(plan.columns, width - x0),
+    walk_back<kCount>(maps, taps, plan, band, gradients, memory, x0, min(plan.columns, width - x0),
                       [&](int begin, int end) {
                         const S* from = grad + large.image(cell) + large.row(begin) + x;
                         return Upstream<S, kAligned>(places, from, width, width - x, begin, end);
@@ -170,8 +172,9 @@ std::tuple<Tensor, Tensor> upsample_add_bwd_cuda(const Tensor& grad, const std::
     with_runs<S>(width, from, [&](auto aligned) {
       constexpr bool kAligned = decltype(aligned)::value;
       const int64_t second = ah * aw > 0 ? aw : 0;
-      const WalkBackPlan plan =
-          WalkBackPlan::of<T>(count, std::max(ch, ah), width, kColumns<S, kAligned>, cw, second);
+      constexpr int kCount = kColumns<S, kAligned>;
+      const WalkBackPlan plan = WalkBackPlan::of<T>(
+          count, std::max(ch, ah), WalkBackPlan::most_threads(width, kCount), kCount, cw, second);
       if (plan.turns(width) && !std::is_same_v<S, T>) {  // what is added in turns must not be rounded before
         const auto wide = upsample_add_bwd_cuda(torch::stable::to(upstream, ScalarType::Float), coarse_size,
                                                 attention_size);

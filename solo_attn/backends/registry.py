@@ -38,15 +38,16 @@ class Backend:
         refuses: ``(op, device_type, dtype) -> reason``, or None if it runs. It depends on these three only,
             so that its result is a constant under ``torch.compile``.
         when_named: a device type on which it runs only if the caller names it.
-        factors: it makes masks from kernels and features without keeping their product (`MaskFactors`);
-            on the others the product is made first.
+        forms: what it can take beyond the plain arguments: "factors", to make masks from kernels and features
+            without keeping their product (`MaskFactors`), and "levels", to take those of several levels at
+            once. On the others the product is made first, and there is one call for each level.
     """
 
     name: str
     namespace: str
     refuses: Callable[[str, str, torch.dtype], str | None]
     when_named: str | None = None
-    factors: bool = False
+    forms: tuple[str, ...] = ()
 
 
 def _cuda_refuses(op: str, device_type: str, dtype: torch.dtype) -> str | None:
@@ -71,11 +72,11 @@ def _reference_refuses(op: str, device_type: str, dtype: torch.dtype) -> str | N
 
 # The default order, which `order.py` changes. `select` takes the first that does not refuse.
 BACKENDS: tuple[Backend, ...] = (
-    Backend("cuda", compiled.NAMESPACE, _cuda_refuses),
-    Backend("cpu", compiled.NAMESPACE, _cpu_refuses, factors=True),
+    Backend("cuda", compiled.NAMESPACE, _cuda_refuses, forms=("levels",)),
+    Backend("cpu", compiled.NAMESPACE, _cpu_refuses, forms=("factors",)),
     # On CPU tensors Triton is its interpreter, a thousand times slower than the reference.
     Backend("triton", triton_runtime.NAMESPACE, triton_runtime.refuses, when_named="cpu"),
-    Backend("reference", f"{compiled.NAMESPACE}_reference", _reference_refuses, factors=True),
+    Backend("reference", f"{compiled.NAMESPACE}_reference", _reference_refuses, forms=("factors", "levels")),
 )
 NAMES = tuple(backend.name for backend in BACKENDS)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._utils.bits import occupied, span
 from .._utils.limits import refuse_pixels
-from ..ops import mask_bits, matrix_nms, paste_masks
+from ..ops import mask_bits, matrix_nms, paste_masks_levels
 from .candidates import Candidates, Drawn, find_candidates, points_nms
 from .fixed_inference import CANDIDATES, find_detections
 from .heads import STRIDES, Head, HeadResult
@@ -56,9 +56,12 @@ def instances(
     rle: bool = False,
 ) -> list[dict[str, Any]]:
     """Step 9: `predict`'s results from the candidates that are kept, for each image the best first."""
+    images = torch.arange(len(image_sizes), device=kept.image.device)
+    counts = (kept.image[:, None] == images).sum(0).tolist()  # waits, once for all images
+    rows = kept.image.argsort(stable=True).split(counts)
+    sizes = zip(image_sizes, original_sizes, strict=True)
     return [
-        _paste(kept.select((kept.image == i).nonzero().squeeze(1)), drawn, *sizes, options, rle)
-        for i, sizes in enumerate(zip(image_sizes, original_sizes, strict=True))
+        _paste(kept.select(mine), drawn, *both, options, rle) for mine, both in zip(rows, sizes, strict=True)
     ]
 
 
@@ -148,34 +151,21 @@ def _paste(
     """Step 9 for one image."""
     count = 0 if rle else len(kept.mask)
     refuse_pixels("predict", count, original_size)
-    # Each mask is of one of the levels below.
-    masks = torch.empty(count, *original_size, dtype=torch.bool, device=kept.mask.device)
-    runs: dict[int, Any] = {}
-    start = 0
-    for level in drawn.masks:
-        local = kept.mask - start
-        mine = ((local >= 0) & (local < len(level.coarse_logits))).nonzero().squeeze(1)
-        if len(mine):
-            chosen = local[mine]
-            arguments = (
-                level.coarse_logits[chosen],
-                None if level.attention is None else level.attention[chosen],
-                level.size,
-                drawn.out_size,
-                image_size,
-                original_size,
-                options.mask_threshold,
-            )
-            if rle:
-                runs |= zip(mine.tolist(), paste_masks(*arguments, rle=True), strict=True)
-            else:
-                masks[mine] = paste_masks(*arguments)
-        start += len(level.coarse_logits)
+    sizes = (drawn.out_size, image_size, original_size)
     found = {"labels": kept.label, "scores": kept.score}
-    if not rle:
-        return {"boxes": boxes_of(masks), **found, "masks": masks}
-    in_order = [runs[k] for k in range(len(runs))]
-    return {"boxes": boxes_of_runs(in_order).to(kept.label.device), **found, "masks": in_order}
+    if rle:
+        runs = (
+            paste_masks_levels(drawn.masks, kept.mask, *sizes, options.mask_threshold, rle=True)
+            if drawn.masks
+            else []
+        )
+        return {"boxes": boxes_of_runs(runs).to(kept.label.device), **found, "masks": runs}
+    masks = (
+        paste_masks_levels(drawn.masks, kept.mask, *sizes, options.mask_threshold)
+        if drawn.masks
+        else torch.empty(0, *original_size, dtype=torch.bool, device=kept.mask.device)
+    )
+    return {"boxes": boxes_of(masks), **found, "masks": masks}
 
 
 def boxes_of_runs(masks: list[Any]) -> Tensor:

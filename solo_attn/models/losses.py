@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
-from ..ops import MaskFactors, dice_loss
+from ..ops import MaskFactors, dice_loss_levels
 from .heads import CellMasks, Head, HeadResult
 from .targets import LevelTargets
 
@@ -53,8 +53,9 @@ def mask_loss(
     images = {k: level.cells[:, 0].unique() for k, level in enumerate(targets) if len(level.cells)}
     result = head.prepare(result, images)
     parts = [(head.cell_masks(result, k, targets[k].cells), targets[k].masks) for k in images]
-    for cells, truth in _joined(parts):
-        total = total + dice_loss(cells.coarse_logits, cells.attention, truth, DICE_EPS).sum()
+    if parts:
+        levels = [(cells.coarse_logits, cells.attention, truth) for cells, truth in _joined(parts)]
+        total = total + dice_loss_levels(levels, DICE_EPS).sum()
     return weight * total / max(positives, 1)
 
 

@@ -2,13 +2,13 @@
 
 from .attention_residual import attention_residual
 from .bit_masks import BitMasks
-from .dice_loss import dice_loss
+from .dice_loss import dice_loss, dice_loss_levels
 from .grid_attention import grid_attention
-from .mask_bits import mask_bits
+from .mask_bits import mask_bits, mask_bits_levels
 from .mask_factors import MaskFactors
 from .mask_iou import mask_iou
 from .matrix_nms import matrix_nms
-from .paste_masks import paste_masks
+from .paste_masks import paste_masks, paste_masks_levels
 from .upsample_add import upsample_add
 
 __all__ = [
@@ -16,10 +16,13 @@ __all__ = [
     "MaskFactors",
     "attention_residual",
     "dice_loss",
+    "dice_loss_levels",
     "grid_attention",
     "mask_bits",
+    "mask_bits_levels",
     "mask_iou",
     "matrix_nms",
     "paste_masks",
+    "paste_masks_levels",
     "upsample_add",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,6 +40,38 @@ def check_coarse(op: str, coarse_logits: Any, attention: Any) -> tuple[Tensor, s
             fail(op, "attention", wanted, f"{list(attention.shape)}")
         check_like(op, "attention", attention, name, first)
     return first, name
+
+
+def check_levels(op: str, levels: Any) -> list[tuple[Tensor, str]]:
+    """Refuse what is not a list of at least one (coarse_logits, attention, ...), all of one kind.
+
+    Returns what `check_coarse` does of each level.
+    """
+    if not isinstance(levels, (list, tuple)) or not all(
+        isinstance(level, tuple) and len(level) == 3 for level in levels
+    ):
+        raise TypeError(f"{op}: expected levels to be a list of tuples of three, got {shown(levels)}")
+    if not levels:
+        fail(op, "levels", "to be at least one", "0")
+    found = [check_coarse(op, coarse, attention) for coarse, attention, _ in levels]
+    for first, name in found[1:]:
+        check_like(op, f"each level's {name}", first, f"the first level's {found[0][1]}", found[0][0])
+    return found
+
+
+MOST_LEVELS = 8  # of the fused form: csrc/common/levels.cuh
+
+
+def can_be_joined(levels: Sequence[tuple[Tensor | MaskFactors, Tensor | None, Any]]) -> bool:
+    """Whether the fused form of an op takes these levels."""
+    return len(levels) <= MOST_LEVELS and all(isinstance(level[0], Tensor) for level in levels)
+
+
+def attention_of(levels: Sequence[tuple[Any, Tensor | None, Any]]) -> list[Tensor]:
+    """As the fused form takes it: no tensors if no level has any, else an empty one for each without."""
+    if all(level[1] is None for level in levels):
+        return []
+    return [level[0].new_empty(0) if level[1] is None else level[1] for level in levels]
 
 
 def _check_logits(op: str, coarse_logits: Any) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 from torch.autograd import forward_ad
+from torch.utils._pytree import tree_leaves
 
 from ..backends import BACKENDS, compiled, select, triton_runtime
 from ._triton import kernel_of, show_kernels
@@ -69,7 +70,8 @@ def _without_autocast(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(kernel)
     def run(*args: Any) -> Any:
-        with torch.autocast(args[0].device.type, enabled=False):
+        first = args[0] if isinstance(args[0], torch.Tensor) else args[0][0]  # of all levels
+        with torch.autocast(first.device.type, enabled=False):
             return kernel(*args)
 
     return run
@@ -140,7 +142,7 @@ def pick(
 
 def _without_tangents(op: str, run: OpOverload) -> Any:
     def checked(*args: Any) -> Any:
-        for x in args:
+        for x in tree_leaves(args):
             if isinstance(x, torch.Tensor) and forward_ad.unpack_dual(x).tangent is not None:
                 raise RuntimeError(
                     f"{op}: expected inputs without a tangent, got one: there is no forward-mode derivative "
@@ -154,10 +156,12 @@ def _without_tangents(op: str, run: OpOverload) -> Any:
 assert {backend.namespace for backend in BACKENDS} <= set(NAMESPACES)
 
 
-def pick_factors(op: str, kernels: torch.Tensor, backend: str | None) -> OpOverload | None:
-    """The form of ``op`` that takes factors; None where the backend that is to run has none.
+def pick_form(
+    op: str, x: torch.Tensor, backend: str | None, form: str, variant: str = ""
+) -> OpOverload | None:
+    """The form of ``op`` that takes "factors" or "levels"; None where the backend that is to run has none.
 
-    There the product is made by PyTorch, and ``op`` itself run on it.
+    There the product is made by PyTorch, or ``op`` is called for each level.
     """
-    chosen = select(op, kernels.device.type, kernels.dtype, backend)
-    return pick(op, kernels, chosen.name, "_factors") if chosen.factors else None
+    chosen = select(op, x.device.type, x.dtype, backend)
+    return pick(op, x, chosen.name, f"_{form}{variant}") if form in chosen.forms else None

@@ -16,6 +16,12 @@ def widen(x: Tensor) -> Tensor:
     return x.to(accumulator(x.dtype))
 
 
+def level_rows(coarse_logits: Sequence[Tensor], attention: Sequence[Tensor]) -> list[Tensor | None]:
+    """Each level's attention rows; an empty list has none, and nor has a level whose tensor is empty."""
+    rows = list(attention) or [coarse.new_empty(0) for coarse in coarse_logits]
+    return [x if x.numel() else None for x in rows]
+
+
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear resize (align_corners=False, no antialias) of [K, h, w] to [K, *size].
 

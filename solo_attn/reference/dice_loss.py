@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from ._common import resize_adjoint, widen
+from ._common import level_rows, resize_adjoint, widen
 from ._factors import product, product_bwd
 from .upsample_add import upsample_add
 
@@ -46,6 +48,34 @@ def dice_loss_bwd(
         for x in wanted
     ]
     return grads[0].to(coarse_logits.dtype), grads[1].to(coarse_logits.dtype)
+
+
+def dice_loss_levels(
+    coarse_logits: Sequence[Tensor], attention: Sequence[Tensor], targets: Sequence[Tensor], eps: float
+) -> tuple[Tensor, Tensor]:
+    """The same of several levels, one after the other."""
+    given = zip(coarse_logits, level_rows(coarse_logits, attention), targets, strict=True)
+    losses, sums = zip(*(dice_loss(coarse, rows, truth, eps) for coarse, rows, truth in given), strict=True)
+    return torch.cat(losses), torch.cat(sums)
+
+
+def dice_loss_levels_bwd(
+    grad: Tensor,
+    coarse_logits: Sequence[Tensor],
+    attention: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    sums: Tensor,
+    coarse_wanted: bool = True,
+    attention_wanted: bool = True,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Each level's `dice_loss_bwd`."""
+    counts = [len(coarse) for coarse in coarse_logits]
+    rows = level_rows(coarse_logits, attention)
+    given = zip(grad.split(counts), coarse_logits, rows, targets, sums.split(counts), strict=True)
+    found = [
+        dice_loss_bwd(*level, coarse_wanted, attention_wanted and level[2] is not None) for level in given
+    ]
+    return [coarse for coarse, _ in found], [rows for _, rows in found]
 
 
 def dice_loss_factors(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._utils.bits import pack
 from .._utils.checks import accumulator
-from ._common import resize, widen
+from ._common import level_rows, resize, widen
 from ._factors import product
 from .upsample_add import upsample_add
 
@@ -58,5 +58,21 @@ def mask_bits_factors(
         part = slice(start, start + _CHUNK)
         logits = product("mask_bits", kernels[part], features, images[part])
         found.append(mask_bits(logits, None if attention is None else attention[part], size, size, threshold))
+    words, areas, maskness = zip(*found, strict=True)
+    return torch.cat(words), torch.cat(areas), torch.cat(maskness)
+
+
+def mask_bits_levels(
+    coarse_logits: Sequence[Tensor],
+    attention: Sequence[Tensor],
+    sizes: Sequence[int],
+    out_size: Sequence[int],
+    threshold: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of several levels, one after the other; ``sizes`` has two numbers for each."""
+    given = zip(coarse_logits, level_rows(coarse_logits, attention), sizes[::2], sizes[1::2], strict=True)
+    found = [
+        mask_bits(coarse, rows, (height, width), out_size, threshold) for coarse, rows, height, width in given
+    ]
     words, areas, maskness = zip(*found, strict=True)
     return torch.cat(words), torch.cat(areas), torch.cat(maskness)

@@ -78,8 +78,14 @@ def test_a_claimed_op_is_compiled_with_its_variants(op):
         name.partition("::")[2] for name in torch._C._dispatch_get_all_op_names() if "solo_attn:" in name
     }
     factored = {op + "_factors", op + "_factors_bwd"}  # elsewhere than on a CPU the product is made first
-    for name in {op, op + "_", op + "_bwd", op + "_rle", *factored} & names:
-        for key, ops in (("CPU", BUILT), ("CUDA", () if name in factored else CUDA)):
+    levels = {
+        op + form for form in ("_levels", "_levels_bwd", "_levels_rle")
+    }  # elsewhere than on a GPU there is a call for each
+    for name in {op, op + "_", op + "_bwd", op + "_rle", *factored, *levels} & names:
+        for key, ops in (
+            ("CPU", () if name in levels else BUILT),
+            ("CUDA", () if name in factored else CUDA),
+        ):
             has = torch._C._dispatch_has_kernel_for_dispatch_key(f"solo_attn::{name}", key)
             assert has == (op in ops), (name, key)
 

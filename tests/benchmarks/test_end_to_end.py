@@ -137,7 +137,7 @@ def test_what_cannot_be_compiled_is_a_row_that_says_so(
 def test_this_library_beside_dense_stops_it(
     bench: run.Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(losses, "dice_loss", off(losses, "dice_loss", 1.01))
+    monkeypatch.setattr(losses, "dice_loss_levels", off(losses, "dice_loss_levels", 1.01))
     with pytest.raises(DifferentError, match=r"training: .*loss_mask differs"):
         run.go(bench, [("training", 1, "float32", False)], tmp_path, math.inf)
     assert not list(tmp_path.iterdir())

@@ -20,6 +20,7 @@
 #include <stdexcept>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "cuda_shim.h"
@@ -285,7 +286,6 @@ void run(const char* op, const void* kernel, dim3 grid, dim3 block, size_t share
   m.op = op;
   m.body = &body;
   m.report.clear();
-  m.asserted.clear();
   m.dynamic_bytes = shared;
   m.early = early;
   for (auto& entry : m.pages_before) m.spare.push_back(std::move(entry.second));
@@ -552,9 +552,11 @@ __attribute__((visibility("default"))) void solo_attn_shim_seed(uint64_t seed) {
   shim::machine().random.seed(seed);
 }
 
-// What the last kernel asserted that was not so, if any: a GPU would have ended there.
+// What a kernel asserted that was not so since the last question, if any: a GPU would have ended there.
 __attribute__((visibility("default"))) const char* solo_attn_shim_asserted() {
-  return shim::machine().asserted.c_str();
+  static std::string told;
+  told = std::exchange(shim::machine().asserted, "");
+  return told.c_str();
 }
 
 void __tsan_init() {}

@@ -134,7 +134,7 @@ def seed(value: int) -> None:
 
 
 def asserted() -> str:
-    """What the last kernel asserted that was not so; on a GPU it would have ended there."""
+    """What a kernel asserted that was not so since the last question; on a GPU it would have ended there."""
     function = load().solo_attn_shim_asserted
     function.restype = ctypes.c_char_p
     return function().decode()
@@ -151,4 +151,4 @@ def refuses(op: str, device_type: str, dtype: torch.dtype) -> str | None:
 
 
 MISSING = missing()  # once: what runs must not change between two calls of a compiled function
-BACKEND = Backend("shim", NAMESPACE, refuses)
+BACKEND = Backend("shim", NAMESPACE, refuses, forms=("levels",))

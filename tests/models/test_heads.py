@@ -7,7 +7,7 @@ from dense_step import attention_map
 from small_solo import SETTINGS, batch
 from torch import nn
 
-from solo_attn import dice_loss, upsample_add
+from solo_attn import dice_loss, dice_loss_levels, upsample_add
 from solo_attn.models import (
     HeadSettings,
     ModelInfo,
@@ -201,10 +201,15 @@ def test_solov2_levels_learn_by_one_dice_loss(attention, monkeypatch):
         for masks in [head.cell_masks(result, k, level.cells)]
     )
     expected = expected * 2.0 / 9
-    calls = []
-    monkeypatch.setattr(losses, "dice_loss", lambda *args: calls.append(len(args[2])) or dice_loss(*args))
+    counts = []
+
+    def counted(levels, eps):
+        counts.extend(len(truth) for _, _, truth in levels)
+        return dice_loss_levels(levels, eps)
+
+    monkeypatch.setattr(losses, "dice_loss_levels", counted)
     found = losses.mask_loss(head, result, targets, 2.0)
-    assert calls == ([9] if attention is None else [5, 3, 1])
+    assert counts == ([9] if attention is None else [5, 3, 1])
     torch.testing.assert_close(found, expected)
     for a, b in zip(gradients(head, found), gradients(head, expected), strict=True):
         torch.testing.assert_close(a, b)

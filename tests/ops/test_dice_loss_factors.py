@@ -29,7 +29,7 @@ from solo_attn.backends import BACKENDS
 from solo_attn.bench import plain
 
 OP = "dice_loss"
-FUSED = [backend.name for backend in BACKENDS if backend.factors]
+FUSED = [backend.name for backend in BACKENDS if "factors" in backend.forms]
 
 
 def inputs(runner, count=4, depth=5, batch=2, size=(6, 7), side=3, dtype=None):

@@ -12,7 +12,7 @@ from solo_attn import MaskFactors, mask_bits, paste_masks
 from solo_attn.backends import BACKENDS
 
 OP = "mask_bits"
-FUSED = [backend.name for backend in BACKENDS if backend.factors]
+FUSED = [backend.name for backend in BACKENDS if "factors" in backend.forms]
 
 
 def inputs(runner, count=4, depth=5, batch=2, size=(9, 14), side=3, dtype=None):
