@@ -130,8 +130,8 @@ def cell_logits(
     if fused is None:
         parts = zip(maps, weights, biases, cells, strict=True)
         return [reference.cell_logits(*part) for part in parts]
-    given = [[x.to(_product_dtype(x)) for x in of_levels] for of_levels in (maps, weights, biases)]
-    return list(fused(*given, list(cells), 1.0, tf32()))
+    factors = [[x.to(_product_dtype(x)) for x in of_levels] for of_levels in (maps, weights, biases)]
+    return list(fused(*factors, list(cells), 1.0, tf32()))
 
 
 def levels_in_one_launch(like: Tensor) -> bool:

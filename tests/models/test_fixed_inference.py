@@ -88,10 +88,9 @@ class Products(NoWaits):
 
 @torch.no_grad()
 @pytest.mark.skipif(shim.MISSING is not None, reason=str(shim.MISSING))
-@pytest.mark.parametrize("attention", ["gated", None])
-def test_products_of_all_levels_are_one_launch(monkeypatch, attention):
+def test_products_of_all_levels_are_one_launch(monkeypatch):
     """On a GPU, which the shim plays for these products alone; each image has cells of each level."""
-    model = exportable(attention=attention)
+    model = exportable(attention="gated")
     expected = model.detect(IMAGES, 7)
     several, drawn = plain(model, model.features(IMAGES))
     shim.seed(1)
@@ -104,7 +103,7 @@ def test_products_of_all_levels_are_one_launch(monkeypatch, attention):
         monkeypatch.setattr(importlib.import_module(f"solo_attn.ops.{module}"), "select", select)
     with Products() as products:
         found = model.detect(IMAGES, 7)
-    assert products.names == ["grid_attention_levels"] * (1 if attention is None else 2)
+    assert products.names == ["grid_attention_levels"] * 2
     torch.testing.assert_close(found.scores, expected.scores)
     assert found.labels.equal(expected.labels)
     assert found.masks.equal(expected.masks)
