@@ -8,6 +8,7 @@ ASan and UBSan.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import hashlib
 import importlib.util
@@ -102,10 +103,13 @@ def library(kind: str) -> Path:
         state.update(path.read_bytes())
     folder = ROOT / "build" / "cuda_shim" / kind
     mark, name = folder / "state", state.hexdigest()
-    if not (folder / "shim.so").exists() or not mark.exists() or mark.read_text() != name:
-        shutil.rmtree(folder, ignore_errors=True)
-        compile_all(kind, sorted((ROOT / "csrc").glob("*/*.cu")), folder)
-        mark.write_text(name)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of the processes that share the tests, one builds it
+        if not (folder / "shim.so").exists() or not mark.exists() or mark.read_text() != name:
+            shutil.rmtree(folder, ignore_errors=True)
+            compile_all(kind, sorted((ROOT / "csrc").glob("*/*.cu")), folder)
+            mark.write_text(name)
     return folder / "shim.so"
 
 
