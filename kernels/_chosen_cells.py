@@ -14,8 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 # For mypy, kernels/ is outside of the package in which it is installed.
-from .._utils.checks import check_cells  # type: ignore[import-not-found]
-from ._launch import launch
+from .._utils.checks import CELLS_IN_RANGE, check_cells  # type: ignore[import-not-found]
+from ._launch import asserting, launch
 from ._tuning import config, tuned
 from ._vectors import factor, mode_of, vectors
 
@@ -23,6 +23,9 @@ _CONFIGS = (
     config(4, BLOCK=16, BLOCK_COLUMNS=64, BLOCK_K=16),
     config(4, BLOCK=32, BLOCK_COLUMNS=64, BLOCK_K=32),
 )
+
+
+_IN_RANGE = tl.constexpr(CELLS_IN_RANGE)
 
 
 @triton.jit
@@ -50,6 +53,11 @@ def _grid_attention_cells_fwd_kernel(
 ):
     image = tl.program_id(2).to(tl.int64)
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    if (tl.program_id(1) == 0) & (image == 0):  # each cell once
+        of = tl.load(chosen_ptr + 2 * k, mask=k < count, other=0)
+        number = tl.load(chosen_ptr + 2 * k + 1, mask=k < count, other=0)
+        inside = (of >= 0) & (of < tl.num_programs(2)) & (number >= 0) & (number < cells)
+        tl.device_assert(inside, _IN_RANGE)
     at, mine = _of_image(chosen_ptr, k, count, cells, image)
     if tl.max(mine.to(tl.int32), 0) > 0:
         features_ptr += image * channels * cells
@@ -149,13 +157,14 @@ def _grid_attention_cells_bwd_kernel(
 def rows(features: Tensor, scale: float, cells: Tensor, tf32: bool) -> Tensor:
     """[K, S, S] of the cells [K, 2]; a cell outside the batch or the grid is never read."""
     batch, channels, side, _ = features.shape
-    if not cells.is_cuda:  # in the interpreter; on a GPU the op's device assertion does this
+    if not cells.is_cuda or batch * side == 0:  # in the interpreter; on a GPU the kernel asserts it
         check_cells(cells, batch, side * side)
     chosen, out = cells.contiguous(), features.new_empty(len(cells), side, side)
     if out.numel() > 0 and batch > 0:
         sizes, grid = (len(cells), channels, side * side), _blocks(len(cells), side * side, batch)
         mode = mode_of(features, tf32)
-        launch(_grid_attention_cells_fwd_kernel, grid, features, chosen, out, scale, *sizes, **mode)
+        tensors = features, chosen, out
+        launch(_grid_attention_cells_fwd_kernel, grid, *tensors, scale, *sizes, **mode, **asserting())
     return out
 
 

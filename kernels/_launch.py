@@ -15,6 +15,8 @@ from torch.library import wrap_triton
 
 from ._tuning import INTERPRETED, Tuner
 
+# Options of a launch that keep the kernel's assertions, but not those that Triton adds to integer sums.
+ASSERTING = {"debug": True, "sanitize_overflow": False}
 MOST_PROGRAMS = 65_535  # that CUDA starts along the second and the third axis
 _state = threading.local()
 
@@ -37,6 +39,7 @@ def _mend_interpreter() -> None:
 
     interpreter._patch_lang_tensor = patch
     interpreter.InterpreterBuilder.cast_impl = rounded
+    interpreter.interpreter_builder.options = interpreter.InterpreterOptions(**ASSERTING)
 
 
 if INTERPRETED:
@@ -52,6 +55,11 @@ def traced() -> Iterator[None]:
         yield
     finally:
         _state.traced = before
+
+
+def asserting() -> dict[str, bool]:
+    """`ASSERTING`; nothing in a traced launch, which takes no such options: there an op checks for itself."""
+    return {} if getattr(_state, "traced", False) else ASSERTING
 
 
 def is_open(kernel: Tuner, *args: Any, **constants: Any) -> bool:

@@ -52,54 +52,112 @@ struct alignas(16) ChosenStage {
   P right[kMapDepth<S>][kRight];
 };
 
-// A block computes 32 entries of the list times 128 columns, once for each image among the 32: usually one.
-// As for the whole map, the products use the tensor cores; the 32 vectors are gathered, one element per
-// channel.
+// A product of chosen cells' vectors with the maps of their images: out [K, columns] of one level.
+template <class S>
+struct ChosenProduct {
+  using P = stored_t<S>;
+  const P* left;  // a cell's vector; in elements, the next image, channel and cell are so far away:
+  int64_t image_stride;
+  int channel_stride, cell_stride;
+  const P* right;  // [B, channels, columns]
+  int channels, columns;
+  const P* biases;  // [cells], added to the scaled product; null for none
+  accumulator_t<S> scale;
+  Chosen chosen;
+  P* out;
+  bool aligned;      // 16 bytes of `right` may be copied at once
+  int64_t last = 0;  // the block after this product's blocks
+
+  // 32 entries of the list times 128 columns each.
+  int64_t blocks() const {
+    return static_cast<int64_t>(ceil_div(chosen.count, kListed)) * ceil_div(columns, kChosenColumns);
+  }
+};
+
+// The products of one launch, for instance of all levels: each has its own sizes.
+constexpr int kProducts = 8;
+
+template <class S>
+struct ChosenProducts {
+  ChosenProduct<S> at[kProducts] = {};
+  int count = 0;
+
+  void add(ChosenProduct<S> product) {
+    product.last = blocks() + product.blocks();
+    at[count++] = product;
+  }
+  int64_t blocks() const { return count == 0 ? 0 : at[count - 1].last; }
+};
+
+template <class S>
+struct ChosenShared {
+  ChosenStage<S> stages[kChosenStages];
+  int64_t images[kListed];
+  accumulator_t<S> biases[kListed];
+};
+
+// A block computes 32 entries of a list times 128 columns, once for each image among the 32: usually one. As
+// for the whole map, the products use the tensor cores; the 32 vectors are gathered, one element per channel.
+// The rows of grid_attention are the products of V with itself, coarse mask logits those of the weights of
+// cells with the mask branch's maps.
 //
 // 2 C N flops per cell, three times that for exact float32; V is read once for 32 cells, 1.6 MB at S = 40, C
 // = 256, float32, and 6.4 KB are written per cell.
-template <class S, bool kAligned>
+template <class S>
 __global__ void __launch_bounds__(kThreads, 2)
-    grid_attention_chosen_kernel(const stored_t<S>* features, Chosen chosen, int64_t channels,
-                                 accumulator_t<S> scale, stored_t<S>* out) {
+    grid_attention_chosen_kernel(const __grid_constant__ ChosenProducts<S> products) {
   using P = stored_t<S>;
   using T = accumulator_t<S>;
   using Stage = ChosenStage<S>;
   constexpr int kDepth = kMapDepth<S>, kAcross = kThreads / kListed;
   constexpr Factors kHow = kFactors<S>;
-  SOLO_ATTN_SHARED(stages, Stage[kChosenStages]);
-  SOLO_ATTN_SHARED(images, int64_t[kListed]);
-  const int64_t cells = chosen.cells, across = ceil_div<int64_t>(cells, kChosenColumns);
-  const int k0 = static_cast<int>(blockIdx.x / across) * kListed, some = min(kListed, chosen.count - k0);
-  const int64_t first = blockIdx.x % across * kChosenColumns;
+  // Exact sums leave few registers; their copies are asynchronous, so that none waits for the one before.
+  [[maybe_unused]] constexpr int kUnrolled = kHow == Factors::exact ? 1 : kDepth / kAcross;
+  SOLO_ATTN_SHARED(shared, ChosenShared<S>);
+  int index = 0;
+  while (blockIdx.x >= products.at[index].last) ++index;
+  const ChosenProduct<S>& of = products.at[index];
+  const int block = blockIdx.x - (index == 0 ? 0 : products.at[index - 1].last);
+  const int columns = of.columns, across = ceil_div(columns, kChosenColumns);
+  const int k0 = block / across * kListed, some = min(kListed, of.chosen.count - k0);
+  const int first = block % across * kChosenColumns;
   const int k = threadIdx.x, row = k % kListed, column0 = k / kWarp * WarpTile<T>::kSide;
+  auto& images = shared.images;
   if (k < kListed) {
-    images[k] = k < some ? chosen.image(k0 + k) : -1;
+    images[k] = k < some ? of.chosen.image(k0 + k) : -1;
+    const bool added = of.biases != nullptr && images[k] >= 0;
+    shared.biases[k] = added ? static_cast<T>(of.biases[of.chosen.cell(k0 + k)]) : T(0);
     SOLO_ATTN_DEVICE_ASSERT(k >= some || images[k] >= 0,
                             "grid_attention: expected cells of (image < B, cell < S*S)");
   }
   __syncthreads();
-  const int own = images[row] >= 0 ? chosen.cell(k0 + row) : 0;
+  const int64_t own = images[row] < 0 ? 0 : static_cast<int64_t>(of.chosen.cell(k0 + row)) * of.cell_stride;
   each_image(images, [&](int64_t image) {
-    const P* from = features + image * channels * cells;
+    const P* from = of.right + image * of.channels * columns + first;
+    const P* vector = of.left + image * of.image_stride + own;
     const bool mine = images[row] == image;
     WarpTile<T> product;
     product.clear();
     in_stages<kChosenStages>(
-        static_cast<int>(ceil_div<int64_t>(channels, kDepth)),
+        ceil_div(of.channels, kDepth),
         [&](int to, int part) {
-          const int64_t c = static_cast<int64_t>(part) * kDepth;
-          Stage& place = stages[to];
-#pragma unroll
+          const int c = part * kDepth;
+          Stage& place = shared.stages[to];
+#pragma unroll kUnrolled
           for (int d = k / kListed; d < kDepth; d += kAcross) {
-            const bool inside = mine && c + d < channels;
-            stage_one(&place.left[d][row], inside ? from + (c + d) * cells + own : features, inside);
+            const bool inside = mine && c + d < of.channels;
+            stage_one(&place.left[d][row],
+                      inside ? vector + static_cast<int64_t>(c + d) * of.channel_stride : of.left, inside);
           }
-          stage<kDepth, kChosenColumns, Stage::kRight, kThreads, kAligned>(
-              place.right[0], from + c * cells + first, cells, channels - c, cells - first);
+          const auto copy = [&](auto aligned) {
+            stage<kDepth, kChosenColumns, Stage::kRight, kThreads, decltype(aligned)::value>(
+                place.right[0], from + static_cast<int64_t>(c) * columns, columns, of.channels - c,
+                columns - first);
+          };
+          of.aligned ? copy(std::true_type{}) : copy(std::false_type{});
         },
         [&](int at) {
-          const Stage& place = stages[at];
+          const Stage& place = shared.stages[at];
           if constexpr (kHow == Factors::split) {
             product.template add_half<S, kDepth, Stage::kLeft, Stage::kRight>(place.left[0],
                                                                               place.right[0] + column0);
@@ -109,17 +167,18 @@ __global__ void __launch_bounds__(kThreads, 2)
           }
         });
     product.template each<kHow>([&](int i, int j, T value) {
-      const int64_t column = first + column0 + j;
-      if (images[i] == image && column < cells) {
-        out[(k0 + i) * cells + column] = static_cast<P>(scale * value);
+      const int column = first + column0 + j;
+      if (images[i] == image && column < columns) {
+        of.out[static_cast<int64_t>(k0 + i) * columns + column] =
+            static_cast<P>(of.scale * value + shared.biases[i]);
       }
     });
     __syncthreads();
   });
   for (int i = 0; i < some; ++i) {
-    const int64_t column = first + k;
-    if (images[i] < 0 && column < cells) {
-      out[(k0 + i) * cells + column] = static_cast<P>(__uint_as_float(0x7fc00000u));
+    const int column = first + k;
+    if (images[i] < 0 && column < columns) {
+      of.out[static_cast<int64_t>(k0 + i) * columns + column] = static_cast<P>(__uint_as_float(0x7fc00000u));
     }
   }
 }

@@ -23,6 +23,23 @@ inline void check_list(const Tensor& cells, const Tensor& features, bool there) 
         described(cells));
 }
 
+// `there`: whether it is on the device of the first one.
+inline void check_map(const char* op, const Tensor& map, const Tensor& first, bool there) {
+  check(there && map.dim() == 4 && map.scalar_type() == first.scalar_type(), op,
+        ": expected maps of shape [B, C, h, w] and of the dtype and device of the first, ", described(first),
+        ", got ", described(map));
+}
+
+// `there`: whether both are on the device of the maps.
+inline void check_weights(const char* op, const Tensor& weights, const Tensor& biases, const Tensor& maps,
+                          bool there) {
+  check(there && weights.dim() == 2 && weights.size(1) == maps.size(1) && biases.dim() == 1 &&
+            biases.size(0) == weights.size(0) && weights.scalar_type() == maps.scalar_type() &&
+            biases.scalar_type() == maps.scalar_type(),
+        op, ": expected weights [N, C] and biases [N] of the dtype and device of maps ", described(maps),
+        ", got ", described(weights), " and ", described(biases));
+}
+
 // `there`: whether it is on the device of the features.
 inline void check_grad(const Tensor& grad, const Tensor& features, const std::optional<Tensor>& cells,
                        bool there) {

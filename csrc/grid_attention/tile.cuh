@@ -193,13 +193,15 @@ __device__ __forceinline__ void stage(S* to, const S* from, int64_t stride, int6
   const int there = column < columns ? static_cast<int>(min(rows, int64_t(kRows))) : 0;
   const S* source = from + row * stride + column;
   to += row * kStride + column;
-#pragma unroll
+  [[maybe_unused]] constexpr int kUnrolled =
+      kAligned ? kRows / kDown : 4;  // more single copies would take registers
+#pragma unroll kUnrolled
   for (int r = 0; r < kRows; r += kDown) {
     const bool inside = row + r < there;
     if constexpr (kAligned) {
       copy_async(to + r * kStride, inside ? source : from, inside ? 16 : 0);
     } else {
-      to[r * kStride] = inside ? *source : S(0);
+      stage_one(to + r * kStride, inside ? source : from, inside);
     }
     source += kDown * stride;
   }

@@ -204,6 +204,12 @@ class _PerfectMasks:
         """The head's."""
         return self.head.prepare(result, images)
 
+    def masks_of(
+        self, result: HeadResult, cells: Mapping[int, Tensor], compared_at: tuple[int, int] | None = None
+    ) -> list[CellMasks]:
+        """`cell_masks` of several levels."""
+        return [self.cell_masks(result, level, chosen, compared_at) for level, chosen in cells.items()]
+
     def cell_masks(
         self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int] | None = None
     ) -> CellMasks:

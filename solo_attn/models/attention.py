@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import grid_attention
+from ..ops import grid_attention, grid_attention_levels
 from .layers import rows_at
 from .settings import HeadSettings
 
@@ -65,6 +66,12 @@ class GridAttention(nn.Module):
             cells: int64 [K, 2] of (image, cell = row * S + column).
         """
         return grid_attention(self.vectors(level, grid), self.scale(grid), cells)
+
+    def of_levels(self, grids: Sequence[Tensor], cells: Mapping[int, Tensor]) -> list[Tensor]:
+        """`forward` of several levels; where no gradient is needed, a GPU makes all rows at once."""
+        vectors = [self.vectors(level, grids[level]) for level in cells]
+        scale = self.scale(grids[next(iter(cells))])  # the channels of all levels are the same
+        return grid_attention_levels(vectors, scale, list(cells.values()))
 
     def fixed_rows(self, level: int, grid: Tensor, cells: Tensor) -> Tensor:
         """`forward` of as many cells in each image, int64 [B, K], by plain operations: [B, K, S, S]."""

@@ -50,24 +50,15 @@ class Drawn(NamedTuple):
         candidates: ``candidates.mask`` counts through the lists that follow.
         cells: the level, and its cells int64 [K, 2] of (image, cell = row * S + column).
         masks: of these cells.
-        bits: the same at ``out_size``.
+        bits: the same at ``out_size``, of all levels; None where no level has any.
         out_size: (height, width) at which masks are compared.
     """
 
     candidates: Candidates
     cells: list[tuple[int, Tensor]]
     masks: list[CellMasks]
-    bits: list[BitMasks]
+    bits: BitMasks | None
     out_size: tuple[int, int]
-
-    def every_mask(self) -> BitMasks:
-        """``bits`` of all levels, at least one, as one."""
-        return BitMasks(
-            torch.cat([level.words for level in self.bits]),
-            torch.cat([level.areas for level in self.bits]),
-            torch.cat([level.maskness for level in self.bits]),
-            self.out_size,
-        )
 
 
 def points_nms(scores: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..ops import mask_bits, matrix_nms
+from ..ops import mask_bits_levels, matrix_nms
 from .candidates import Candidates, Drawn, best_pairs, points_nms
 from .heads import STRIDES, Head, HeadResult
 from .settings import InferenceSettings
@@ -72,8 +72,9 @@ def find_detections(
     labels, masks = labels.gather(1, best), masks.gather(1, best)
     # Steps 6 and 7 for all images at once: labels are made to differ between images.
     image = torch.arange(batch, device=labels.device)[:, None]
+    assert drawn.bits is not None
     decayed = matrix_nms(
-        drawn.every_mask().select(masks.flatten()),
+        drawn.bits.select(masks.flatten()),
         (image * head.num_classes + labels).flatten(),
         scores.flatten(),
         options.nms_kernel,
@@ -99,26 +100,24 @@ def _draw(head: Head, result: HeadResult, options: InferenceSettings, count: int
     out_size = result.compared_at
     batch = len(result.features[0])
     image = torch.arange(batch, device=result.features[0].device)[:, None]
-    drawn = Drawn(Candidates(image, image, image, image), [], [], [], out_size)
-    labels, scores, places, missing, start = [], [], [], [], 0
-    result = head.prepare(result, dict.fromkeys(range(len(result.features))))
+    chosen: dict[int, Tensor] = {}
+    labels, scores, places, least, missing, start = [], [], [], [], [], 0
     for level, logits in enumerate(result.category_logits):
         kept = points_nms(logits.float().sigmoid())
         score, pair, left_out = best_pairs(kept, options.score_threshold, count)
         pair, order = pair.sort(dim=1)  # of equal scores, the first by index is the better one
         cells = pair // head.num_classes
-        masks = head.fixed_cells(result, level, cells, out_size)
-        bits = mask_bits(*masks, out_size, options.mask_threshold)
-        maskness, areas = bits.maskness.view_as(pair).float(), bits.areas.view_as(pair)
-        score = score.gather(1, order) * maskness
-        scores.append(torch.where(areas > STRIDES[level], score, 0.0))
+        chosen[level] = torch.stack([image.expand_as(cells), cells], dim=2).flatten(0, 1)
         labels.append(pair % head.num_classes)
+        scores.append(score.gather(1, order))
         places.append(torch.arange(start, start + pair.numel(), device=pair.device).view_as(pair))
+        least.append(torch.full_like(pair, STRIDES[level]))
         missing.append(left_out)
         start += pair.numel()
-        drawn.cells.append((level, torch.stack([image.expand_as(cells), cells], dim=2).flatten(0, 1)))
-        drawn.masks.append(masks)
-        drawn.bits.append(bits)
-    label, score, mask = (torch.cat(parts, dim=1) for parts in (labels, scores, places))
+    result = head.prepare(result, dict.fromkeys(chosen))
+    masks = head.fixed_masks_of(result, chosen, out_size)
+    bits = mask_bits_levels(masks, out_size, options.mask_threshold)
+    label, score, mask, area = (torch.cat(parts, dim=1) for parts in (labels, scores, places, least))
+    score = torch.where(bits.areas[mask] > area, score * bits.maskness[mask].float(), 0.0)
     pairs = Candidates(*(x.flatten() for x in (image.expand_as(label), label, score, mask)))
-    return drawn._replace(candidates=pairs), torch.stack(missing).sum(0)
+    return Drawn(pairs, [*chosen.items()], masks, bits, out_size), torch.stack(missing).sum(0)

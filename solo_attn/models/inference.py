@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._utils.bits import occupied, span
 from .._utils.limits import refuse_pixels
-from ..ops import mask_bits, matrix_nms, paste_masks_levels
+from ..ops import mask_bits_levels, matrix_nms, paste_masks_levels
 from .candidates import Candidates, Drawn, find_candidates, points_nms
 from .fixed_inference import CANDIDATES, find_detections
 from .heads import STRIDES, Head, HeadResult
@@ -93,26 +93,26 @@ def waits_long(features: Tensor) -> bool:
 def draw_candidates(head: Head, result: HeadResult, options: InferenceSettings) -> Drawn:
     """Steps 1 to 4: the cells with a score and their masks, without those that are too small."""
     out_size = result.compared_at
-    nothing = result.features[0].new_empty(0, dtype=torch.int64)
-    found = [Candidates(nothing, nothing, nothing.float(), nothing)]
-    drawn = Drawn(found[0], [], [], [], out_size)
-    chosen: dict[int, tuple[Candidates, Tensor]] = {}
+    found: list[Candidates] = []
+    chosen: dict[int, Tensor] = {}
     for k, logits in enumerate(result.category_logits):
         candidates, cells = find_candidates(points_nms(logits.float().sigmoid()), options.score_threshold)
         if len(cells):  # no mask tower for a level without candidates
-            chosen[k] = candidates, cells
-    result = head.prepare(result, {k: cells[:, 0].unique() for k, (_, cells) in chosen.items()})
-    for k, (candidates, cells) in chosen.items():
-        masks = head.cell_masks(result, k, cells, out_size)
-        bits = mask_bits(*masks, out_size, options.mask_threshold)
+            candidates.mask = candidates.mask + sum(map(len, chosen.values()))
+            found.append(candidates)
+            chosen[k] = cells
+    if not chosen:
+        nothing = result.features[0].new_empty(0, dtype=torch.int64)
+        return Drawn(Candidates(nothing, nothing, nothing.float(), nothing), [], [], None, out_size)
+    result = head.prepare(result, {k: cells[:, 0].unique() for k, cells in chosen.items()})
+    masks = head.masks_of(result, chosen, out_size)
+    bits = mask_bits_levels(masks, out_size, options.mask_threshold)
+    kept = []
+    for k, candidates in zip(chosen, found, strict=True):
         candidates.score = candidates.score * bits.maskness[candidates.mask].float()
-        candidates = candidates.select((bits.areas[candidates.mask] > STRIDES[k]).nonzero().squeeze(1))
-        candidates.mask = candidates.mask + sum(len(earlier.areas) for earlier in drawn.bits)
-        found.append(candidates)
-        drawn.cells.append((k, cells))
-        drawn.masks.append(masks)
-        drawn.bits.append(bits)
-    return drawn._replace(candidates=_concatenate(found))
+        large = bits.areas[candidates.mask] > STRIDES[k]
+        kept.append(candidates.select(large.nonzero().squeeze(1)))
+    return Drawn(_concatenate(kept), [*chosen.items()], masks, bits, out_size)
 
 
 def _concatenate(parts: Sequence[Candidates]) -> Candidates:
@@ -127,10 +127,10 @@ def _concatenate(parts: Sequence[Candidates]) -> Candidates:
 def suppress(drawn: Drawn, num_classes: int, options: InferenceSettings) -> Candidates:
     """Steps 5 to 8 for all images at once: labels are made to differ between images."""
     candidates = drawn.candidates.best(options.nms_pre)
-    if len(candidates.mask) == 0:
+    if drawn.bits is None or len(candidates.mask) == 0:
         return candidates
     candidates.score = matrix_nms(
-        drawn.every_mask().select(candidates.mask),
+        drawn.bits.select(candidates.mask),
         candidates.image * num_classes + candidates.label,
         candidates.score,
         options.nms_kernel,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._utils.checks import CELLS_IN_RANGE, check_like, check_number, check_tensor, fail
-from ..backends import compiled, tf32
+from ..backends import compiled, select, tf32, triton_runtime
 from ..reference import grid_attention as reference
 from ._checks import check_grid_features
-from ._library import declare, overload, pick
+from ._library import declare, overload, pick, pick_form
 
 
 def grid_attention(
@@ -56,11 +57,123 @@ def grid_attention(
         check_like(op, "cells", cells, "grid_features", grid_features, dtype=False)
     size = (batch * side**2 if cells is None else cells.shape[0]) * side**2
     run = pick(op, grid_features, backend, size=size)
-    # The CUDA kernel looks at them itself, where this takes nine small ones.
-    if cells is not None and cells.is_cuda and run is not overload(compiled.NAMESPACE, op):
+    # Kernels look at them themselves, where this takes nine small ones (one where Inductor joins them).
+    if cells is not None and cells.is_cuda and not _asserts(run):
         inside = (cells >= 0).all() & (cells[:, 0] < batch).all() & (cells[:, 1] < side * side).all()
         torch._assert_async(inside, CELLS_IN_RANGE)
     return run(grid_features, float(scale), cells, tf32())
+
+
+def grid_attention_levels(
+    grid_features: Sequence[Tensor], scale: float, cells: Sequence[Tensor], *, backend: str | None = None
+) -> list[Tensor]:
+    """`grid_attention` of the chosen cells of several levels, on the backend "cuda" in one launch.
+
+    Where a gradient is needed, and on backends without such a form, there is one call for each level.
+
+    Args:
+        grid_features: of each level [B, C, S, S], at least one; all of one dtype and device.
+        scale: as in `grid_attention`.
+        cells: of each level int64 [K, 2].
+        backend: None for the fastest that can run.
+
+    Returns:
+        Of each level [K, S, S].
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `grid_attention`, or levels of several dtypes or devices.
+    """
+    op = "grid_attention_levels"
+    _check_levels(op, "grid_features", grid_features, cells)
+    check_number(op, "scale", scale)
+    fused = _pick_levels(grid_features, backend)
+    if fused is None:
+        levels = zip(grid_features, cells, strict=True)
+        return [grid_attention(x, scale, chosen, backend=backend) for x, chosen in levels]
+    return list(fused(list(grid_features), [], [], list(cells), float(scale), tf32()))
+
+
+def cell_logits(
+    maps: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    cells: Sequence[Tensor],
+    *,
+    backend: str | None = None,
+) -> list[Tensor]:
+    """Coarse mask logits of the chosen cells of several levels, on the backend "cuda" in one launch.
+
+    ``out[k] = weights[n] . maps[b] + biases[n]`` for the cell (b, n): of a 1x1 convolution only those outputs
+    that are asked for. Elsewhere, and where a gradient is needed, PyTorch makes each level's product, for
+    each image; under autocast all of it is in autocast's dtype, as products are.
+
+    Args:
+        maps: of each level [B, C, h, w], at least one; all of one float dtype and device.
+        weights: of each level [N, C].
+        biases: of each level [N].
+        cells: of each level int64 [K, 2] of (image, n).
+        backend: None for the fastest that can run.
+
+    Returns:
+        Of each level [K, h, w].
+
+    Raises:
+        TypeError, ValueError, RuntimeError: sizes, dtypes or devices that do not fit, or a cell outside the
+            batch or the outputs, which on a GPU is an assertion on the device.
+    """
+    op = "cell_logits"
+    _check_levels(op, "maps", maps, cells)
+    for name, given in (("weights", weights), ("biases", biases)):
+        if len(given) != len(maps):
+            fail(op, name, f"of {len(maps)} levels as maps has", str(len(given)))
+    fused = _pick_levels([*maps, *weights, *biases], backend)
+    if fused is None:
+        parts = zip(maps, weights, biases, cells, strict=True)
+        return [reference.cell_logits(*part) for part in parts]
+    factors = [[x.to(_product_dtype(x)) for x in of_levels] for of_levels in (maps, weights, biases)]
+    return list(fused(*factors, list(cells), 1.0, tf32()))
+
+
+def levels_in_one_launch(like: Tensor) -> bool:
+    """Whether `grid_attention_levels` and `cell_logits` are one launch each, for which the host never waits.
+
+    Args:
+        like: a tensor of the device and dtype in question. With gradients enabled the answer is no.
+    """
+    chosen = select("grid_attention", like.device.type, like.dtype)
+    fused = chosen.name != "reference" and "levels" in chosen.forms
+    return fused and not torch.is_grad_enabled()
+
+
+def _check_levels(op: str, name: str, maps: Sequence[Tensor], cells: Sequence[Tensor]) -> None:
+    if len(maps) == 0 or len(cells) != len(maps):
+        fail(op, "cells", f"of as many levels as {name}, at least 1", f"{len(cells)} and {len(maps)}")
+    for x, chosen in zip(maps, cells, strict=True):
+        check_tensor(op, name, x, "[B, C, h, w]")
+        check_like(op, name, x, "the first level", maps[0])
+        check_tensor(op, "cells", chosen, "[K, 2]")
+
+
+def _pick_levels(tensors: Sequence[Tensor], backend: str | None) -> Any:
+    """The op that takes all levels; None where there is none, or where it would have to be differentiable."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return None
+    return pick_form("grid_attention", tensors[0], backend, "levels")
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that PyTorch's own products have there."""
+    kind = x.device.type
+    cast = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if cast else x.dtype
+
+
+def _asserts(run: Any) -> bool:
+    """Whether it asserts on a GPU that cells are in range: a launch of Triton does if it is not traced."""
+    op = "grid_attention"
+    if run is overload(triton_runtime.NAMESPACE, op):
+        return not torch.compiler.is_compiling()
+    return run is overload(compiled.NAMESPACE, op)
 
 
 def _fake(grid_features: Tensor, scale: float, cells: Tensor | None, tf32: bool = False) -> Tensor:
@@ -93,4 +206,14 @@ declare(
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
+)
+declare(
+    "grid_attention_levels",
+    "(Tensor[] maps, Tensor[] weights, Tensor[] biases, Tensor[] cells, float scale, bool tf32=False)"
+    " -> Tensor[]",
+    reference=reference.grid_attention_levels,
+    fake=lambda maps, weights, biases, cells, *_: [
+        x.new_empty(chosen.shape[0], x.shape[2], x.shape[3]) for x, chosen in zip(maps, cells, strict=True)
+    ],
+    in_triton=False,
 )

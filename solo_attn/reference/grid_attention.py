@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -44,3 +46,34 @@ def grid_attention_bwd(
         out[image] += vectors[image][:, chosen] @ rows[mine]
         out[image].index_add_(1, chosen, vectors[image] @ rows[mine].T)
     return (scale * out).reshape(grid_features.shape).to(grid_features.dtype)
+
+
+def grid_attention_levels(
+    maps: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    cells: Sequence[Tensor],
+    scale: float,
+    tf32: bool = False,
+) -> list[Tensor]:
+    """Of each level the rows of chosen cells, or, where there are weights and biases, `cell_logits`."""
+    if not weights:
+        return [grid_attention(x, scale, chosen) for x, chosen in zip(maps, cells, strict=True)]
+    out = []
+    for x, weight, bias, chosen in zip(maps, weights, biases, cells, strict=True):
+        check_cells(chosen, len(x), len(weight))
+        out.append(cell_logits(widen(x), widen(weight), widen(bias), chosen).to(x.dtype))
+    return out
+
+
+def cell_logits(maps: Tensor, weights: Tensor, biases: Tensor, cells: Tensor) -> Tensor:
+    """``weights[n] . maps[b] + biases[n]`` of each (b, n) of ``cells``: [K, h, w]. Differentiable."""
+    images = cells[:, 0]
+    rows = []
+    for image, of_image in enumerate(maps.flatten(2)):
+        chosen = cells[images == image, 1] if len(maps) > 1 else cells[:, 1]
+        rows.append(torch.addmm(biases[chosen, None], weights[chosen], of_image))
+    if len(rows) == 1:
+        return rows[0].unflatten(1, maps.shape[2:])
+    order = images.argsort(stable=True).argsort()  # from grouped by image back to the cells' order
+    return torch.cat(rows)[order].unflatten(1, maps.shape[2:])

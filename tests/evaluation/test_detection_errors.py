@@ -23,7 +23,7 @@ from solo_attn.data import CocoInstances, eval_transforms
 from solo_attn.evaluation import ErrorReport, evaluate_model, find_errors
 from solo_attn.evaluation.errors import FALSE, MISSED
 from solo_attn.models import inference
-from solo_attn.models.heads import CellMasks, HeadResult
+from solo_attn.models.heads import CellMasks, Head, HeadResult
 from solo_attn.models.inference import predict
 from solo_attn.models.targets import MASK_STRIDES
 
@@ -70,6 +70,8 @@ class Made:
 
     def prepare(self, result: HeadResult, images: Any) -> HeadResult:
         return result
+
+    masks_of = Head.masks_of
 
     def cell_masks(
         self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int] | None = None

@@ -45,7 +45,8 @@ class Launch:
         """
         with gpu(90):
             binder = self.jitted.device_caches[90][4]
-            _, specialization, _ = binder(*self.args, **self.constants, **config.all_kwargs(), debug=False)
+            options = {"debug": False, **self.constants, **config.all_kwargs()}
+            _, specialization, _ = binder(*self.args, **options)
         return (self.jitted.__name__, *specialization, config.num_warps, config.num_stages)
 
     def compiled(self, config: triton.Config, arch: int) -> Any:

@@ -1,12 +1,16 @@
 """`find_detections`: what `predict` finds, in sizes and by operations that a CUDA graph can hold."""
 
+import importlib
+
 import pytest
+import shim
 import torch
 from drawn import OFF
 from small_export import exportable
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from solo_attn.backends import registry
 from solo_attn.models import fixed_inference, inference
 from solo_attn.models.fixed_inference import find_detections
 from solo_attn.models.settings import OF_HEADS
@@ -61,11 +65,56 @@ def test_it_finds_what_the_model_finds_and_never_waits(head, settings):
     assert kept.image.equal(expected.image)
     assert kept.label.equal(expected.label)
     torch.testing.assert_close(kept.score, expected.score, atol=1e-5, rtol=0)
-    masks, others = found.drawn.every_mask().to_bool(), drawn.every_mask().to_bool()
+    masks, others = found.drawn.bits.to_bool(), drawn.bits.to_bool()
     assert (masks[kept.mask] != others[expected.mask]).float().mean() < 1e-3
     assert cells_of(kept, found.drawn) == cells_of(expected, drawn)
     for row, count in zip(found.scores, found.count, strict=True):
         assert not row[count:].any()
+
+
+class Products(NoWaits):
+    """Counts the products of chosen cells."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.__name__.split(".")[0]
+        if name.startswith("grid_attention") or name in ("addmm", "baddbmm", "bmm"):
+            self.names.append(name)
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.skipif(shim.MISSING is not None, reason=str(shim.MISSING))
+def test_products_of_all_levels_are_one_launch(monkeypatch):
+    """On a GPU, which the shim plays for these products alone; each image has cells of each level."""
+    model = exportable(attention="gated")
+    expected = model.detect(IMAGES, 7)
+    result = model.head.prepare(model.features(IMAGES), {4: torch.tensor([1])})
+    cells = {4: torch.tensor([[1, 3], [1, 0]])}
+    (second,) = model.head.masks_of(result, cells)
+    shim.seed(1)
+    real = registry.select
+
+    def select(op, *args):
+        return shim.BACKEND if op == "grid_attention" else real(op, *args)
+
+    for module in ("_library", "grid_attention"):
+        monkeypatch.setattr(importlib.import_module(f"solo_attn.ops.{module}"), "select", select)
+    with Products() as products:
+        found = model.detect(IMAGES, 7)
+    assert products.names == ["grid_attention_levels"] * 2
+    torch.testing.assert_close(found.scores, expected.scores)
+    assert found.labels.equal(expected.labels)
+    assert found.masks.equal(expected.masks)
+    for one, other in zip(found.drawn.masks, expected.drawn.masks, strict=True):
+        torch.testing.assert_close(one.coarse_logits, other.coarse_logits)
+        torch.testing.assert_close(one.attention, other.attention)
+    (masks,) = model.head.masks_of(result, cells)  # of the second image alone
+    torch.testing.assert_close(masks, second)
 
 
 @torch.no_grad()
@@ -161,7 +210,7 @@ def test_sizes_do_not_depend_on_scores():
     assert not nothing.scores.any()
     for name in ("scores", "labels", "masks"):
         assert getattr(found, name).shape == getattr(nothing, name).shape
-    counts = [len(bits.areas) for bits in nothing.drawn.bits]
+    counts = [len(cells) for _, cells in nothing.drawn.cells]
     assert counts == [2 * min(fixed_inference.CANDIDATES, 3 * side**2) for side in model.head.num_grids]
     assert len(nothing.kept([0, 0]).score) == 0
 

@@ -65,7 +65,8 @@ class DecoupledHead(Head):
         Only the columns and rows of these cells are computed. As the probabilities of columns and rows are
         enlarged before they are multiplied, the logits are made at ``compared_at`` where it is given.
         """
-        both, position = self._maps_of(result, level, cells)
+        both, of_maps = self._maps_of(result, level, cells)
+        position = of_maps[:, 0]
         size = (2 * both[0].shape[2], 2 * both[0].shape[3])
         axes = []
         for maps, outputs, index in zip(

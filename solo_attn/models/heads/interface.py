@@ -185,12 +185,15 @@ class Head(nn.Module):
         return self._maps(result.features[level])
 
     def _maps_of(self, result: HeadResult, level: int, cells: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """`Maps.maps` of a level, and for each of its cells [K, 2] which of the n images is the cell's."""
+        """`Maps.maps` of a level, and its cells [K, 2] with the number of the map in place of the image's."""
         if result.maps is None or level not in result.maps:
             result = self.prepare(result, {level: cells[:, 0].unique()})
         assert result.maps is not None
         images, maps = result.maps[level]
-        return maps, cells[:, 0] if images is None else torch.searchsorted(images, cells[:, 0].contiguous())
+        if images is None:
+            return maps, cells
+        position = torch.searchsorted(images, cells[:, 0].contiguous())
+        return maps, torch.stack([position, cells[:, 1]], dim=1)
 
     def cell_masks(
         self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int] | None = None
@@ -205,6 +208,12 @@ class Head(nn.Module):
                 whose probabilities are not those of enlarged logits give another result for it.
         """
         raise NotImplementedError
+
+    def masks_of(
+        self, result: HeadResult, cells: Mapping[int, Tensor], compared_at: tuple[int, int] | None = None
+    ) -> list[CellMasks]:
+        """`cell_masks` of several levels, in the order of ``cells``, which has each level's."""
+        return [self.cell_masks(result, level, chosen, compared_at) for level, chosen in cells.items()]
 
     def fixed_cells(
         self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int]
@@ -224,6 +233,22 @@ class Head(nn.Module):
             Parts of B * K masks, image by image; coarse logits are a tensor.
         """
         raise NotImplementedError
+
+    def fixed_masks_of(
+        self, result: HeadResult, cells: Mapping[int, Tensor], compared_at: tuple[int, int]
+    ) -> list[CellMasks]:
+        """`fixed_cells` of several levels, whose operations need not be ONNX's.
+
+        Args:
+            result: of `forward`.
+            cells: of each level int64 [B * K, 2] of (image, cell), K of each image, image by image.
+            compared_at: as in `cell_masks`.
+        """
+        batch = len(result.features[0])
+        return [
+            self.fixed_cells(result, level, chosen[:, 1].unflatten(0, (batch, -1)), compared_at)
+            for level, chosen in cells.items()
+        ]
 
     def fixed_masks(
         self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...ops import attention_residual
+from ...ops import attention_residual, cell_logits, levels_in_one_launch
 from ..layers import bilinear, conv_groups, rows_at, with_coordinates
 from ..settings import HeadSettings
 from .interface import CellMasks, Head, HeadResult
@@ -56,30 +56,38 @@ class SOLOHead(Head):
     def cell_masks(
         self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int] | None = None
     ) -> CellMasks:
-        """Mask and attention branch of a level, for chosen cells only; see `Head.cell_masks`.
+        """Mask and attention branch of a level, for chosen cells only; see `Head.cell_masks`."""
+        (masks,) = self.masks_of(result, {level: cells}, compared_at)
+        return masks
+
+    def masks_of(
+        self, result: HeadResult, cells: Mapping[int, Tensor], compared_at: tuple[int, int] | None = None
+    ) -> list[CellMasks]:
+        """`cell_masks` of several levels; where no gradient is needed, a GPU makes those of all at once.
 
         The 1x1 output convolution and the enlarging commute, so the logits are computed at half the size,
         each with the weights of its own cell only.
         """
         if result.mask_logits is not None:
-            logits = result.mask_logits[level]
-            return CellMasks(logits[cells[:, 0], cells[:, 1]], None, (logits.shape[2], logits.shape[3]))
-        (maps,), position = self._maps_of(result, level, cells)
-        weights, biases = self._output(level)
-        height, width = maps.shape[2:]
-        rows = []
-        for k, image_maps in enumerate(maps.flatten(2)):
-            chosen = cells[position == k, 1] if len(maps) > 1 else cells[:, 1]
-            rows.append(torch.addmm(biases[chosen, None], weights[chosen].flatten(1), image_maps))
-        coarse = rows[0]
-        if len(rows) > 1:
-            order = position.argsort(stable=True).argsort()  # from grouped by image back to the cells' order
-            coarse = torch.cat(rows)[order]
-        coarse = coarse.unflatten(1, (height, width))
-        attention = None
+            every = [(result.mask_logits[level], chosen.unbind(1)) for level, chosen in cells.items()]
+            return [CellMasks(x[at], None, (x.shape[2], x.shape[3])) for x, at in every]
+        maps, pairs, weights, biases = [], [], [], []
+        for level, chosen in cells.items():
+            (of_level,), of_maps = self._maps_of(result, level, chosen)
+            weight, bias = self._output(level)
+            maps.append(of_level)
+            pairs.append(of_maps)
+            weights.append(weight.flatten(1))
+            biases.append(bias)
+        coarse = cell_logits(maps, weights, biases, pairs)
+        rows: Sequence[Tensor | None] = [None] * len(coarse)
         if self.attention is not None:
-            attention = self.attention(level, result.grids[level], cells).to(coarse.dtype)
-        return CellMasks(coarse, attention, (2 * height, 2 * width))
+            every_row = self.attention.of_levels(result.grids, cells)
+            rows = [x.to(logits.dtype) for x, logits in zip(every_row, coarse, strict=True)]
+        return [
+            CellMasks(logits, row, (2 * logits.shape[1], 2 * logits.shape[2]))
+            for logits, row in zip(coarse, rows, strict=True)
+        ]
 
     def fixed_cells(
         self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int]
@@ -98,6 +106,14 @@ class SOLOHead(Head):
             attention = rows.flatten(0, 1).to(coarse.dtype)
         coarse = coarse.unflatten(2, (height, width)).flatten(0, 1)
         return CellMasks(coarse, attention, (2 * height, 2 * width))
+
+    def fixed_masks_of(
+        self, result: HeadResult, cells: Mapping[int, Tensor], compared_at: tuple[int, int]
+    ) -> list[CellMasks]:
+        """See `Head.fixed_masks_of`."""
+        if result.mask_logits is None and levels_in_one_launch(result.features[0]):
+            return self.masks_of(result, cells, compared_at)
+        return super().fixed_masks_of(result, cells, compared_at)
 
     def dense_mask_logits(self, level: int, features: Tensor, grid: Tensor) -> Tensor:
         """All mask logits of a level, [B, S*S, 2h, 2w], as the paper's figure 2 draws them."""
