@@ -272,6 +272,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "beside_others": beside_others,
     "ops": ops,
     "threads": scaling.threads,
+    "builds": scaling.builds,
     "growth": scaling.growth,
     "end_to_end": end_to_end,
     "profile": profile,

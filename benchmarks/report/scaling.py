@@ -49,6 +49,29 @@ def threads() -> str:
     )
 
 
+def builds() -> str:
+    """Each op of an older build beside this one's."""
+    found = stored.kept("builds")
+    if not found:
+        return "Not measured yet."
+    rows = [
+        [
+            row["op"],
+            row["what"],
+            row["pass"],
+            *(speed.milliseconds(row["seconds"][name]["median"]) for name in ("old", "new")),
+            f"{row['ratio']:.2f}x",
+        ]
+        for row in found["rows"]
+    ]
+    head = ["op", "sizes", "pass", "before, ms", "now, ms", "faster"]
+    asking = max(time["median"] for time in found["asking"].values())
+    return (
+        f"{table(head, rows, words=3)}\n\nBefore: commit {found['old']}. Asking a process, which takes "
+        f"{speed.milliseconds(asking)} ms, is part of all times. {measured_on(found['environment'])}"
+    )
+
+
 def huge_pages() -> str:
     """What PyTorch's own huge pages give to a training step and a prediction."""
     found = stored.kept("huge_pages")

@@ -72,7 +72,7 @@ struct Paste {
     return store + padded_y.out + kSlack + which * (original_y.out + kSlack);
   }
 
-  // Column c of the map, enlarged in y to the original image.
+  // Column c of the map, upsampled in y to the original image.
   template <Isa isa>
   SOLO_ATTN_INLINE const T* tall(int64_t c) {
     T* out = line(c & 1);
