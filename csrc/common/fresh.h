@@ -45,10 +45,10 @@ inline torch::stable::Tensor fresh(const torch::stable::Tensor& like,
 inline std::optional<torch::stable::Tensor> blank_masks(const torch::stable::Tensor& like, int64_t count,
                                                         int64_t height, int64_t width) {
 #if defined(MADV_HUGEPAGE)
-  constexpr std::size_t kPage = std::size_t{2} << 20, kWorthwhile = std::size_t{32} << 20,
+  constexpr std::size_t kPage = std::size_t{2} << 20, kLeast = std::size_t{32} << 20,
                         kMost = std::size_t{1} << 46;
   const double about = static_cast<double>(count) * static_cast<double>(height) * static_cast<double>(width);
-  if (about < kWorthwhile || about > kMost) return std::nullopt;
+  if (about < kLeast || about > kMost) return std::nullopt;
   const int64_t sizes[] = {count, height, width}, strides[] = {height * width, width, 1};
   const auto bytes = static_cast<std::size_t>(count * height * width);
   const std::size_t whole = (bytes + kPage - 1) / kPage * kPage, room = whole + kPage;

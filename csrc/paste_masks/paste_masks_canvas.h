@@ -128,11 +128,14 @@ class Canvas {
         original_y_(s.image_size[0], s.original_size[0]),
         original_x_(s.image_size[1], s.original_size[1]) {}
 
-  // Many cells are made side by side, each by one thread; of few ones, every step is shared by all threads.
+  // Whether every step is shared by all threads, as for few cells. Of many each is made by one thread, and so
+  // are all where there is only one.
+  bool shared() const { return thread_count() > 1 && count_ < 4 * thread_count(); }
+
   template <class Job>
   void run(Job& job) const {
-    const int64_t threads = thread_count(), group = 2 * threads;
-    if (threads == 1 || count_ >= 2 * group) return each_by_one(job);
+    if (!shared()) return each_by_one(job);
+    const int64_t group = 2 * thread_count();
     for (int64_t first = 0; first < count_; first += group) {
       by_all(job, first, std::min(group, count_ - first), group);
     }
