@@ -101,6 +101,9 @@ def test_thread_count_changes_nothing(runner, threads):
         threads(count)
         assert torch.equal(runner(coarse, rows, *sizes), masks)
         assert runner(coarse, rows, *sizes, rle=True) == rles
+        # Of four that are alike, two threads take two each, and more share them.
+        assert torch.equal(runner(coarse[3:7], rows[3:7], *sizes), masks[3:7])
+        assert runner(coarse[3:7], rows[3:7], *sizes, rle=True) == rles[3:7]
         # Of one mask the threads share the columns.
         assert torch.equal(runner(coarse[:1], rows[:1], *sizes), masks[:1])
         assert runner(coarse[:1], rows[:1], *sizes, rle=True) == rles[:1]
