@@ -84,6 +84,13 @@ def interpreter() -> Path:
     return next(path for path in (SYSTEM / "usr" / "bin").glob("python3.*") if path.suffix[1:].isdigit())
 
 
+def emulated() -> list[object]:
+    """The beginning of a command that runs ARM64's Python."""
+    emulator = shutil.which(EMULATOR)
+    assert emulator is not None
+    return [emulator, "-L", SYSTEM, interpreter()]
+
+
 def fetch_packages() -> None:
     """The wheels for ARM64 of this environment's torch and of what the op tests import."""
     number = interpreter().name.removeprefix("python")
@@ -162,9 +169,7 @@ def run_tests(chosen: str) -> dict[str, int]:
         "OMP_NUM_THREADS": "1",  # tests of threads set their number
         "OMP_WAIT_POLICY": "PASSIVE",
     }
-    emulator = shutil.which(EMULATOR)
-    assert emulator is not None
-    command = [emulator, "-L", SYSTEM, interpreter(), "-m", "pytest", *arguments]
+    command = [*emulated(), "-m", "pytest", *arguments]
     done = subprocess.run([*map(str, command)], env=variables, cwd=PACKAGE)
     if not report.exists():
         raise SystemExit(f"arm64: expected pytest to report, got status {done.returncode} of {EMULATOR}")
@@ -190,6 +195,9 @@ def main() -> None:
     if not SYSTEM.exists():
         print("arm64 1/4: apt-get downloads ARM64's Python (seconds)", flush=True)
         fetch_python()
+    here = version("torch").partition("+")[0]
+    if SITE.exists() and not (SITE / f"torch-{here}.dist-info").exists():
+        shutil.rmtree(SITE)  # of another version than this environment's
     if not SITE.exists():
         print("arm64 2/4: pip downloads PyTorch for ARM64 (minutes: gigabytes)", flush=True)
         fetch_packages()
@@ -199,13 +207,14 @@ def main() -> None:
     print(f"arm64 4/4: loops with NEON: {loops}; the tests run in {EMULATOR}", flush=True)
     counts = run_tests(chosen)
     compiler, emulator = (run(name, "--version").splitlines()[0] for name in (f"{TOOLS}g++", EMULATOR))
+    where = {**environment("cpu"), "threads": 1, "python": run(*emulated(), "-V").split()[1]}
     found = {
         "compiler": compiler,
         "emulator": emulator,
         "tests": chosen,
         **counts,
         "vector_loops": loops,
-        "environment": {**environment("cpu"), "threads": 1},
+        "environment": where,
     }
     text = json.dumps(found, indent=1) + "\n"
     print(text)

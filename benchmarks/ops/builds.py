@@ -59,7 +59,7 @@ class Build:
     def __init__(self, folder: Path) -> None:
         if not (folder / "solo_attn").is_dir():
             raise typer.BadParameter(f"expected a folder with solo_attn in it, got {folder}")
-        self._elsewhere = tempfile.TemporaryDirectory()
+        self._folder, self._elsewhere = folder, tempfile.TemporaryDirectory()
         self._process = subprocess.Popen(
             [sys.executable, "-c", WORKER, str(THREADS), str(folder)],
             stdin=subprocess.PIPE,
@@ -75,7 +75,10 @@ class Build:
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(question) + "\n")
         self._process.stdin.flush()
-        answer: str | None = json.loads(self._process.stdout.readline())
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"builds: {self._folder} ended with status {self._process.wait()}")
+        answer: str | None = json.loads(line)
         return answer
 
     def close(self) -> None:

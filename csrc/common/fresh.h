@@ -5,8 +5,11 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <optional>
 
 #if defined(__linux__)
@@ -15,16 +18,36 @@
 
 namespace solo_attn {
 
-// Asks for huge pages for the whole ones in this range. The system maps memory page by page when it is first
-// written; with pages of 4 KiB that takes several times as long as the writes. Where the system has no huge
-// pages, nothing changes.
+// Asks for huge pages for the whole ones in this range, which is new memory. The system maps memory page by
+// page when it is first written; with pages of 4 KiB that takes several times as long as the writes. Where
+// the system has no huge pages, nothing changes.
+//
+// Where free memory is in small pieces, the system moves other pages first to make room for a huge one, and
+// that takes longer than small pages do. So every eighth page is written here: if one takes that long, the
+// rest is left to small pages, and so are other results for a while.
 inline void ask_for_huge_pages(void* data, std::size_t bytes) {
 #if defined(MADV_HUGEPAGE)
-  constexpr std::uintptr_t kPage = std::uintptr_t{2} << 20, kWorthwhile = 2 * kPage;
-  if (bytes < kWorthwhile) return;
+  using Clock = std::chrono::steady_clock;
+  constexpr std::uintptr_t kPage = std::uintptr_t{2} << 20, kLeast = 2 * kPage, kEvery = 8 * kPage;
+  constexpr auto kSlow = std::chrono::milliseconds(1), kPause = std::chrono::milliseconds(1000);
+  static std::atomic<Clock::rep> resume{std::numeric_limits<Clock::rep>::min()};
   const auto begin = (reinterpret_cast<std::uintptr_t>(data) + kPage - 1) / kPage * kPage;
   const auto end = (reinterpret_cast<std::uintptr_t>(data) + bytes) / kPage * kPage;
-  if (end > begin) (void)::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  if (bytes < kLeast || end <= begin) return;
+  if (Clock::now().time_since_epoch().count() < resume.load(std::memory_order_relaxed)) return;
+  if (::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE) != 0) return;
+  auto before = Clock::now();
+  for (auto page = begin; page < end; page += kEvery) {
+    *reinterpret_cast<volatile char*>(page) = 0;
+    const auto now = Clock::now();
+    if (now - before > kSlow) {
+      const auto rest = page + kPage;
+      if (rest < end) (void)::madvise(reinterpret_cast<void*>(rest), end - rest, MADV_NOHUGEPAGE);
+      resume.store((now + kPause).time_since_epoch().count(), std::memory_order_relaxed);
+      return;
+    }
+    before = now;
+  }
 #else
   (void)data, (void)bytes;
 #endif
@@ -45,10 +68,10 @@ inline torch::stable::Tensor fresh(const torch::stable::Tensor& like,
 inline std::optional<torch::stable::Tensor> blank_masks(const torch::stable::Tensor& like, int64_t count,
                                                         int64_t height, int64_t width) {
 #if defined(MADV_HUGEPAGE)
-  constexpr std::size_t kPage = std::size_t{2} << 20, kWorthwhile = std::size_t{32} << 20,
+  constexpr std::size_t kPage = std::size_t{2} << 20, kLeast = std::size_t{32} << 20,
                         kMost = std::size_t{1} << 46;
   const double about = static_cast<double>(count) * static_cast<double>(height) * static_cast<double>(width);
-  if (about < kWorthwhile || about > kMost) return std::nullopt;
+  if (about < kLeast || about > kMost) return std::nullopt;
   const int64_t sizes[] = {count, height, width}, strides[] = {height * width, width, 1};
   const auto bytes = static_cast<std::size_t>(count * height * width);
   const std::size_t whole = (bytes + kPage - 1) / kPage * kPage, room = whole + kPage;

@@ -239,7 +239,8 @@ std::tuple<Tensor, Tensor, Tensor> mask_bits_cpu(const Tensor& coarse, const std
     const Results<T> out{reinterpret_cast<uint64_t*>(bits.mutable_data_ptr<int64_t>()),
                          areas.mutable_data_ptr<int64_t>(), means.mutable_data_ptr<T>(), words};
     const T limit = static_cast<T>(threshold);
-    if (count >= 4 * thread_count()) {
+    // Enough that a large one, begun last, does not keep the other threads waiting for long.
+    if (count >= 16 * thread_count()) {
       each_by_one(cells, count, height, width, limit, out);
     } else {
       by_all(cells, count, coarse.size(1) * coarse.size(2), width, limit, out);

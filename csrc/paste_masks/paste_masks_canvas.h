@@ -8,7 +8,9 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "../common/bits.h"
@@ -128,11 +130,17 @@ class Canvas {
         original_y_(s.image_size[0], s.original_size[0]),
         original_x_(s.image_size[1], s.original_size[1]) {}
 
-  // Many cells are made side by side, each by one thread; of few ones, every step is shared by all threads.
+  // Whether every step is shared by all threads, as for few cells. Of many each is made by one thread, and so
+  // are all where there is only one.
+  bool shared() const { return thread_count() > 1 && count_ < 4 * thread_count(); }
+
   template <class Job>
   void run(Job& job) const {
-    const int64_t threads = thread_count(), group = 2 * threads;
-    if (threads == 1 || count_ >= 2 * group) return each_by_one(job);
+    if (!shared()) {
+      return each_by_one(job, count_,
+                         [&](int64_t k, const Room& room) { return std::pair(k, outline_of(k, room)); });
+    }
+    const int64_t group = 2 * thread_count();
     for (int64_t first = 0; first < count_; first += group) {
       by_all(job, first, std::min(group, count_ - first), group);
     }
@@ -161,14 +169,15 @@ class Canvas {
     std::unique_ptr<uint64_t[]> words;
   };
 
-  template <class Job>
-  void each_by_one(Job& job) const {
-    parallel_dynamic(count_, kWorthwhile, [&](const auto& next) {
+  // `outlined(item, room)` is a cell and its outline.
+  template <class Job, class F>
+  void each_by_one(Job& job, int64_t count, const F& outlined) const {
+    parallel_dynamic(count, kWorthwhile, [&](const auto& next) {
       const Room room(*this);
       const std::unique_ptr<T[]> map(new T[width_ * stride_]), most(new T[width_ + height_]);
       T* most_y = most.get() + width_;
-      for (int64_t k = next(); k >= 0; k = next()) {
-        const Outline outline = outline_of(k, room);
+      for (int64_t item = next(); item >= 0; item = next()) {
+        const auto [k, outline] = outlined(item, room);
         std::fill_n(most.get(), width_, -std::numeric_limits<T>::infinity());
         draw(k, outline.map, room, map.get(), most.get(), most_y);
         const Box box = closer(outline, most.get(), most_y);
@@ -187,6 +196,12 @@ class Canvas {
       const Room room(*this);
       for (int64_t c = next(); c >= 0; c = next()) outlines[c] = outline_of(first + c, room);
     });
+    if (const auto order = even(outlines)) {
+      return each_by_one(job, count, [&](int64_t item, const Room&) {
+        const int64_t c = (*order)[item];
+        return std::pair(first + c, outlines[c]);
+      });
+    }
     const int64_t bands = (shares + count - 1) / count;
     const std::unique_ptr<T[]> maps(new T[count * width_ * stride_]), most_y(new T[count * height_]);
     std::vector<T> most_x(count * bands * width_, -std::numeric_limits<T>::infinity());
@@ -228,6 +243,27 @@ class Canvas {
         if (--left[c] == 0) job.end(first + c, boxes[c], parts[c]);
       }
     });
+  }
+
+  // The cells from the largest to the smallest, if whole ones, in this order, keep all threads busy to a
+  // tenth: that takes less than sharing each.
+  static std::optional<std::vector<int64_t>> even(const std::vector<Outline>& outlines) {
+    const auto pixels = [&](int64_t c) {
+      const Box& box = outlines[c].box;
+      return static_cast<double>(box.y.end - box.y.begin) * static_cast<double>(box.x.end - box.x.begin);
+    };
+    std::vector<int64_t> order(outlines.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return pixels(a) > pixels(b); });
+    std::vector<double> loads(thread_count(), 0);
+    double total = 0;
+    for (const int64_t c : order) {
+      *std::min_element(loads.begin(), loads.end()) += pixels(c);
+      total += pixels(c);
+    }
+    const double most = *std::max_element(loads.begin(), loads.end());
+    if (most * static_cast<double>(loads.size()) > 1.1 * total) return std::nullopt;
+    return order;
   }
 
   Outline outline_of(int64_t k, const Room& room) const {

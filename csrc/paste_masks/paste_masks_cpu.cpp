@@ -3,7 +3,8 @@
 // Bytes per mask: a map (4 h w, in the cache) and the result: H W for bool, some hundred for run lengths.
 // Flops: 3 for each of h * 4 h, w * H and 4 w * H interpolations, 4 for each pixel: from 200 x 336 to 1024 x
 // 2048 about 13 M for a full mask, 0.8 M vectors of 16 and their loads, 0.5 ms on one core; of most masks
-// only a small box is computed. The lower bound of bool is the time to write H W bytes.
+// only a small box is computed. The lower bound of bool is the time to write H W bytes; a large result is in
+// pages that the system has cleared (common/fresh.h), and only what is set is written.
 //
 // All steps are in column-major order, as run lengths are: the map is transposed and upsampled in y, then in
 // x; each column is compared with the threshold and packed into words of 64 pixels, in which the runs are
@@ -113,15 +114,20 @@ struct Pixels {
   bool* out;
   bool blank;  // all false already
 
+  // All threads clear the result of a few cells: the box of one of them may be small.
+  void clear(int64_t count) {
+    parallel_for(count * height, width / 16, [&](int64_t begin, int64_t end) {
+      std::fill(out + begin * width, out + end * width, false);
+    });
+    blank = true;
+  }
+
   void begin(int64_t, int64_t) const {}
   template <class T>
-  void add(int64_t k, int64_t i, int64_t parts, const Paste<T>& paste, T threshold, uint8_t* bytes,
+  void add(int64_t k, int64_t, int64_t, const Paste<T>& paste, T threshold, uint8_t* bytes,
            uint64_t* words) const {
     bool* mask = out + k * height * width;
-    if (!blank) {
-      const int64_t begin = i == 0 ? 0 : paste.x.begin, end = i == parts - 1 ? width : paste.x.end;
-      for (int64_t y = 0; y < height; ++y) std::fill(mask + y * width + begin, mask + y * width + end, false);
-    }
+    if (!blank) std::fill_n(mask, height * width, false);  // while it is in the cache
     call<ToPixels<T>>(paste, threshold, bytes, words, mask);
   }
   void end(int64_t, Box, int64_t) const {}
@@ -160,7 +166,9 @@ Tensor paste_masks_cpu(const Tensor& coarse, const std::optional<Tensor>& attent
   dispatch_float("paste_masks", coarse.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
     Pixels pixels{height, width, static_cast<bool*>(masks.mutable_data_ptr()), blank.has_value()};
-    Canvas<S, accumulator_t<S>>(coarse, attention, s, threshold).run(pixels);
+    const Canvas<S, accumulator_t<S>> canvas(coarse, attention, s, threshold);
+    if (!blank && canvas.shared()) pixels.clear(coarse.size(0));
+    canvas.run(pixels);
   });
   return masks;
 }

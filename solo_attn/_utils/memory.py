@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import mmap
+import time
 from collections.abc import Callable
 
 import torch
@@ -12,7 +13,10 @@ from torch import Tensor
 
 _PAGE = 2 << 20  # bytes of a huge page
 _WORTHWHILE = 2 * _PAGE
+_EVERY = 8 * _PAGE
+_SLOW, _PAUSE = 1e-3, 1.0  # seconds
 _WORD = 8
+_resume = 0.0
 
 
 def take_rows(x: Tensor, index: Tensor) -> Tensor:
@@ -38,19 +42,33 @@ def take_rows(x: Tensor, index: Tensor) -> Tensor:
 
 
 def _ask_for_huge_pages(x: Tensor) -> None:
+    """Of uninitialised memory; what takes long is left to small pages, as there."""
+    global _resume
     madvise = _madvise()
-    if madvise is None:
+    before = time.monotonic()
+    if madvise is None or before < _resume:
         return
     begin = -(-x.data_ptr() // _PAGE) * _PAGE
     end = (x.data_ptr() + x.numel() * x.element_size()) // _PAGE * _PAGE
-    if end > begin:
-        madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_HUGEPAGE)
+    if end <= begin or madvise(begin, end - begin, mmap.MADV_HUGEPAGE) != 0:
+        return
+    for page in range(begin, end, _EVERY):
+        ctypes.memset(page, 0, 1)
+        now = time.monotonic()
+        if now - before > _SLOW:
+            if page + _PAGE < end:
+                madvise(page + _PAGE, end - page - _PAGE, mmap.MADV_NOHUGEPAGE)
+            _resume = now + _PAUSE
+            return
+        before = now
 
 
 @functools.cache
 def _madvise() -> Callable[..., int] | None:
-    """The system's function; None where there is none, or no huge pages."""
+    """The system's function of (address, bytes, advice); None where there is none, or no huge pages."""
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return None
-    found: Callable[..., int] | None = getattr(ctypes.CDLL(None), "madvise", None)
-    return found
+    found = getattr(ctypes.CDLL(None), "madvise", None)
+    if found is not None:
+        found.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return found  # type: ignore[no-any-return]

@@ -22,8 +22,8 @@ def demo_config() -> Config:
     return Config(
         data=DataConfig(flip=0.5, workers=0),
         model=ModelSettings(
-            # Fixed ImageNet features from a package, kept in memory once they are made: a step is the pyramid
-            # and the head, which hardly take longer for larger scenes.
+            # Fixed ImageNet features from a package, kept in memory once they are made: the time of a step is
+            # that of the pyramid and the head.
             backbone="timm/tf_efficientnet_lite0",
             pretrained="package",
             freeze="all",

@@ -8,7 +8,6 @@ ASan.
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import functools
 import hashlib
 import importlib.util

@@ -1,6 +1,7 @@
 """What the C++ kernel promises beyond the tests of all backends: both forms, boxes, threads, no crash."""
 
 import mmap
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,8 @@ def test_nothing_to_see(runner):
 
 
 def test_thread_count_changes_nothing(runner, threads):
-    coarse, rows = inputs(runner, 7, (25, 31), 12, torch.float32)
+    """13 cells: with 2 and 3 threads each is one thread's, with 8 they share all of them."""
+    coarse, rows = inputs(runner, 13, (25, 31), 12, torch.float32)
     coarse[0], coarse[1, :, 8:] = 9.0, 9.0  # runs that go on where the columns of another thread begin
     sizes = ((50, 62), (100, 124), (390, 480), (333, 444))
     threads(1)
@@ -99,20 +101,28 @@ def test_thread_count_changes_nothing(runner, threads):
         threads(count)
         assert torch.equal(runner(coarse, rows, *sizes), masks)
         assert runner(coarse, rows, *sizes, rle=True) == rles
+        # Of four that are alike, two threads take two each, and more share them.
+        assert torch.equal(runner(coarse[3:7], rows[3:7], *sizes), masks[3:7])
+        assert runner(coarse[3:7], rows[3:7], *sizes, rle=True) == rles[3:7]
         # Of one mask the threads share the columns.
         assert torch.equal(runner(coarse[:1], rows[:1], *sizes), masks[:1])
         assert runner(coarse[:1], rows[:1], *sizes, rle=True) == rles[:1]
 
 
-def test_a_large_result_has_pages_of_its_own(runner):
+@pytest.mark.parametrize("count", [1, 2, 8], ids=lambda n: f"{n}_threads")
+def test_a_large_result_has_pages_of_its_own(runner, threads, count):
     """From 32 MiB on nothing is filled with False; masks are those of small results, can be written."""
+    threads(count)  # with 8 they share all cells, else each is one thread's
     coarse, rows = inputs(runner, 9, (25, 31), 12, torch.float32)
     coarse[0], coarse[1] = 9.0, -9.0
-    sizes = ((50, 62), (100, 124), (390, 480), (900, 1100))
-    few, many = (runner(coarse.repeat(n, 1, 1), rows.repeat(n, 1, 1), *sizes) for n in (1, 4))
-    assert few.numel() < 32 << 20 < many.numel()
-    assert torch.equal(many, few.repeat(4, 1, 1))
-    assert torch.equal(many.logical_not_(), ~few.repeat(4, 1, 1))
+    sizes = ((50, 62), (100, 124), (390, 480), (1900, 2100))
+    small = torch.cat([runner(coarse[k : k + 1], rows[k : k + 1], *sizes) for k in range(9)])
+    large = runner(coarse, rows, *sizes)
+    assert large[0].numel() < 32 << 20 < large.numel()
+    if sys.platform == "linux":
+        assert large.data_ptr() % (2 << 20) == 0
+    assert torch.equal(large, small)
+    assert torch.equal(large.logical_not_(), ~small)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux says what a process has mapped")
