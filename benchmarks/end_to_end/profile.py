@@ -83,17 +83,18 @@ def profiled(step: Callable[[], Any]) -> dict[str, float]:
 def chosen_cells(model: SOLO, step: Callable[[], Any]) -> dict[int, Tensor]:
     """The cells of each level that a step asks the masks of."""
     cells: dict[int, Tensor] = {}
-    given = model.head.cell_masks
+    given = model.head.masks_of
 
-    def watched(result: Any, level: int, chosen: Tensor, *more: Any) -> Any:
-        cells[level] = chosen
-        return given(result, level, chosen, *more)
+    def watched(result: Any, chosen: Mapping[int, Tensor], *more: Any) -> Any:
+        cells.update(chosen)
+        return given(result, chosen, *more)
 
-    model.head.cell_masks = watched  # type: ignore[method-assign]
+    model.head.masks_of = watched  # type: ignore[method-assign]
     try:
         step()
     finally:
-        del model.head.cell_masks
+        del model.head.masks_of
+    assert cells, "a step that asks for masks"
     return cells
 
 
