@@ -51,7 +51,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Path:
-    """Inputs of the whole path, which `lazy` and `dense` compute."""
+    """Inputs of the whole path, which `lazy`, `one_by_one` and `dense` compute."""
 
     levels: tuple[Level, ...]
     labels: Tensor
@@ -59,7 +59,23 @@ class Path:
     out_size: tuple[int, int]
 
     def lazy(self, backend: str | None) -> Tensor:
-        """Scores after Matrix NMS; masks as bits."""
+        """Scores after Matrix NMS; masks as bits, of all levels at once as in `SOLO.predict`."""
+        cells = [level.cells for level in self.levels]
+        coarse = solo_attn.cell_logits(
+            [level.features for level in self.levels],
+            [level.weight for level in self.levels],
+            [level.bias for level in self.levels],
+            cells,
+            backend=backend,
+        )
+        grids = [level.grid for level in self.levels]
+        rows = solo_attn.grid_attention_levels(grids, 1.0, cells, backend=backend)
+        parts = list(zip(coarse, rows, [level.size for level in self.levels], strict=True))
+        masks = solo_attn.mask_bits_levels(parts, self.out_size, backend=backend)
+        return self._suppressed(masks, backend)
+
+    def one_by_one(self, backend: str | None) -> Tensor:
+        """The same, one level after the other."""
         words, areas, maskness = [], [], []
         for level in self.levels:
             chosen = level.cells[:, 1]
@@ -72,6 +88,9 @@ class Path:
             areas.append(bits.areas)
             maskness.append(bits.maskness)
         masks = BitMasks(torch.cat(words), torch.cat(areas), torch.cat(maskness), self.out_size)
+        return self._suppressed(masks, backend)
+
+    def _suppressed(self, masks: BitMasks, backend: str | None) -> Tensor:
         scores = self.scores.float() * masks.maskness
         return solo_attn.matrix_nms(masks, self.labels, scores, backend=backend)
 

@@ -212,16 +212,20 @@ def backward(case: Case, runs: dict[str, Callable[..., Any]], machine: Machine, 
 
 
 def lazy(device: str, dry: bool) -> list[dict[str, Any]]:
-    """The inference path, ours and the dense one, in both dtypes."""
+    """The inference path, ours (of all levels at once, and level by level) and the dense one, both dtypes."""
     found = []
     sizes = inference_path.TINY if dry else inference_path.PAPER
     with torch.no_grad():
         for name, dtype in DTYPES.items():
             path = inference_path.make(sizes, device, dtype)
             wide = inference_path.make(sizes, device, torch.float32).dense()
-            ours: Callable[[], Any] = functools.partial(path.lazy, None)
-            inference_path.agree(ours(), wide, dtype)
-            found.append({"dtype": name, **race({"lazy": ours, "dense": path.dense}, device, dry)})
+            ours: dict[str, Callable[[], Any]] = {
+                "lazy": functools.partial(path.lazy, None),
+                "lazy, level by level": functools.partial(path.one_by_one, None),
+            }
+            for run in ours.values():
+                inference_path.agree(run(), wide, dtype)
+            found.append({"dtype": name, **race({**ours, "dense": path.dense}, device, dry)})
     return found
 
 

@@ -204,11 +204,7 @@ class _PerfectMasks:
         """The head's."""
         return self.head.prepare(result, images)
 
-    def masks_of(
-        self, result: HeadResult, cells: Mapping[int, Tensor], compared_at: tuple[int, int] | None = None
-    ) -> list[CellMasks]:
-        """`cell_masks` of several levels."""
-        return [self.cell_masks(result, level, chosen, compared_at) for level, chosen in cells.items()]
+    masks_of = Head.masks_of  # of its own `cell_masks`
 
     def cell_masks(
         self, result: HeadResult, level: int, cells: Tensor, compared_at: tuple[int, int] | None = None

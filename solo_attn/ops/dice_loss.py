@@ -73,8 +73,9 @@ def dice_loss_levels(levels: Sequence[Level], eps: float = 1e-3, *, backend: str
     """`dice_loss` of several levels' cells at once.
 
     The backend "cuda" has one launch for all levels (two, where the width of some levels' targets is a
-    multiple of 4, and of others is not), and one for all gradients; elsewhere, and of `MaskFactors` and more
-    than 8 levels, there is one call for each.
+    multiple of 4, and of others is not), and one for all gradients: where one level's coarse logits need a
+    gradient, those of all levels are computed, and so for attention rows. Elsewhere, and of `MaskFactors` and
+    more than 8 levels, there is one call for each.
 
     Args:
         levels: at least one (coarse_logits, attention, targets), each as in `dice_loss` and all of one dtype

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._utils.checks import CELLS_IN_RANGE, check_like, check_number, check_tensor, fail
+from .._utils.checks import (
+    CELLS_IN_RANGE,
+    check_cells,
+    check_float,
+    check_like,
+    check_number,
+    check_tensor,
+    fail,
+)
 from ..backends import compiled, select, tf32, triton_runtime
 from ..reference import grid_attention as reference
 from ._checks import check_grid_features
@@ -51,16 +59,12 @@ def grid_attention(
     check_number(op, "scale", scale)
     batch, _, side, _ = grid_features.shape
     if cells is not None:
-        check_tensor(op, "cells", cells, "[K, 2]")
-        if cells.shape[1] != 2 or cells.dtype != torch.int64:
-            fail(op, "cells", "int64 of shape [K, 2]", f"{cells.dtype} {list(cells.shape)}")
-        check_like(op, "cells", cells, "grid_features", grid_features, dtype=False)
+        _check_list(op, cells, "grid_features", grid_features)
     size = (batch * side**2 if cells is None else cells.shape[0]) * side**2
     run = pick(op, grid_features, backend, size=size)
     # Kernels look at them themselves, where this takes nine small ones (one where Inductor joins them).
     if cells is not None and cells.is_cuda and not _asserts(run):
-        inside = (cells >= 0).all() & (cells[:, 0] < batch).all() & (cells[:, 1] < side * side).all()
-        torch._assert_async(inside, CELLS_IN_RANGE)
+        _assert_inside(cells, batch, side * side)
     return run(grid_features, float(scale), cells, tf32())
 
 
@@ -84,7 +88,11 @@ def grid_attention_levels(
         TypeError, ValueError, RuntimeError: as `grid_attention`, or levels of several dtypes or devices.
     """
     op = "grid_attention_levels"
-    _check_levels(op, "grid_features", grid_features, cells)
+    _check_counts(op, "grid_features", grid_features=grid_features, cells=cells)
+    for x, chosen in zip(grid_features, cells, strict=True):
+        check_grid_features(op, x)
+        check_like(op, "grid_features", x, "the first level", grid_features[0])
+        _check_list(op, chosen, "grid_features", x)
     check_number(op, "scale", scale)
     fused = _pick_levels(grid_features, backend)
     if fused is None:
@@ -122,14 +130,22 @@ def cell_logits(
             batch or the outputs, which on a GPU is an assertion on the device.
     """
     op = "cell_logits"
-    _check_levels(op, "maps", maps, cells)
-    for name, given in (("weights", weights), ("biases", biases)):
-        if len(given) != len(maps):
-            fail(op, name, f"of {len(maps)} levels as maps has", str(len(given)))
+    _check_counts(op, "maps", maps=maps, cells=cells, weights=weights, biases=biases)
+    for x, weight, bias, chosen in zip(maps, weights, biases, cells, strict=True):
+        check_tensor(op, "maps", x, "[B, C, h, w]")
+        check_float(op, "maps", x)
+        check_like(op, "maps", x, "the first level", maps[0])
+        _check_output(op, x, weight, bias)
+        _check_list(op, chosen, "maps", x)
     fused = _pick_levels([*maps, *weights, *biases], backend)
     if fused is None:
-        parts = zip(maps, weights, biases, cells, strict=True)
-        return [reference.cell_logits(*part) for part in parts]
+        levels = list(zip(maps, weights, biases, cells, strict=True))
+        for x, weight, _, chosen in levels:
+            if x.is_cuda or torch.compiler.is_compiling():  # to look at them would wait, or end the graph
+                _assert_inside(chosen, len(x), len(weight))
+            else:
+                check_cells(chosen, len(x), len(weight))
+        return [reference.cell_logits(*level) for level in levels]
     factors = [[x.to(_product_dtype(x)) for x in of_levels] for of_levels in (maps, weights, biases)]
     return list(fused(*factors, list(cells), 1.0, tf32()))
 
@@ -145,20 +161,54 @@ def levels_in_one_launch(like: Tensor) -> bool:
     return fused and not torch.is_grad_enabled()
 
 
-def _check_levels(op: str, name: str, maps: Sequence[Tensor], cells: Sequence[Tensor]) -> None:
-    if len(maps) == 0 or len(cells) != len(maps):
-        fail(op, "cells", f"of as many levels as {name}, at least 1", f"{len(cells)} and {len(maps)}")
-    for x, chosen in zip(maps, cells, strict=True):
-        check_tensor(op, name, x, "[B, C, h, w]")
-        check_like(op, name, x, "the first level", maps[0])
-        check_tensor(op, "cells", chosen, "[K, 2]")
+def _check_counts(op: str, first: str, **levels: Sequence[Tensor]) -> None:
+    """Refuse what are no lists, or not of as many levels as ``first``, of which there is at least one."""
+    for name, given in levels.items():
+        if not isinstance(given, (list, tuple)):
+            kind = type(given).__name__
+            raise TypeError(f"{op}: expected {name} to be a list of each level's tensor, got {kind}")
+    count = len(levels[first])
+    if count == 0:
+        fail(op, first, "of at least 1 level", "0")
+    for name, given in levels.items():
+        if len(given) != count:
+            fail(op, name, f"of {count} levels as {first} has", str(len(given)))
+
+
+def _check_list(op: str, cells: Tensor, like: str, other: Tensor) -> None:
+    """Refuse chosen cells that are not int64 [K, 2] beside ``other``."""
+    check_tensor(op, "cells", cells, "[K, 2]")
+    if cells.shape[1] != 2 or cells.dtype != torch.int64:
+        fail(op, "cells", "int64 of shape [K, 2]", f"{cells.dtype} {list(cells.shape)}")
+    check_like(op, "cells", cells, like, other, dtype=False)
+
+
+def _check_output(op: str, maps: Tensor, weights: Tensor, biases: Tensor) -> None:
+    """Refuse weights and biases that a 1x1 convolution of ``maps`` cannot have."""
+    check_tensor(op, "weights", weights, "[N, C]")
+    check_tensor(op, "biases", biases, "[N]")
+    if weights.shape[1] != maps.shape[1]:
+        fail(op, "weights", f"of shape [N, C] with C = {maps.shape[1]} as maps has", f"{list(weights.shape)}")
+    if biases.shape[0] != weights.shape[0]:
+        fail(
+            op, "biases", f"of shape [N] with N = {weights.shape[0]} as weights has", f"{list(biases.shape)}"
+        )
+    for name, x in (("weights", weights), ("biases", biases)):
+        same = x.dtype == maps.dtype or _product_dtype(x) == _product_dtype(maps)
+        check_like(op, name, x, "maps", maps, dtype=not same)
+
+
+def _assert_inside(cells: Tensor, images: int, count: int) -> None:
+    """`check_cells` by the device, for which the host does not wait."""
+    inside = (cells >= 0).all() & (cells[:, 0] < images).all() & (cells[:, 1] < count).all()
+    torch._assert_async(inside, CELLS_IN_RANGE)
 
 
 def _pick_levels(tensors: Sequence[Tensor], backend: str | None) -> Any:
     """The op that takes all levels; None where there is none, or where it would have to be differentiable."""
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        return None
-    return pick_form("grid_attention", tensors[0], backend, "levels")
+    fused = pick_form("grid_attention", tensors[0], backend, "levels")
+    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    return None if differentiable else fused
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:

@@ -187,7 +187,7 @@ def paste_masks_levels(
     joined = can_be_joined(levels)
     fused = pick_form(op, first, backend, "levels", "_rle" if rle else "") if joined else None
     if fused is None:
-        parts = _by_level(levels, index)
+        parts = reference.by_level(levels, index)
         if not rle:
             masks = torch.empty(len(index), *original_size, dtype=torch.bool, device=index.device)
             for mine, level in parts:
@@ -201,23 +201,6 @@ def paste_masks_levels(
     coarse, flat = [level[0] for level in levels], [edge for size in each for edge in size]
     found = fused(coarse, attention_of(levels), flat, index, *sizes, float(threshold))
     return _texts(found, original_size) if rle else found
-
-
-def _by_level(levels: Sequence[Level], index: Tensor) -> list[tuple[Tensor, Level]]:
-    """Of each level that has some of them, which rows of the result are its, and their cells."""
-    found, start = [], 0
-    for coarse_logits, attention, size in levels:
-        local = index - start
-        mine = ((local >= 0) & (local < len(coarse_logits))).nonzero().squeeze(1)
-        if len(mine):
-            chosen = local[mine]
-            rows = None if attention is None else attention[chosen]
-            found.append((mine, (coarse_logits[chosen], rows, size)))
-        start += len(coarse_logits)
-    if sum(len(mine) for mine, _ in found) < len(index):
-        low, high = index.amin().item(), index.amax().item()
-        fail("paste_masks", "index", f"in 0..{start - 1}", f"{low}..{high}")
-    return found
 
 
 def _checked(op: str, out_size: Size, image_size: Size, original_size: Size) -> tuple[Size, Size, Size]:

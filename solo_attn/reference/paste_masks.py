@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 from .._utils.checks import fail
 from ._common import level_rows, resize
 from .mask_bits import probability_maps
+
+Level = tuple[Any, Tensor | None, Any]  # coarse logits or their factors, attention rows, size
 
 _BUDGET = 1 << 25  # probabilities at image size that are held at a time
 
@@ -48,6 +50,19 @@ def paste_masks_rle(
     threshold: float,
 ) -> tuple[Tensor, Tensor]:
     """COCO's compressed counts, end to end: uint8 [total], and where each mask's begin and end: [K+1]."""
+    sizes = (size, out_size, image_size, original_size)
+    return _joined(_encoded(coarse_logits, attention, *sizes, threshold))
+
+
+def _encoded(
+    coarse_logits: Tensor,
+    attention: Tensor | None,
+    size: Sequence[int],
+    out_size: Sequence[int],
+    image_size: Sequence[int],
+    original_size: Sequence[int],
+    threshold: float,
+) -> list[bytes]:
     import pycocotools.mask  # not needed by those who take masks as bool
 
     counts: list[bytes] = []
@@ -58,6 +73,10 @@ def paste_masks_rle(
         )
         encoded = pycocotools.mask.encode(np.asfortranarray(mask[0].cpu().numpy()))
         counts.append(cast(bytes, encoded["counts"]))
+    return counts
+
+
+def _joined(counts: Sequence[bytes]) -> tuple[Tensor, Tensor]:
     offsets = torch.tensor([0, *(len(c) for c in counts)]).cumsum(0)
     return torch.from_numpy(np.frombuffer(b"".join(counts), dtype=np.uint8).copy()), offsets
 
@@ -74,8 +93,8 @@ def paste_masks_levels(
 ) -> Tensor:
     """Those at ``index`` among the masks of all levels; ``sizes`` has two numbers for each level."""
     masks = torch.empty(len(index), *original_size, dtype=torch.bool, device=index.device)
-    for n, one in enumerate(_chosen(coarse_logits, attention, sizes, index)):
-        masks[n] = paste_masks(*one, out_size, image_size, original_size, threshold)[0]
+    for mine, level in by_level(_levels(coarse_logits, attention, sizes), index):
+        masks[mine] = paste_masks(*level, out_size, image_size, original_size, threshold)
     return masks
 
 
@@ -90,24 +109,37 @@ def paste_masks_levels_rle(
     threshold: float,
 ) -> tuple[Tensor, Tensor]:
     """The same, encoded as by `paste_masks_rle`."""
-    found = [
-        paste_masks_rle(*one, out_size, image_size, original_size, threshold)[0]
-        for one in _chosen(coarse_logits, attention, sizes, index)
-    ]
-    offsets = torch.tensor([0, *(len(counts) for counts in found)]).cumsum(0)
-    return torch.cat([torch.empty(0, dtype=torch.uint8), *found]), offsets
+    counts = [b""] * len(index)
+    for mine, level in by_level(_levels(coarse_logits, attention, sizes), index):
+        found = _encoded(*level, out_size, image_size, original_size, threshold)
+        for n, encoded in zip(mine.tolist(), found, strict=True):
+            counts[n] = encoded
+    return _joined(counts)
 
 
-def _chosen(
-    coarse_logits: Sequence[Tensor], attention: Sequence[Tensor], sizes: Sequence[int], index: Tensor
-) -> Iterator[tuple[Tensor, Tensor | None, Sequence[int]]]:
-    """One mask at a time: its coarse logits, its attention row, its level's size."""
-    rows = level_rows(coarse_logits, attention)
-    masks = [(k, cell) for k, level in enumerate(coarse_logits) for cell in range(len(level))]
-    for mask in index.tolist():
-        if not 0 <= mask < len(masks):
-            fail("paste_masks", "index", f"in 0..{len(masks) - 1}", str(mask))
-        k, cell = masks[mask]
-        row = rows[k]
-        one = slice(cell, cell + 1)
-        yield coarse_logits[k][one], None if row is None else row[one], sizes[2 * k : 2 * k + 2]
+def by_level(levels: Sequence[Level], index: Tensor) -> list[tuple[Tensor, Level]]:
+    """Of each level that has some of the masks at ``index``: their rows in the result, and their cells.
+
+    Raises:
+        ValueError: a number that no cell has.
+    """
+    found, start = [], 0
+    for coarse_logits, attention, size in levels:
+        local = index - start
+        mine = ((local >= 0) & (local < len(coarse_logits))).nonzero().squeeze(1)
+        if len(mine):
+            chosen = local[mine]
+            rows = None if attention is None else attention[chosen]
+            found.append((mine, (coarse_logits[chosen], rows, size)))
+        start += len(coarse_logits)
+    if sum(len(mine) for mine, _ in found) < len(index):
+        low, high = index.amin().item(), index.amax().item()
+        fail("paste_masks", "index", f"in 0..{start - 1}", f"{low}..{high}")
+    return found
+
+
+def _levels(
+    coarse_logits: Sequence[Tensor], attention: Sequence[Tensor], sizes: Sequence[int]
+) -> list[Level]:
+    pairs = zip(sizes[::2], sizes[1::2], strict=True)
+    return list(zip(coarse_logits, level_rows(coarse_logits, attention), pairs, strict=True))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,12 +35,16 @@ PAPER = Sizes(count=50, side=40, channels=256, level=(84, 168), image=(1024, 204
 
 @dataclass(frozen=True)
 class Case:
-    """``call(backend, *inputs)``; of its inputs the first ``differentiable`` have a gradient."""
+    """``call(backend, *inputs)``; of its inputs the first ``differentiable`` have a gradient.
+
+    The host waits on the backends ``waits``, which a CUDA graph cannot hold.
+    """
 
     op: str
     inputs: Callable[[Sizes, torch.dtype], list[Tensor]]
     call: Callable[..., Any]
     differentiable: int = 0
+    waits: tuple[str, ...] = ()
 
 
 def randn(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -55,12 +59,41 @@ def grid(s: Sizes, dtype: torch.dtype) -> Tensor:
 def chosen(s: Sizes) -> Tensor:
     """Of both images, unsorted, and one twice."""
     cells = torch.randint(s.side**2, (s.count,), generator=torch.Generator().manual_seed(0))
-    cells[-1] = cells[0]
+    cells[-1:] = cells[:1]
     return torch.stack([torch.arange(s.count) % 2 * (torch.arange(s.count) < s.count - 1), cells], dim=1)
 
 
 def coarse(s: Sizes, dtype: torch.dtype) -> list[Tensor]:
     return [randn(s.count, *s.level, dtype=dtype), randn(s.count, s.side, s.side, dtype=dtype)]
+
+
+def three(s: Sizes) -> list[Sizes]:
+    """Levels of other sizes each, of which one has no cells and one is as large as all are compared at."""
+    (h, w), side = s.level, s.side
+    return [
+        s,
+        replace(s, count=0, side=side // 2, level=(h // 2, w // 2)),
+        replace(s, count=s.count // 2 + 1, side=side // 2 + 1, level=(h // 2 + 1, w // 2 + 1)),
+    ]
+
+
+def all_coarse(s: Sizes, dtype: torch.dtype) -> list[Tensor]:
+    """Coarse logits and attention rows by turns."""
+    return [x for level in three(s) for x in coarse(level, dtype)]
+
+
+def outputs(s: Sizes, dtype: torch.dtype) -> list[Tensor]:
+    """Each level's maps, weights and biases of all cells, and chosen cells."""
+    return [
+        x
+        for level in three(s)
+        for x in (
+            randn(2, s.channels, *level.level, dtype=dtype) / s.channels**0.5,
+            randn(level.side**2, s.channels, dtype=dtype),
+            randn(level.side**2, dtype=dtype),
+            chosen(level),
+        )
+    ]
 
 
 def masks(s: Sizes) -> Tensor:
@@ -83,6 +116,29 @@ def _bits(backend: str, c: Tensor, a: Tensor) -> Any:
     return solo_attn.mask_bits(c, a, size, size, backend=backend)[:3]
 
 
+def _with_sizes(x: Sequence[Tensor]) -> list[tuple[Tensor, Tensor, tuple[int, int]]]:
+    return [(c, a, sizes_of(c)[0]) for c, a in zip(x[::2], x[1::2], strict=True)]
+
+
+def _bits_of_levels(backend: str, *x: Tensor) -> Any:
+    size, _, _ = sizes_of(x[0])
+    return solo_attn.mask_bits_levels(_with_sizes(x), size, backend=backend)[:3]
+
+
+def _dice_of_levels(backend: str, *x: Tensor) -> Tensor:
+    levels = list(zip(x[0:6:2], x[1:6:2], x[6:], strict=True))
+    return solo_attn.dice_loss_levels(levels, backend=backend)
+
+
+def _paste_of_levels(backend: str, *x: Tensor) -> Tensor:
+    size, image, original = sizes_of(x[0])
+    return solo_attn.paste_masks_levels(_with_sizes(x[:6]), x[6], size, image, original, backend=backend)
+
+
+def _logits_of_levels(backend: str, *x: Tensor) -> Any:
+    return tuple(solo_attn.cell_logits(x[::4], x[1::4], x[2::4], x[3::4], backend=backend))
+
+
 CASES = {
     "grid_attention": Case(
         "grid_attention",
@@ -96,6 +152,13 @@ CASES = {
         lambda backend, x, cells: solo_attn.grid_attention(x, 0.7, cells, backend=backend),
         1,
     ),
+    # Gradients are those of the ops above, or PyTorch's own.
+    "grid_attention_levels": Case(
+        "grid_attention",
+        lambda s, dtype: [x for level in three(s) for x in (grid(level, dtype), chosen(level))],
+        lambda backend, *x: tuple(solo_attn.grid_attention_levels(x[::2], 0.7, x[1::2], backend=backend)),
+    ),
+    "cell_logits": Case("grid_attention", outputs, _logits_of_levels, waits=("triton",)),
     "attention_residual": Case(
         "attention_residual",
         lambda s, dtype: [randn(2, s.side**2, *s.size, dtype=dtype), grid(s, dtype)],
@@ -119,7 +182,14 @@ CASES = {
         lambda backend, c, a, t: solo_attn.dice_loss(c, a, t, backend=backend),
         2,
     ),
+    "dice_loss_levels": Case(
+        "dice_loss",
+        lambda s, dtype: [*all_coarse(s, dtype), *map(masks, three(s))],
+        _dice_of_levels,
+        6,
+    ),
     "mask_bits": Case("mask_bits", coarse, _bits),
+    "mask_bits_levels": Case("mask_bits", all_coarse, _bits_of_levels),
     "matrix_nms": Case(
         "matrix_nms",
         lambda s, dtype: [randn(s.count, dtype=dtype).sigmoid(), masks(s), torch.arange(s.count) % 2],
@@ -127,6 +197,12 @@ CASES = {
         1,
     ),
     "paste_masks": Case("paste_masks", coarse, _paste),
+    "paste_masks_levels": Case(
+        "paste_masks",
+        lambda s, dtype: [*all_coarse(s, dtype), torch.arange(s.count + s.count // 2, -1, -2)],
+        _paste_of_levels,
+        waits=("triton",),
+    ),
 }
 
 

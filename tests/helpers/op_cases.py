@@ -17,6 +17,7 @@ import shim
 import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import solo_attn
@@ -81,6 +82,11 @@ class Runner:
         return torch.float32 if self.refuses(torch.float64) else torch.float64
 
     @property
+    def takes_levels(self) -> bool:
+        """Whether it has a form for all levels at once; there is one call for each elsewhere."""
+        return "levels" in self._backend.forms
+
+    @property
     def _backend(self) -> registry.Backend:
         return next(backend for backend in TESTED if backend.name == self.backend)
 
@@ -125,6 +131,19 @@ def simd_levels() -> list[str]:
     levels = [level for level in ("plain", "avx2", "avx512") if compiled.simd(level) == level]
     compiled.simd("")
     return [*(level for level in levels if level != best), best]
+
+
+class Called(TorchDispatchMode):
+    """Notes the names of this library's ops that run inside it, those of backward passes too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace.startswith(compiled.NAMESPACE):
+            self.names.append(func.__name__.partition(".")[0])
+        return func(*args, **(kwargs or {}))
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from op_cases import (
     DTYPES,
+    Called,
     check_any_order,
     check_compile,
     check_gradcheck,
@@ -66,6 +67,24 @@ def test_one_call_for_each_level(runner, dtype):
     check_same(runner, *inputs(runner, dtype=dtype))
 
 
+def test_all_levels_are_one_call(runner):
+    tensors, targets = inputs(runner)
+    with Called() as called:
+        gradients(together(runner, targets), tensors)
+    one_each = [["dice_loss"] * len(LEVELS), ["dice_loss_bwd"] * len(LEVELS)]
+    forward, backward = [["dice_loss_levels"], ["dice_loss_levels_bwd"]] if runner.takes_levels else one_each
+    assert called.names == [*forward, *backward]
+
+
+def test_strided_inputs(runner):
+    tensors, targets = inputs(runner)
+    turned, others = ([x.mT.contiguous().mT for x in given] for given in (tensors, targets))
+    out, grads = gradients(together(runner, others), turned)
+    expected, expected_grads = gradients(together(runner, targets), tensors)
+    assert same_bits(out, expected)
+    assert all(map(same_bits, grads, expected_grads))
+
+
 @pytest.mark.parametrize("plain", [(0, 1, 2, 3, 4), (1, 2, 4)], ids=str)
 def test_levels_without_attention(runner, plain):
     check_same(runner, *inputs(runner, plain=plain), plain)
@@ -111,9 +130,9 @@ def test_the_order_of_lanes_and_blocks_changes_nothing(runner):
 
 
 def test_gradcheck(runner):
-    tensors, targets = inputs(runner, [(1, (2, 3), 2, (4, 5)), (2, (1, 2), 1, (2, 4))], runner.finest)
-    if runner.finest == torch.float64:
-        check_gradcheck(together(runner, targets), tensors, fast=True)
+    runner.needs(torch.float64)
+    tensors, targets = inputs(runner, [(1, (2, 3), 2, (4, 5)), (2, (1, 2), 1, (2, 4))], torch.float64)
+    check_gradcheck(together(runner, targets), tensors, fast=True)
 
 
 def test_opcheck_and_compile(runner):

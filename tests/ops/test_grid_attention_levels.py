@@ -5,6 +5,7 @@ import shim
 import torch
 from op_cases import (
     DTYPES,
+    Called,
     as_good_as_pytorch,
     check_any_order,
     check_message,
@@ -17,8 +18,10 @@ from op_cases import (
     tf32,
 )
 
+from solo_attn import cell_logits, grid_attention_levels
+from solo_attn.backends import BACKENDS
 from solo_attn.bench import plain
-from solo_attn.ops import cell_logits, grid_attention_levels, levels_in_one_launch
+from solo_attn.ops import levels_in_one_launch
 
 OP = "grid_attention"
 # Channels, h and w of maps: more than one block of 128 columns, rows that 16 bytes divide or not, one pixel.
@@ -59,10 +62,6 @@ def per_cell(maps, weights, biases, cells):
     return torch.stack(rows) if rows else maps.new_empty(0, *maps.shape[2:])
 
 
-def fused(runner):
-    return "levels" in runner._backend.forms
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows(runner, dtype):
     runner.needs(dtype)
@@ -93,6 +92,37 @@ def test_more_levels_than_a_launch_takes(runner):
     assert all(same_bits(one, other) for one, other in zip(found[:4], found[8:], strict=True))
 
 
+def test_all_levels_are_one_call(runner):
+    grids, given, cells = square(runner), outputs(runner), lists(runner)
+    with Called() as called:
+        grid_attention_levels(grids, 0.7, cells, backend=runner.backend)
+        cell_logits(*given, cells, backend=runner.backend)
+    one_each = ["grid_attention"] * len(cells)  # PyTorch makes the others
+    assert called.names == (["grid_attention_levels"] * 2 if runner.takes_levels else one_each)
+    grids[1].requires_grad_()
+    given[2][1].requires_grad_()
+    with Called() as called:
+        grid_attention_levels(grids, 0.7, cells, backend=runner.backend)
+        cell_logits(*given, cells, backend=runner.backend)
+    assert called.names == one_each
+
+
+def test_a_gpu_takes_all_levels_at_once():
+    """The backend itself, which the shim stands for."""
+    forms = {backend.name: backend.forms for backend in BACKENDS}
+    assert "levels" in forms["cuda"]
+    assert forms["cuda"] == shim.BACKEND.forms
+
+
+def test_no_cells_at_all(runner):
+    cells = [x[:0] for x in lists(runner)]
+    grids, given = square(runner), outputs(runner)
+    rows = grid_attention_levels(grids, 0.7, cells, backend=runner.backend)
+    assert [x.shape for x in rows] == [(0, side, side) for side in SIDES]
+    logits = cell_logits(*given, cells, backend=runner.backend)
+    assert [x.shape for x in logits] == [(0, *size[1:]) for size in SIZES]
+
+
 def test_layouts(runner):
     maps, weights, biases = outputs(runner)
     cells = lists(runner)
@@ -108,6 +138,7 @@ def test_layouts(runner):
 
 
 def test_a_gradient_where_one_is_needed(runner):
+    runner.needs(torch.float64)
     maps, weights, biases = outputs(runner, torch.float64)
     level = maps[0], weights[0], biases[0]
     cells = lists(runner)[0]
@@ -115,7 +146,6 @@ def test_a_gradient_where_one_is_needed(runner):
     _, expected = gradients(lambda *x: per_cell(*x, cells), level)
     for grad, exact in zip(found, expected, strict=True):
         torch.testing.assert_close(grad, exact)
-    runner.needs(torch.float64)
     x = square(runner)[0]
     rows, (grad,) = gradients(
         lambda x: grid_attention_levels([x], 0.7, [cells], backend=runner.backend)[0], [x]
@@ -126,7 +156,7 @@ def test_a_gradient_where_one_is_needed(runner):
 
 
 def test_half_precision_is_rounded_once(runner):
-    if not fused(runner):
+    if not runner.takes_levels:
         pytest.skip("the product of each level is PyTorch's own")
     cells = lists(runner)[0]
     check_rounded_once(
@@ -140,11 +170,13 @@ def test_in_the_dtype_of_autocast(runner):
     given, cells = outputs(runner, torch.float32), lists(runner)
     with torch.autocast(runner.device, torch.bfloat16):
         found = cell_logits(*given, cells, backend=runner.backend)
+        mixed = cell_logits([x.bfloat16() for x in given[0]], *given[1:], cells, backend=runner.backend)
     expected = cell_logits(
         *([x.bfloat16() for x in of_levels] for of_levels in given), cells, backend=runner.backend
     )
-    for out, same in zip(found, expected, strict=True):
+    for out, other, same in zip(found, mixed, expected, strict=True):
         assert same_bits(out, same)
+        assert same_bits(other, same)
 
 
 def test_the_order_of_lanes_and_blocks_changes_nothing(runner):
@@ -188,8 +220,26 @@ def test_a_cell_out_of_range_has_no_part(runner):
         assert same_bits(found[level][good], expected[level][good])
 
 
+@pytest.mark.parametrize("grad", [False, True], ids=["no gradient", "gradient"])
+def test_a_cell_out_of_range_is_refused(runner, grad):
+    if runner.device != "cpu" or (runner.backend == "shim" and not grad):
+        pytest.skip("an assertion on the device: the test above, and tests/gpu")
+    maps, weights, biases = (runner.randn(*shape) for shape in ((2, 2, 3, 3), (4, 2), (4,)))
+    weights.requires_grad_(grad)
+    for wrong in ([7, -1], [0, 4], [2, 0], [-1, 0], [1, -1]):
+        cells = torch.tensor([[1, 3], wrong])
+        with pytest.raises(ValueError, match=r"expected cells of \(image < 2, cell < 4\), got images"):
+            cell_logits([maps], [weights], [biases], [cells], backend=runner.backend)
+
+
+def test_a_backend_that_cannot_run_is_refused_where_a_gradient_is_needed_too():
+    level = [torch.ones(1, 2, 3, 3)], [torch.ones(4, 2, requires_grad=True)], [torch.zeros(4)]
+    with pytest.raises(RuntimeError, match=r"^grid_attention: backend 'cuda' cannot run: it needs CUDA"):
+        cell_logits(*level, [torch.tensor([[0, 1]])], backend="cuda")
+
+
 def test_opcheck(runner):
-    if not fused(runner):
+    if not runner.takes_levels:
         pytest.skip("its op of this form is the reference")
     op, few = runner.overload("_levels"), slice(1, 3)
     cells = lists(runner)[few]
@@ -202,7 +252,7 @@ def test_opcheck(runner):
 
 def test_the_op_itself_refuses_what_does_not_fit(runner):
     """Called past the public functions: nothing is read out of bounds."""
-    if not fused(runner) or runner.backend == "reference":
+    if not runner.takes_levels or runner.backend == "reference":
         pytest.skip("PyTorch refuses it")
     op, (maps, weights, biases), cells = runner.overload("_levels"), outputs(runner), lists(runner)
 
@@ -224,23 +274,38 @@ def test_the_op_itself_refuses_what_does_not_fit(runner):
 
 def test_messages(runner):
     maps, weights, biases = outputs(runner)
-    cells = lists(runner)
-    check_message(
-        lambda: cell_logits([], [], [], [], backend=runner.backend),
-        ValueError,
-        "cell_logits: expected cells of as many levels as maps, at least 1, got 0 and 0",
-    )
-    check_message(
-        lambda: cell_logits(maps, weights[1:], biases, cells, backend=runner.backend),
-        ValueError,
-        "cell_logits: expected weights of 4 levels as maps has, got 3",
-    )
-    kind = str(maps[0].dtype)
-    check_message(
-        lambda: grid_attention_levels([maps[0], maps[1].half()], 1.0, cells[:2], backend=runner.backend),
-        ValueError,
-        f"grid_attention_levels: expected grid_features of the first level's dtype {kind}, got torch.float16",
-    )
+    cells, grids = lists(runner), square(runner)
+    kind, device = maps[0].dtype, maps[0].device
+
+    def refuses(message, error=ValueError, **changed):
+        given = {"maps": maps, "weights": weights, "biases": biases, "cells": cells, **changed}
+        run = lambda: cell_logits(**given, backend=runner.backend)  # noqa: E731
+        check_message(run, error, f"cell_logits: expected {message}")
+
+    refuses("maps of at least 1 level, got 0", maps=[], weights=[], biases=[], cells=[])
+    refuses("weights of 4 levels as maps has, got 3", weights=weights[1:])
+    refuses("cells of 4 levels as maps has, got 3", cells=cells[1:])
+    refuses("maps to be a list of each level's tensor, got Tensor", TypeError, maps=maps[0])
+    floats = "of a float dtype (float16, bfloat16, float32, float64), got torch.int32"
+    refuses(f"maps {floats}", maps=[x.int() for x in maps])
+    refuses("maps of shape [B, C, h, w], got [17, 3, 43] (3 dims)", maps=[maps[0][0], *maps[1:]])
+    wanted = "weights of shape [N, C] with C = 17 as maps has, got [4, 16]"
+    refuses(wanted, weights=[weights[0][:, 1:], *weights[1:]])
+    wanted = "biases of shape [N] with N = 4 as weights has, got [3]"
+    refuses(wanted, biases=[biases[0][1:], *biases[1:]])
+    wanted = f"weights of maps's dtype {kind}, got torch.float16"
+    refuses(wanted, weights=[weights[0].half(), *weights[1:]])
+    refuses("cells int64 of shape [K, 2], got torch.int32 [5, 2]", cells=[cells[0].int(), *cells[1:]])
+    refuses("cells int64 of shape [K, 2], got torch.int64 [5, 1]", cells=[cells[0][:, :1], *cells[1:]])
+    refuses(f"cells on maps's device {device}, got meta", cells=[cells[0].to("meta"), *cells[1:]])
+
+    def refuses_rows(message, grids=grids, scale=1.0, cells=cells):
+        run = lambda: grid_attention_levels(grids, scale, cells, backend=runner.backend)  # noqa: E731
+        check_message(run, ValueError, f"grid_attention_levels: expected grid_features {message}")
+
+    refuses_rows("of shape [B, C, S, S], a square grid, got [2, 17, 3, 43]", maps)
+    refuses_rows(f"of the first level's dtype {kind}, got torch.float16", [grids[0], grids[1].half()] * 2)
+    refuses_rows(floats, [x.int() for x in grids])
 
 
 def test_the_reference_is_no_launch():

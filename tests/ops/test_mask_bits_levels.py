@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from op_cases import DTYPES, check_any_order, check_compile, check_message, check_opcheck, same_bits
+from op_cases import DTYPES, Called, check_any_order, check_compile, check_message, check_opcheck, same_bits
 
 from solo_attn import MaskFactors, mask_bits_levels
 
@@ -42,6 +42,19 @@ def test_one_call_for_each_level(runner, dtype):
     assert out.size == OUT
     assert len(out.areas) == 11
     assert all(map(same_bits, out[:3], one_by_one(runner, levels, OUT, 0.4)))
+
+
+def test_all_levels_are_one_call(runner):
+    with Called() as called:
+        mask_bits_levels(inputs(runner), OUT, backend=runner.backend)
+    assert called.names == (["mask_bits_levels"] if runner.takes_levels else ["mask_bits"] * len(LEVELS))
+
+
+def test_strided_inputs(runner):
+    levels = inputs(runner)
+    turned = [(*(x.mT.contiguous().mT for x in level[:2]), level[2]) for level in levels]
+    out, expected = (mask_bits_levels(x, OUT, backend=runner.backend) for x in (turned, levels))
+    assert all(map(same_bits, out[:3], expected[:3]))
 
 
 @pytest.mark.parametrize(

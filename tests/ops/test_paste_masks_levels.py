@@ -3,7 +3,7 @@
 import pytest
 import shim
 import torch
-from op_cases import check_any_order, check_compile, check_message, check_opcheck
+from op_cases import Called, check_any_order, check_compile, check_message, check_opcheck
 from test_mask_bits_levels import inputs
 
 from solo_attn import MaskFactors, paste_masks_levels
@@ -31,6 +31,15 @@ def test_one_call_for_each_level(runner, plain, sizes):
     assert out.any()
     runs = paste_masks_levels(levels, index, *sizes, rle=True, backend=runner.backend)
     assert runs == one_by_one(runner, levels, index, sizes, rle=True)
+
+
+@pytest.mark.parametrize("rle", [False, True], ids=["bool", "rle"])
+def test_all_levels_are_one_call(runner, rle):
+    levels, index = given(runner)
+    with Called() as called:
+        paste_masks_levels(levels, index, *SIZES, rle=rle, backend=runner.backend)
+    names = ["paste_masks_levels"] if runner.takes_levels else ["paste_masks"] * 4  # one level has no cells
+    assert called.names == [f"{name}_rle" if rle else name for name in names]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
