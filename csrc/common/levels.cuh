@@ -67,6 +67,7 @@ class LevelInputs {
             described(coarse[k]));
       cells_ += coarse[k].size(0);
     }
+    check(cells_ < int64_t{1} << 31, op, ": expected fewer than 2^31 cells of all levels, got ", cells_);
   }
   size_t size() const { return levels_.size(); }
   const CellInputs& operator[](size_t level) const { return levels_[level]; }

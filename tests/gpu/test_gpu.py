@@ -59,7 +59,7 @@ def test_the_same_on_every_run(name, backend):
     """To the bit, gradients included, in float32 and half precision."""
     for dtype in (torch.float32, torch.float16):
         first = gradients(CASES[name], backend, make(name, dtype))
-        for _ in range(3):
+        for _ in range(3 if DEVICE == "cuda" else 1):
             same(gradients(CASES[name], backend, make(name, dtype)), first)
 
 
@@ -68,7 +68,8 @@ def test_as_the_reference(name, backend):
     """At the paper's sizes. tests/ops says how near; here a block that is missing would show."""
     out = gradients(CASES[name], backend, make(name))
     for x, expected in zip(out, gradients(CASES[name], "reference", make(name)), strict=True):
-        if x.is_floating_point():
+        assert x.shape == expected.shape
+        if x.is_floating_point() and x.numel():
             largest = max(1e-3, float(expected.abs().max()))
             torch.testing.assert_close(x, expected, rtol=0, atol=1e-4 * largest)
         else:  # pixels whose probability is the threshold up to rounding
