@@ -167,6 +167,7 @@ def test_half_precision_is_rounded_once(runner):
 
 
 def test_in_the_dtype_of_autocast(runner):
+    runner.needs(torch.bfloat16)
     given, cells = outputs(runner, torch.float32), lists(runner)
     with torch.autocast(runner.device, torch.bfloat16):
         found = cell_logits(*given, cells, backend=runner.backend)
