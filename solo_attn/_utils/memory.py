@@ -7,6 +7,7 @@ import functools
 import mmap
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +69,8 @@ def _madvise() -> Callable[..., int] | None:
     """The system's function of (address, bytes, advice); None where there is none, or no huge pages."""
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return None
-    found = getattr(ctypes.CDLL(None), "madvise", None)
+    found: Any = getattr(ctypes.CDLL(None), "madvise", None)
     if found is not None:
         found.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return found  # type: ignore[no-any-return]
+    madvise: Callable[..., int] | None = found
+    return madvise
