@@ -84,6 +84,7 @@ struct Last {
 
 // The last accesses to 1 KB of memory: to its words, or to their bytes once one of these is accessed alone.
 constexpr size_t kPage = 1024, kWord = 4;
+constexpr size_t kSpare = 4096;  // that are kept from launch to launch: 120 MB at most
 struct Page {
   bool split[kPage / kWord];
   Last words[kPage / kWord];
@@ -288,7 +289,9 @@ void run(const char* op, const void* kernel, dim3 grid, dim3 block, size_t share
   m.report.clear();
   m.dynamic_bytes = shared;
   m.early = early;
-  for (auto& entry : m.pages_before) m.spare.push_back(std::move(entry.second));
+  for (auto& entry : m.pages_before) {
+    if (m.spare.size() < kSpare) m.spare.push_back(std::move(entry.second));
+  }
   m.pages_before = std::move(m.pages);
   m.pages.clear();
   m.found.fill({~uintptr_t(0), nullptr});
