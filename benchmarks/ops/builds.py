@@ -21,9 +21,10 @@ from typing import Annotated, Any
 
 import typer
 
-from solo_attn.bench import CASES, Race, environment, run_until_steady, wait_until_quiet
+from solo_attn.bench import CASES, Race, environment
 
 from ..report.stored import CPU, RESULTS
+from .threads import seconds_of
 
 THREADS = 2
 # Python runs it in an empty folder, so that it imports the build's own solo_attn.
@@ -94,23 +95,9 @@ def race(builds: dict[str, Build], case: tuple[str, int, str], seconds: float) -
     whats = {build.ask(case) for build in builds.values()}
     if len(whats) > 1 or None in whats:
         return None
-    found = wait_until_quiet() if seconds else None
-    contenders = Race({name: functools.partial(build.ask, None) for name, build in builds.items()})
-    spread = None
-    if seconds:
-        spread = run_until_steady(contenders, contenders.affordable(seconds, least=1))
-    else:
-        contenders.round()
-    times = contenders.times()
-    return {
-        "op": case[0],
-        "what": whats.pop(),
-        "pass": case[2],
-        "seconds": {name: time.as_dict() for name, time in times.items()},
-        "ratio": times["old"].median / times["new"].median,
-        "spread": spread,
-        "busy": found.busy if found else None,
-    }
+    row = seconds_of({name: functools.partial(build.ask, None) for name, build in builds.items()}, seconds)
+    old, new = (row["seconds"][name]["median"] for name in ("old", "new"))
+    return {"op": case[0], "what": whats.pop(), "pass": case[2], "ratio": old / new, **row}
 
 
 def main(
