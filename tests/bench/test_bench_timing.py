@@ -31,6 +31,40 @@ def test_what_is_short_runs_in_a_row_and_the_first_does_not_count():
     assert [found.runs for found in race.times().values()] == [3, 1]
 
 
+def runs_of_a_round(monkeypatch, **seconds):
+    """How often each contender runs in a round; their first runs take these seconds, one after the other."""
+    asked = []
+
+    def time_of(race, run):
+        asked.append(run)
+        of_it = seconds[run]
+        return of_it.pop(0) if len(of_it) > 1 else of_it[0]
+
+    monkeypatch.setattr(Race, "_time", time_of)
+    race = Race({name: name for name in seconds})
+    asked.clear()
+    race.round()
+    return {name: asked.count(name) for name in seconds}
+
+
+def test_one_run_that_was_held_up_does_not_make_a_contender_long(monkeypatch):
+    # The first run compiles, the second one was held up.
+    assert runs_of_a_round(monkeypatch, held_up=[0.1, 0.5, 0.001], other=[0.001]) == {"held_up": 4, "other": 4}
+
+
+def test_contenders_about_as_fast_as_each_other_run_equally_often(monkeypatch):
+    found = runs_of_a_round(monkeypatch, a_bit_below=[0.019], a_bit_above=[0.021], far_above=[0.1])
+    assert found == {"a_bit_below": 4, "a_bit_above": 4, "far_above": 1}
+    assert runs_of_a_round(monkeypatch, long=[0.021], longer=[0.039]) == {"long": 1, "longer": 1}
+
+
+def test_what_takes_seconds_runs_only_once_before_it_counts(monkeypatch):
+    asked = []
+    monkeypatch.setattr(Race, "_time", lambda race, run: asked.append(run) or 2.0)
+    Race({"long": "long"})
+    assert asked == ["long"]
+
+
 def test_times_are_those_of_the_runs():
     race = Race({"slow": lambda: time.sleep(0.03), "fast": lambda: None})
     for _ in range(3):
