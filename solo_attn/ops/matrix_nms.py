@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from .._utils.checks import accumulator, check_float, check_like, check_number, check_tensor, fail
+from ..backends import compiled
 from ..reference import matrix_nms as reference
-from ._library import declare, pick
+from ._library import declare, overload, pick
 from .bit_masks import BitMasks, mask_rows
 
 KERNELS = ("gaussian", "linear")
@@ -91,6 +92,23 @@ def _backward(namespace: str, ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]
     return None, None, (grad * decay).to(ctx.dtype), None, None
 
 
+def take_masks(masks: Tensor, index: Tensor) -> Tensor:
+    """``masks[index]``, of what is kept; faster for bool masks on a CPU (matrix_nms_take.cpp).
+
+    Args:
+        masks: [n, H, W], any dtype.
+        index: int64 [k], in 0..n-1.
+    """
+    if masks.dtype != torch.bool or masks.device.type != "cpu" or torch.compiler.is_compiling():
+        return masks[index]
+    compiled.load()
+    return overload(compiled.NAMESPACE, "take_masks")(masks, index)
+
+
+def _indexed(masks: Tensor, index: Tensor) -> Tensor:
+    return masks[index]
+
+
 declare(
     "matrix_nms",
     "(Tensor masks, Tensor labels, Tensor scores, str kernel, float sigma) -> (Tensor, Tensor)",
@@ -98,4 +116,11 @@ declare(
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
+)
+declare(
+    "take_masks",
+    "(Tensor masks, Tensor index) -> Tensor",
+    reference=_indexed,
+    fake=lambda masks, index: masks.new_empty(index.shape[0], *masks.shape[1:]),
+    in_triton=False,
 )

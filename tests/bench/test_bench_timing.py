@@ -49,7 +49,10 @@ def runs_of_a_round(monkeypatch, **seconds):
 
 def test_one_run_that_was_held_up_does_not_make_a_contender_long(monkeypatch):
     # The first run compiles, the second one was held up.
-    assert runs_of_a_round(monkeypatch, held_up=[0.1, 0.5, 0.001], other=[0.001]) == {"held_up": 4, "other": 4}
+    assert runs_of_a_round(monkeypatch, held_up=[0.1, 0.5, 0.001], other=[0.001]) == {
+        "held_up": 4,
+        "other": 4,
+    }
 
 
 def test_contenders_about_as_fast_as_each_other_run_equally_often(monkeypatch):

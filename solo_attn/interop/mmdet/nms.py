@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ..._utils.checks import check_float, check_like, check_tensor, fail
 from ..._utils.decay import decay_of, descending
-from ..._utils.memory import take_rows
 from ...models.targets import count_rows
 from ...ops import matrix_nms
+from ...ops.matrix_nms import take_masks
 
 _NAME = "mask_matrix_nms"
 _CHUNK = 1 << 15  # pixels that are held as floats at a time
@@ -55,7 +55,7 @@ def mask_matrix_nms(
     chosen = order[:nms_pre] if nms_pre > 0 else order
     if len(chosen) < len(order):
         # The others copy no mask: the op takes them in any order.
-        masks_in, labels_in, scores_in = take_rows(masks, chosen), labels[chosen], scores[chosen]
+        masks_in, labels_in, scores_in = take_masks(masks, chosen), labels[chosen], scores[chosen]
         area_in = None if mask_area is None else mask_area[chosen]
         ranks = torch.arange(len(chosen), device=order.device)
     else:
@@ -71,7 +71,7 @@ def mask_matrix_nms(
     if max_num > 0:
         kept = kept[:max_num]
     index = chosen[kept]
-    return decayed[kept], labels[index], take_rows(masks, index), index
+    return decayed[kept], labels[index], take_masks(masks, index), index
 
 
 def _decayed(
