@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import functools
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ..data import CocoInstances
 from .fonts import OWN, font_for, legible
 
 GOLDEN_RATIO = 0.618033988749895
+MOST_COLUMNS = 6  # of side_by_side
 STRIP = 1024  # rows that are painted at a time
 TEXT_FROM = 200  # pixels of the shorter side from which names are written
 
@@ -108,6 +110,8 @@ def side_by_side(
 ) -> None:
     """The paper's Figure 5: a row for each image, a column for the ground truth and for each system.
 
+    Where there would be more than `MOST_COLUMNS`, rows and columns change places, so that images stay large.
+
     Args:
         images: uint8 or float [3, H, W] each; sizes may differ.
         predictions: a system's name -> its prediction for each image, as `draw_instances` takes them.
@@ -128,15 +132,21 @@ def side_by_side(
     for name, column in columns.items():
         if len(column) != len(images):
             fail("side_by_side", f"{name!r}", f"of {len(images)} images' instances", str(len(column)))
-    heights = [column_width * image.shape[1] / image.shape[2] for image in images]
-    figure = Figure(figsize=(column_width * len(columns), sum(heights) + 0.4), layout="constrained")
-    grid = figure.subplots(len(images), len(columns), squeeze=False, height_ratios=heights)
-    for number, (name, column) in enumerate(columns.items()):
-        grid[0, number].set_title(name, fontsize=4 * column_width)
-        for row, (image, prediction) in enumerate(zip(images, column, strict=True)):
+    ratios = [image.shape[1] / image.shape[2] for image in images]
+    turned = len(columns) > MOST_COLUMNS
+    heights = [column_width * ratio for ratio in ([max(ratios)] * len(columns) if turned else ratios)]
+    across = len(images) if turned else len(columns)
+    figure = Figure(figsize=(column_width * across, sum(heights) + 0.4), layout="constrained")
+    grid = figure.subplots(len(heights), across, squeeze=False, height_ratios=heights)
+    grid = grid if turned else grid.T  # a row of it for each name
+    for axes, (name, column) in zip(grid, columns.items(), strict=True):
+        name_it = axes[0].set_ylabel if turned else axes[0].set_title
+        name_it(textwrap.fill(name, 24), fontsize=(2.5 if turned else 4) * column_width)
+        for place, image, prediction in zip(axes, images, column, strict=True):
             drawn = draw_instances(image, prediction, class_names, score_threshold=score_threshold)
-            grid[row, number].imshow(drawn.permute(1, 2, 0).numpy())
-            grid[row, number].set_axis_off()
+            place.imshow(drawn.permute(1, 2, 0).numpy())
+            place.set(xticks=[], yticks=[])
+            place.spines[:].set_visible(False)
     with replacing(path, "side_by_side") as temporary:
         figure.savefig(temporary, dpi=200)
 

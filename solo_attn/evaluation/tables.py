@@ -91,14 +91,16 @@ def comparison_plot(rows: Rows, path: str | Path, columns: Sequence[str] = TABLE
     Args:
         rows: a system's name -> the metrics of its seeds.
         path: an image file; its suffix (.png, .svg, .pdf) says the format.
-        columns: names of `CocoMetrics` fields.
+        columns: names of `CocoMetrics` fields; those that no system has, as of sizes that no object has, are
+            left out.
 
     Raises:
         ValueError: as `rich_table`, or the suffix names no format.
         OSError: ``path`` cannot be written.
     """
     _check("comparison_plot", rows, columns)
-    figure = Figure(figsize=(2 + 1.2 * len(columns), 4), layout="constrained")
+    columns = [column for column in columns if any(_defined(seeds, column) for seeds in rows.values())]
+    figure = Figure(figsize=(2 + 1.2 * len(columns), 4.5), layout="constrained")
     axes = figure.add_subplot()
     width = 0.8 / len(rows)
     for number, (system, seeds) in enumerate(rows.items()):
@@ -119,7 +121,8 @@ def comparison_plot(rows: Rows, path: str | Path, columns: Sequence[str] = TABLE
     axes.set_ylabel("per cent")
     axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    # Below the bars, which would lie behind it anywhere else where there are many.
+    figure.legend(loc="outside lower center", ncols=min(len(rows), len(columns) // 2 or 1), frameon=False)
     with replacing(path, "comparison_plot") as temporary:
         figure.savefig(temporary, dpi=150)
 

@@ -171,6 +171,19 @@ def test_side_by_side(tmp_path):
     side_by_side(images[:1], {"SOLO": found[:1]}, one, class_names=NAMES, column_width=2)
     with Image.open(one) as picture:
         assert picture.width == 400
+    # Seven systems and the truth: a row for each, and the images beside each other.
+    many = tmp_path / "many.png"
+    side_by_side(
+        images,
+        {f"system {k}": found for k in range(7)},
+        many,
+        class_names=NAMES,
+        ground_truth=found,
+        column_width=1,
+    )
+    with Image.open(many) as picture:
+        assert picture.width == 400
+        assert picture.height == pytest.approx(200 * (8 * 1.5 + 0.4), abs=1)
 
 
 def test_what_was_found_stands_beside_what_is_there(tmp_path, monkeypatch):
