@@ -2,9 +2,10 @@
 
 python -m benchmarks.ops.threads
 
-Both numbers of threads take turns in one process, and medians count. Two floors stand beside them: the
-same call on one tiny mask, which no thread can share (Python, dispatch, autograd), and masks of which nothing
-is set, where the op only gets the memory of its result.
+Both numbers of threads take turns in one process, and medians count. Three floors stand beside them: the
+same call on one tiny mask, which no thread can share (Python, dispatch, autograd); masks of which nothing is
+set, where the op only gets the memory of its result; and what PyTorch takes to write as much memory that is
+there already, in which threads share little but the bandwidth.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ COUNTS: dict[str, tuple[int, tuple[int, int]]] = {
     "4 large masks": (4, LARGE),
     "500 small masks": (500, SMALL),
 }
+WRITTEN = 106 << 20  # bytes: the largest result, of the many small masks
 STARTED = 40_000  # numbers whose sign PyTorch changes: the least that it starts threads for is 32,768
 Run = Callable[[], Any]
 
@@ -95,6 +97,11 @@ def main(
         {str(n): functools.partial(with_threads, n, functools.partial(torch.neg, numbers)) for n in (1, 2)},
         seconds,
     )
+    memory = torch.zeros(1 << 20 if dry_run else WRITTEN, dtype=torch.uint8)
+    written = seconds_of(
+        {str(n): functools.partial(with_threads, n, functools.partial(memory.fill_, 1)) for n in (1, 2)},
+        seconds,
+    )
     one_tiny = dict(runs_of(*large_masks(1, TINY)))
     calls = {
         op: seconds_of({"1": functools.partial(with_threads, 1, run)}, seconds)["seconds"]["1"]
@@ -111,7 +118,9 @@ def main(
             typer.echo(f"{op}, {what}: {1e3 * one:.3g} ms, with 2 threads {one / two:.2f}x as fast")
             rows.append(row)
     if not dry_run:
-        text = json.dumps({"environment": where, "start": start, "rows": rows}, indent=1)
+        memory_of = {"bytes": memory.numel(), **written}
+        found = {"environment": where, "start": start, "memory": memory_of, "rows": rows}
+        text = json.dumps(found, indent=1)
         (RESULTS / CPU / "threads.json").write_text(text + "\n", encoding="utf-8")
 
 

@@ -38,12 +38,16 @@ def threads() -> str:
         )
     head = ["op", "masks", "1 thread, ms", "2 threads, ms", "speedup", "at most"]
     started = [1e6 * found["start"]["seconds"][name]["median"] for name in ("1", "2")]
+    written = [1e3 * found["memory"]["seconds"][name]["median"] for name in ("1", "2")]
     calls = [1e3 * row["call"]["median"] for row in found["rows"]]
     return (
         f"{table(head, rows, words=2)}\n\n"
         "At most: if all were shared but the call itself (Python, dispatch, autograd of a gradient), which "
         f"takes {min(calls):.2f} to {max(calls):.2f} ms on one mask of 6 x 9. Nothing set: the memory of the "
         "result alone. "
+        f"Writing {found['memory']['bytes'] >> 20} MiB that are there already, about what the 500 bool masks "
+        f"have, takes {written[0]:.1f} ms with one thread and {written[1]:.1f} ms with two, "
+        f"{written[0] / written[1]:.2f}x: what is memory for the most part gains no more. "
         f"A loop of PyTorch that is hardly worth two threads takes {started[0]:.0f} us with one and "
         f"{started[1]:.0f} us with two. {measured_on(found['environment'])}"
     )
