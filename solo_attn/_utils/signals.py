@@ -27,6 +27,10 @@ class SignalledError(SoloAttnError, RuntimeError):
         super().__init__(message)
         self.signum = signum
 
+    def __reduce__(self) -> tuple[type[SignalledError], tuple[str, int]]:
+        """For `pickle`: both arguments."""
+        return type(self), (str(self), self.signum)
+
 
 @contextmanager
 def as_interrupt() -> Iterator[None]:
@@ -85,6 +89,12 @@ class Noted:
         if self.signum is not None:
             raise KeyboardInterrupt(signum)
         self.signum = signum
+
+
+def is_noted() -> bool:
+    """Whether a `Noted` that listens has recorded a signal; every thread may ask."""
+    listener = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return isinstance(listener, Noted) and listener.signum is not None
 
 
 def name_of(signum: int) -> str:

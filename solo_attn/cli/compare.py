@@ -40,6 +40,12 @@ def compare(
             "--minutes", help="Stop after this many, with exit status 75 if more remains to be done."
         ),
     ] = None,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            "--jobs", min=1, help="Runs at a time; more than one have processes and train.log each."
+        ),
+    ] = 1,
 ) -> None:
     """Train the three systems of the paper's Table 3, or others, over several seeds and tabulate them.
 
@@ -58,7 +64,9 @@ def compare(
     first = settings.train.seed
     chosen = systems_of(settings, forms=forms) if systems is None else read_systems(systems)
     try:
-        comparison = run(settings, range(first, first + seeds), out, chosen, minutes=minutes, console=console)
+        comparison = run(
+            settings, range(first, first + seeds), out, chosen, minutes=minutes, jobs=jobs, console=console
+        )
     except UnfinishedError as error:
         console.print(str(error), soft_wrap=True)
         raise typer.Exit(TRY_AGAIN) from error

@@ -17,6 +17,10 @@ def demo(
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the demo.")] = Path("demo"),
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds for each system.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", min=1, help="Runs at a time; by default one per CPU thread, on a GPU one."),
+    ] = None,
 ) -> None:
     """Generate synthetic street scenes, train small versions of the paper's three systems, and compare them.
 
@@ -27,6 +31,6 @@ def demo(
     from ..training import demo as run
 
     console = plain_console()
-    show_comparison(console, run(out, seeds=seeds, overrides=overrides or [], console=console))
+    show_comparison(console, run(out, seeds=seeds, overrides=overrides or [], jobs=jobs, console=console))
     if seeds == 1:
         console.print("one seed and minutes of training: a demonstration, not evidence")

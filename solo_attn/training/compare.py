@@ -28,10 +28,9 @@ from ..evaluation import (
 )
 from ..models import ModelSettings, load_model
 from .callbacks import UnfinishedError
-from .config import Config, ConfigError, DataConfig, changes, differences, read_yaml, settled
+from .config import Config, ConfigError, DataConfig, read_yaml, settled
 from .datamodule import evaluated
-from .resume import FREE
-from .train import RESULT, train
+from .runs import Run, finish
 
 FIGURE_IMAGES = 3  # as many samples as the paper's Figure 5 has
 _OF_ATTENTION = ("attention_vectors", "attention_gain", "attention_offset")
@@ -125,6 +124,14 @@ def _named(config: Config, name: str, changed: Mapping[str, Any], seed: int) -> 
     return Config.from_dict(values, f"compare: {name}")
 
 
+def _config_of(
+    config: Config, systems: Sequence[str] | Mapping[str, Mapping[str, Any]], system: str, seed: int
+) -> Config:
+    if isinstance(systems, Mapping):
+        return _named(config, system, systems[system], seed)
+    return system_config(config, system, seed)
+
+
 def compare(
     config: Config,
     seeds: Sequence[int],
@@ -132,6 +139,7 @@ def compare(
     systems: Sequence[str] | Mapping[str, Mapping[str, Any]] = SYSTEMS,
     *,
     minutes: float | None = None,
+    jobs: int = 1,
     console: Console | None = None,
 ) -> Comparison:
     """Train and evaluate each system with each seed, and write the paper's Tables 3 and 4 and Figure 5.
@@ -151,12 +159,19 @@ def compare(
         systems: names of Table 3 and of `FORMS`, or systems as `read_systems` gives them.
         minutes: end with `UnfinishedError` after so many, for machines with a time limit. A run that is at
             its end by then is still evaluated.
+        jobs: train so many runs at a time, each in a process of its own with its share of the threads; what
+            it prints goes to ``train.log`` in its folder. On a CPU small models are trained faster so. On a
+            GPU the runs share its memory. The processes are started anew, so that a program calls this below
+            ``if __name__ == "__main__":``, and what it has set in Python itself, such as
+            ``solo_attn.limits``, is not set in them, but environment variables are. After an error or a
+            signal the other runs save a checkpoint and end.
         console: where progress goes; a new one by default.
 
     Raises:
-        ConfigError: an unknown system, no seed, more than one device, or finished runs in ``out_dir`` that
-            had other settings.
-        DatasetError, TrainingError: see `train`.
+        ConfigError: an unknown system, no seed, more than one device, no number of jobs, or finished runs in
+            ``out_dir`` that had other settings.
+        DatasetError, TrainingError: see `train`; with ``jobs`` also a process that was killed.
+        SignalledError: SIGTERM or SIGINT came.
         UnfinishedError: ``minutes`` are over; the same call continues.
     """
     out_dir, console, config = Path(out_dir), console or Console(), settled(config)
@@ -168,29 +183,26 @@ def compare(
             f"compare: expected train.devices to be 1, got {config.train.processes}; use several devices by "
             f"running one process for each, with CUDA_VISIBLE_DEVICES and train.seed of its own"
         )
+    if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
+        raise ConfigError(f"compare: expected jobs to be an integer of at least 1, got {shown(jobs)}")
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    results: dict[str, list[dict[str, Any]]] = {system: [] for system in systems}
-    trained = False
     # Seeds outside: an interrupted comparison has whole rows of the table rather than single systems.
-    for seed in seeds:
-        for system in systems:
-            if isinstance(systems, Mapping):
-                chosen = _named(config, system, systems[system], seed)
-            else:
-                chosen = system_config(config, system, seed)
-            done_before = (_folder(out_dir, system, seed) / RESULT).exists()
-            try:
-                # A call however short makes one step at least: repeated, it comes to an end.
-                if trained and not done_before and deadline is not None and time.monotonic() >= deadline:
-                    raise UnfinishedError("compare: not begun")
-                trained |= not done_before
-                results[system].append(_run(chosen, system, out_dir, deadline, console))
-            except UnfinishedError as error:
-                done = sum(map(len, results.values()))
-                raise UnfinishedError(
-                    f"compare: {minutes:g} minutes are over with {done} of {len(seeds) * len(systems)} runs "
-                    f"finished; the same command continues"
-                ) from error
+    runs = [
+        Run(system, _folder(out_dir, system, seed), _config_of(config, systems, system, seed))
+        for seed in seeds
+        for system in systems
+    ]
+    try:
+        finish(runs, jobs, deadline, console)
+    except UnfinishedError as error:
+        done = sum(run.done for run in runs)
+        raise UnfinishedError(
+            f"compare: {minutes:g} minutes are over with {done} of {len(runs)} runs finished; the same "
+            f"command continues"
+        ) from error
+    results: dict[str, list[dict[str, Any]]] = {
+        system: [run.result() for run in runs if run.system == system] for system in systems
+    }
     part = _tables_of(config.data)
     rows = {system: [CocoMetrics(**r[part.metrics]) for r in found] for system, found in results.items()}
     return Comparison(rows, _write(config, seeds, out_dir, rows, results))
@@ -217,39 +229,6 @@ def _folder(out_dir: Path, system: str, seed: int) -> Path:
 
 def _slug(system: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in system.lower()).strip("_").replace("__", "_")
-
-
-def _run(
-    config: Config, system: str, out_dir: Path, deadline: float | None, console: Console
-) -> dict[str, Any]:
-    seed = config.train.seed
-    folder = _folder(out_dir, system, seed)
-    file = folder / RESULT
-    done = _is_done(file, config)
-    if not done:
-        console.print(f"{system}, seed {seed}: training", highlight=False)
-        train(config, folder, resume=True, deadline=deadline, console=console)
-    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    before = Config.from_dict(result["config"], str(file))
-    if keys := [key for key in differences(before, config) if key not in FREE]:
-        raise ConfigError(
-            f"compare: expected the settings that {folder} was trained with, but "
-            f"{changes(before, config, keys)}; name another folder with --out or remove {out_dir}"
-        )
-    if done:
-        console.print(f"{system}, seed {seed}: done before", highlight=False)
-    return result
-
-
-def _is_done(file: Path, config: Config) -> bool:
-    """Whether a run is finished, or has had all the minutes that it may have."""
-    if not file.exists():
-        return False
-    result = json.loads(file.read_text(encoding="utf-8"))
-    if not result.get("stopped", False):
-        return True
-    most = config.train.max_minutes
-    return most is not None and most <= result["config"]["train"]["max_minutes"]
 
 
 def _write(

@@ -208,8 +208,10 @@ class Config(Settings):
             temporary.write_text(yaml.safe_dump(self.as_dict(), sort_keys=False), encoding="utf-8")
 
 
-def _accelerated() -> bool:
-    return torch.cuda.is_available() or torch.backends.mps.is_available()
+def on_cpu(train: TrainConfig) -> bool:
+    """Whether it trains on a CPU on this machine."""
+    accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return train.accelerator == "cpu" or (train.accelerator == "auto" and not accelerated)
 
 
 def settled(config: Config) -> Config:
@@ -217,8 +219,7 @@ def settled(config: Config) -> Config:
     train = config.train
     if train.precision != "auto":
         return config
-    cpu = train.accelerator == "cpu" or (train.accelerator == "auto" and not _accelerated())
-    able = torch.cpu.get_capabilities() if cpu else {}
+    able = torch.cpu.get_capabilities() if on_cpu(train) else {}
     fast = able.get("avx512_bf16") or able.get("amx_bf16")
     precision = "bf16-mixed" if fast else "32-true"
     return config.model_copy(update={"train": train.model_copy(update={"precision": precision})})

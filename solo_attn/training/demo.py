@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from ..data import write_street_scenes
 from ..models import ModelSettings
 from .compare import Comparison, compare
-from .config import Config, DataConfig, TrainConfig, override
+from .config import Config, DataConfig, TrainConfig, on_cpu, override
 
 TRAIN_IMAGES, VAL_IMAGES = 500, 40
 SIZE = (144, 288)
@@ -64,6 +65,7 @@ def demo(
     train_images: int = TRAIN_IMAGES,
     val_images: int = VAL_IMAGES,
     size: tuple[int, int] = SIZE,
+    jobs: int | None = None,
     console: Console | None = None,
 ) -> Comparison:
     """Write scenes into ``out_dir`` and `compare` the paper's three systems on them.
@@ -75,10 +77,12 @@ def demo(
         train_images: scenes to train on.
         val_images: scenes to validate on.
         size: of a scene, (height, width) in pixels.
+        jobs: runs at a time, see `compare`; by default as many as PyTorch has threads on a CPU, one on a GPU.
         console: where progress goes; a new one by default.
 
     Raises:
         ConfigError: see `load_config`; finished runs in ``out_dir`` that had other settings.
+        DatasetError, TrainingError, SignalledError: see `compare`.
     """
     out_dir, console = Path(out_dir), console or Console()
     console.print(f"drawing {train_images} + {val_images} street scenes", highlight=False)
@@ -95,4 +99,6 @@ def demo(
     config.data.val_annotations = str(scenes.val_annotations)
     config = override(config, overrides)
     first = config.train.seed
-    return compare(config, range(first, first + seeds), out_dir, console=console)
+    if jobs is None:
+        jobs = torch.get_num_threads() if on_cpu(config.train) else 1
+    return compare(config, range(first, first + seeds), out_dir, jobs=jobs, console=console)

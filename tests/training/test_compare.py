@@ -30,6 +30,7 @@ from solo_attn.training import (
     systems_of,
     train,
 )
+from solo_attn.training.runs import Run
 
 # The function of that name hides the module.
 compare_file = importlib.import_module("solo_attn.training.compare")
@@ -273,7 +274,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "model.head_channels=32",
         "train.accelerator=cpu",
     ]
-    found = demo(tmp_path, overrides=changes, train_images=4, val_images=2)
+    found = demo(tmp_path, overrides=changes, train_images=4, val_images=2, jobs=1)
     assert list(found.rows) == ["SOLO (no coords)", "SOLO", "Attention mechanism"]
     capsys.readouterr()
     demo(tmp_path, overrides=changes, train_images=4, val_images=2)
@@ -291,21 +292,19 @@ def test_systems_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conf
     )
     systems = read_systems(file)
     assert list(systems) == ["plain", "as it is", "SOLOv2, light"]
-    seen = []
+    seen: list[Run] = []
 
-    def run(chosen: Config, system: str, *rest: object) -> object:
-        seen.append((system, chosen))
-        raise compare_file.UnfinishedError("enough") if len(seen) == 3 else KeyError("metrics")
+    def note(runs: list[Run], *_: object) -> None:
+        seen.extend(runs)
+        raise UnfinishedError("enough")
 
-    for skip in range(3):
-        monkeypatch.setattr(compare_file, "_run", run)
-        left = dict([*systems.items()][skip:])
-        with pytest.raises((KeyError, compare_file.UnfinishedError)):
-            compare(override(config(), ["train.seed=4"]), [5], tmp_path / "out", left, minutes=9)
+    monkeypatch.setattr(compare_file, "finish", note)
+    with pytest.raises(UnfinishedError, match="0 of 3 runs"):
+        compare(override(config(), ["train.seed=4"]), [5], tmp_path / "out", systems, minutes=9)
     base = override(config(), ["train.seed=5"])
-    assert seen[0] == ("plain", override(base, ["model.attention=null"]))
-    assert seen[1] == ("as it is", base)
-    found = seen[2][1]
+    assert (seen[0].system, seen[0].config) == ("plain", override(base, ["model.attention=null"]))
+    assert (seen[1].system, seen[1].config) == ("as it is", base)
+    found = seen[2].config
     assert (found.model.head, found.model.kernel_channels) == ("solov2_light", 128)
     assert (found.train.learning_rate, found.train.seed) == (0.02, 5)
     for text in ("a: 3", "a: {model: 3}", "{}", "a b: {}\na_b: {}"):
