@@ -160,10 +160,13 @@ class _Process:
                 error.__cause__ = _InProcessError(told)
             return error
         status = self._process.exitcode or 0
-        how = f"ended by {name_of(-status)}" if status < 0 else f"ended with status {status}"
+        if status < 0:
+            how = f"ended by {name_of(-status)} (memory?); see {self.run.folder / LOG}"
+        else:  # `_train` has not begun
+            how = f'of status {status}; a program calls compare below if __name__ == "__main__"'
         return TrainingError(
-            f"compare: expected the process of {self.run.name} to end its run, got one {how} (memory?); see "
-            f"{self.run.folder / LOG}; the same command continues"
+            f"compare: expected the process of {self.run.name} to end its run, got one {how}; the same call "
+            f"continues"
         )
 
     def ask_to_end(self) -> None:
