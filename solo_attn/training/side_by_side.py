@@ -107,7 +107,9 @@ def train_side_by_side(runs: Sequence[Run], jobs: int, deadline: float | None, c
                     # Where the time is over the others find it out themselves.
                     failed = error
                     if not isinstance(error, UnfinishedError):
-                        console.print(f"{one.run.name}: failed, see {one.run.folder / LOG}", highlight=False)
+                        log = one.run.folder / LOG
+                        where = f", see {log}" if log.exists() else ""
+                        console.print(f"{one.run.name}: failed{where}", highlight=False, soft_wrap=True)
     finally:
         for one in working:
             one.ask_to_end()

@@ -92,6 +92,7 @@ def test_so_many_at_a_time_in_their_order(
         assert resume
         (folder / "begun").write_text(f"{time.monotonic()}")
         wait_for(lambda: folder.name != "s0" or (folder.parent / "s2" / "ended").exists())
+        time.sleep(0.2)
         console.print(f"{folder.name}: {torch.get_num_threads()} {os.environ['OMP_NUM_THREADS']} {deadline}")
         finish(folder)
         (folder / "ended").write_text(f"{time.monotonic()}")
@@ -254,19 +255,10 @@ def test_the_same_results(config: MakeConfig, tmp_path: Path, capsys: pytest.Cap
         parent.kill()
     folders = [out / "runs" / "with-seed0", out / "runs" / "without-seed0"]
 
-    def free() -> bool:
-        try:
-            for folder in folders:
-                with alone_in(folder):
-                    pass
-        except UsageError:
-            return False
-        return True
-
-    wait_for(free)
     for folder in folders:
-        assert "ended by SIGTERM" in (folder / "train.log").read_text()
-        assert not (folder / "result.json").exists()
+        wait_for(lambda log=folder / "train.log": "ended by SIGTERM" in log.read_text())  # type: ignore[misc]
+        with alone_in(folder):  # it is free
+            assert not (folder / "result.json").exists()
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
