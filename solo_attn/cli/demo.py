@@ -19,7 +19,7 @@ def demo(
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds for each system.")] = 1,
     jobs: Annotated[
         int | None,
-        typer.Option("--jobs", min=1, help="Runs at a time; by default one per CPU thread, on a GPU one."),
+        typer.Option("--jobs", min=1, help="Runs at a time; by default 3 on a CPU of several cores, else 1."),
     ] = None,
 ) -> None:
     """Generate synthetic street scenes, train small versions of the paper's three systems, and compare them.
