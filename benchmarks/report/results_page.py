@@ -151,12 +151,14 @@ def demo() -> str:
         for system, found in result["summary"]["systems"].items()
     }
     count = len(next(iter(rows.values())))
-    seconds = sum(run["seconds"] for runs in result["runs"].values() for run in runs) / count
+    runs = [run for runs in result["runs"].values() for run in runs]
+    minutes = [run["seconds"] / 60 for run in runs]
     return (
         f"{paper_table3(rows)}\n{paper_table4(rows)}\n"
         f"On the scenes' validation part, {count} seed{'s' if count > 1 else ''}; `make demo` trains the "
-        f"first. Training of the three systems with one seed: "
-        f"{measured_on(result['environment'], seconds)}\n\n"
+        f"first. {result['jobs']} trainings at a time, each of {min(minutes):.1f} to {max(minutes):.1f} "
+        f"minutes. "
+        f"{measured_on(runs[0]['environment'])}\n\n"
         "![Ground truth and the three systems on the same scenes](images/demo_figure5.png)"
     )
 
