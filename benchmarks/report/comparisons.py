@@ -160,7 +160,7 @@ def comparison(machine: str, name: str) -> str:
         f"\n\n![{text}](images/{machine}_{name}_{kind}.png)"
         for kind, text in (
             ("comparison", "Mean, spread and each seed"),
-            ("figure5", "The same scenes by several of them"),
+            ("figure5", "The same scenes by the first seed of each"),
         )
         if (stored.IMAGES / f"{machine}_{name}_{kind}.png").exists()
     )

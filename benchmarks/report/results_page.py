@@ -156,9 +156,8 @@ def demo() -> str:
     return (
         f"{paper_table3(rows)}\n{paper_table4(rows)}\n"
         f"On the scenes' validation part, {count} seed{'s' if count > 1 else ''}; `make demo` trains the "
-        f"first. {result['jobs']} trainings at a time, each of {min(minutes):.1f} to {max(minutes):.1f} "
-        f"minutes. "
-        f"{measured_on(runs[0]['environment'])}\n\n"
+        f"first, the three systems at a time, each of them {min(minutes):.1f} to {max(minutes):.1f} minutes. "
+        f"{' '.join(dict.fromkeys(measured_on(run['environment']) for run in runs))}\n\n"
         "![Ground truth and the three systems on the same scenes](images/demo_figure5.png)"
     )
 

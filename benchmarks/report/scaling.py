@@ -47,7 +47,7 @@ def threads() -> str:
         "result alone. "
         f"Writing {found['memory']['bytes'] >> 20} MiB that are there already, about what the 500 bool masks "
         f"have, takes {written[0]:.1f} ms with one thread and {written[1]:.1f} ms with two, "
-        f"{written[0] / written[1]:.2f}x: what is memory for the most part gains no more. "
+        f"{written[0] / written[1]:.2f}x. "
         f"A loop of PyTorch that is hardly worth two threads takes {started[0]:.0f} us with one and "
         f"{started[1]:.0f} us with two. {measured_on(found['environment'])}"
     )

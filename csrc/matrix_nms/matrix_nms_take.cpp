@@ -1,4 +1,4 @@
-// The masks that a suppression keeps, in the order of `index`: the op take_masks.
+// The masks that a suppression keeps, in the order of `index`: the op matrix_nms_take.
 //
 // Bytes: H W of each mask are read, and as many written. The new memory takes longer than the copy. A large
 // result is in pages that the system has cleared (common/fresh.h); there only lines with a set pixel are
@@ -43,24 +43,24 @@ struct Copy {
   }
 };
 
-Tensor take_masks_cpu(const Tensor& masks, const Tensor& index) {
+Tensor matrix_nms_take_cpu(const Tensor& masks, const Tensor& index) {
   check(masks.dim() == 3 && masks.scalar_type() == ScalarType::Bool,
-        "take_masks: expected bool masks of shape ", "[n, H, W], got ", described(masks));
+        "matrix_nms_take: expected bool masks of shape ", "[n, H, W], got ", described(masks));
   check(index.dim() == 1 && index.scalar_type() == ScalarType::Long && index.is_cpu(),
-        "take_masks: expected index of shape [k], int64 on cpu, got ", described(index));
+        "matrix_nms_take: expected index of shape [k], int64 on cpu, got ", described(index));
   const Tensor source = torch::stable::contiguous(masks), order = torch::stable::contiguous(index);
   const int64_t count = index.size(0), height = masks.size(1), width = masks.size(2), bytes = height * width;
   const int64_t* mask = order.const_data_ptr<int64_t>();
   for (int64_t k = 0; k < count; ++k) {
-    check(mask[k] >= 0 && mask[k] < masks.size(0), "take_masks: expected index in 0..", masks.size(0) - 1,
-          ", got ", mask[k]);
+    check(mask[k] >= 0 && mask[k] < masks.size(0), "matrix_nms_take: expected index in 0..",
+          masks.size(0) - 1, ", got ", mask[k]);
   }
   const std::optional<Tensor> blank = blank_masks(masks, count, height, width);
   Tensor out = blank ? *blank : fresh(masks, {count, height, width});
   const auto* from = static_cast<const uint8_t*>(source.const_data_ptr());
   auto* to = static_cast<uint8_t*>(out.mutable_data_ptr());
   const int64_t parts = (bytes + kPart - 1) / kPart;
-  parallel_for(count * parts, kPart / 16, [&](int64_t first, int64_t last) {
+  parallel_for(count * parts, std::min(bytes, kPart) / 16, [&](int64_t first, int64_t last) {
     for (int64_t item = first; item < last; ++item) {
       const int64_t k = item / parts, begin = item % parts * kPart;
       call<Copy>(from + mask[k] * bytes + begin, to + k * bytes + begin, std::min(kPart, bytes - begin),
@@ -74,5 +74,5 @@ Tensor take_masks_cpu(const Tensor& masks, const Tensor& index) {
 }  // namespace solo_attn::matrix_nms
 
 STABLE_TORCH_LIBRARY_IMPL(solo_attn, CPU, m) {
-  m.impl("take_masks", TORCH_BOX(&solo_attn::matrix_nms::take_masks_cpu));
+  m.impl("matrix_nms_take", TORCH_BOX(&solo_attn::matrix_nms::matrix_nms_take_cpu));
 }

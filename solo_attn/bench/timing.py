@@ -77,7 +77,7 @@ class Race:
         return max(least, min(most, int(seconds / max(once, 1e-9))))
 
     def round(self) -> None:
-        """Run each contender once; a short one several times, of which the first is not counted."""
+        """Run each contender once; short ones, and those about as fast, several times after one more."""
         for name, run in self._contenders.items():
             taken = [self._time(run) for _ in range(self._in_a_row(name))]
             self._seconds[name] += taken[1:] or taken
@@ -93,8 +93,8 @@ class Race:
         return found
 
     def _in_a_row(self, name: str) -> int:
-        least = min(self._first.values())
-        return 1 + _IN_A_ROW * (least < _SHORT and self._first[name] < max(_SHORT, 2 * least))
+        short = [seconds for seconds in self._first.values() if seconds < _SHORT]
+        return 1 + _IN_A_ROW * (bool(short) and self._first[name] < max(_SHORT, 2 * max(short)))
 
     def _time(self, run: Contender) -> float:
         if not self._cuda:

@@ -184,11 +184,11 @@ def found_beside_truth(
     )  # fmt: skip
 
 
-def spread(dataset: CocoInstances, most: int) -> list[int]:
-    """Places of at most so many images, evenly spread from few objects to many."""
-    order = sorted(
-        range(len(dataset)), key=lambda k: len(dataset.coco.imgToAnns.get(dataset.image_ids[k], []))
-    )
+def spread(dataset: CocoInstances, most: int, *, empty: bool = True) -> list[int]:
+    """Places of at most so many images, evenly spread from few objects, or none if ``empty``, to many."""
+    objects = [len(dataset.coco.imgToAnns.get(image, [])) for image in dataset.image_ids]
+    order = sorted(range(len(dataset)), key=objects.__getitem__)
+    order = [k for k in order if objects[k] or empty]
     count = min(most, len(order))
     return [order[(len(order) - 1) * row // max(1, count - 1)] for row in range(count)]
 

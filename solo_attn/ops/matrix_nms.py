@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from .._utils.checks import accumulator, check_float, check_like, check_number, check_tensor, fail
-from ..backends import compiled
 from ..reference import matrix_nms as reference
-from ._library import declare, overload, pick
+from ._library import declare, pick
 from .bit_masks import BitMasks, mask_rows
 
 KERNELS = ("gaussian", "linear")
@@ -99,10 +98,9 @@ def take_masks(masks: Tensor, index: Tensor) -> Tensor:
         masks: [n, H, W], any dtype.
         index: int64 [k], in 0..n-1.
     """
-    if masks.dtype != torch.bool or masks.device.type != "cpu" or torch.compiler.is_compiling():
+    if masks.dtype != torch.bool or not masks.is_contiguous():
         return masks[index]
-    compiled.load()
-    return overload(compiled.NAMESPACE, "take_masks")(masks, index)
+    return pick("matrix_nms", masks, None, "_take", dtype=torch.float32)(masks, index)
 
 
 def _indexed(masks: Tensor, index: Tensor) -> Tensor:
@@ -118,7 +116,7 @@ declare(
     backward=_backward,
 )
 declare(
-    "take_masks",
+    "matrix_nms_take",
     "(Tensor masks, Tensor index) -> Tensor",
     reference=_indexed,
     fake=lambda masks, index: masks.new_empty(index.shape[0], *masks.shape[1:]),

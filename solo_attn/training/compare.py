@@ -206,7 +206,7 @@ def compare(
     }
     part = _tables_of(config.data)
     rows = {system: [CocoMetrics(**r[part.metrics]) for r in found] for system, found in results.items()}
-    return Comparison(rows, _write(config, seeds, jobs, out_dir, rows, results))
+    return Comparison(rows, _write(config, seeds, out_dir, rows, results))
 
 
 class _Part(NamedTuple):
@@ -235,7 +235,6 @@ def _slug(system: str) -> str:
 def _write(
     config: Config,
     seeds: Sequence[int],
-    jobs: int,
     out_dir: Path,
     rows: dict[str, list[CocoMetrics]],
     results: dict[str, list[dict[str, Any]]],
@@ -256,7 +255,6 @@ def _write(
             "summary": summary_json(rows),
             "config": config.as_dict(),
             "environment": environment(),
-            "jobs": jobs,
             "runs": {
                 system: [
                     {
@@ -296,14 +294,16 @@ def last_losses(curve: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _figure5(config: Config, seed: int, out_dir: Path, systems: Sequence[str], path: Path) -> bool:
-    """The systems' instances on the same images, from few objects to many; False if no checkpoint is left."""
+    """The systems' instances on the same images, from few objects to many; False if there is nothing to draw."""
     checkpoints = {system: _folder(out_dir, system, seed) / "last.ckpt" for system in systems}
     checkpoints = {system: file for system, file in checkpoints.items() if file.exists()}
     if not checkpoints:
         return False
     part = _tables_of(config.data)
     dataset = evaluated(config, part.images, part.annotations)
-    samples = [dataset[index] for index in spread(dataset, FIGURE_IMAGES)]
+    samples = [dataset[index] for index in spread(dataset, FIGURE_IMAGES, empty=False)]
+    if not samples:
+        return False
     images, truth = [image for image, _ in samples], [target for _, target in samples]
     predictions = {}
     for system, checkpoint in checkpoints.items():

@@ -56,8 +56,8 @@ def test_one_run_that_was_held_up_does_not_make_a_contender_long(monkeypatch):
 
 
 def test_contenders_about_as_fast_as_each_other_run_equally_often(monkeypatch):
-    found = runs_of_a_round(monkeypatch, a_bit_below=[0.019], a_bit_above=[0.021], far_above=[0.1])
-    assert found == {"a_bit_below": 4, "a_bit_above": 4, "far_above": 1}
+    found = runs_of_a_round(monkeypatch, floor=[0.001], a_bit_below=[0.019], a_bit_above=[0.021], above=[0.1])
+    assert found == {"floor": 4, "a_bit_below": 4, "a_bit_above": 4, "above": 1}
     assert runs_of_a_round(monkeypatch, long=[0.021], longer=[0.039]) == {"long": 1, "longer": 1}
 
 

@@ -207,6 +207,9 @@ def test_what_was_found_stands_beside_what_is_there(tmp_path, monkeypatch):
     assert torch.equal(torch.from_numpy(decode(column[1]["masks"][0])), torch.from_numpy(mask))
     assert column[1]["boxes"][0].tolist() == [3, 4, 13, 12]
     monkeypatch.undo()
+    objects = [len(dataset.coco.imgToAnns.get(image, [])) for image in dataset.image_ids]
+    assert 0 in objects
+    assert all(objects[k] for k in pictures.spread(dataset, len(objects), empty=False))
     found_beside_truth(dataset, results, tmp_path / "x.png")
     with Image.open(tmp_path / "x.png") as picture:
         assert picture.width == 1600

@@ -59,14 +59,14 @@ def test_other_dtypes_and_no_masks_at_all() -> None:
 
 @pytest.mark.skipif(NOT_BUILT is not None, reason=str(NOT_BUILT))
 def test_the_kernel_refuses_what_it_cannot_read() -> None:
-    op = torch.ops.solo_attn.take_masks
+    op = torch.ops.solo_attn.matrix_nms_take
     masks = torch.zeros(2, 3, 4, dtype=torch.bool)
     for index in ([2], [0, -1]):
-        with pytest.raises(RuntimeError, match=r"take_masks: expected index in 0\.\.1, got"):
+        with pytest.raises(RuntimeError, match=r"matrix_nms_take: expected index in 0\.\.1, got"):
             op(masks, torch.tensor(index))
-    with pytest.raises(RuntimeError, match="take_masks: expected index of shape"):
+    with pytest.raises(RuntimeError, match="matrix_nms_take: expected index of shape"):
         op(masks, torch.tensor([0], dtype=torch.int32))
-    with pytest.raises(RuntimeError, match="take_masks: expected bool masks of shape"):
+    with pytest.raises(RuntimeError, match="matrix_nms_take: expected bool masks of shape"):
         op(masks.float(), torch.tensor([0]))
-    with pytest.raises(RuntimeError, match="take_masks: expected bool masks of shape"):
+    with pytest.raises(RuntimeError, match="matrix_nms_take: expected bool masks of shape"):
         op(masks[0], torch.tensor([0]))

@@ -238,7 +238,7 @@ def test_the_number_of_jobs(config: MakeConfig, tmp_path: Path, monkeypatch: pyt
     for arguments, accelerator in (({}, "cpu"), ({"jobs": 2}, "cpu"), ({}, "cuda"), ({"jobs": 2}, "cuda")):
         with pytest.raises(UsageError, match="enough"):
             demo(**scenes, **arguments, overrides=[f"train.accelerator={accelerator}"])  # type: ignore[arg-type]
-    assert given[2:] == [7, 2, 1, 2]
+    assert given[2:] == [3, 2, 1, 2]
 
 
 @pytest.mark.slow
