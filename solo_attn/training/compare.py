@@ -294,7 +294,7 @@ def last_losses(curve: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _figure5(config: Config, seed: int, out_dir: Path, systems: Sequence[str], path: Path) -> bool:
-    """The systems' instances on the same images, from few objects to many; False if there is nothing to draw."""
+    """The systems' instances on the same images, from few objects to many; False if there are none."""
     checkpoints = {system: _folder(out_dir, system, seed) / "last.ckpt" for system in systems}
     checkpoints = {system: file for system, file in checkpoints.items() if file.exists()}
     if not checkpoints:
