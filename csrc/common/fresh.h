@@ -22,9 +22,10 @@ namespace solo_attn {
 // page when it is first written; with pages of 4 KiB that takes several times as long as the writes. Where
 // the system has no huge pages, nothing changes.
 //
-// Where free memory is in small pieces, the system moves other pages first to make room for a huge one, and
-// that takes longer than small pages do. So every eighth page is written here: if one takes that long, the
-// rest is left to small pages, and so are other results for a while.
+// Where free memory is in small pieces, the system moves other pages first to make room for a huge one, and a
+// virtual machine may have handed large pieces of free memory back to its host. Either takes longer than
+// small pages do. So every eighth page is written here: if one takes that long, the rest is left to small
+// pages, and so are other results for a while.
 inline void ask_for_huge_pages(void* data, std::size_t bytes) {
 #if defined(MADV_HUGEPAGE)
   using Clock = std::chrono::steady_clock;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -12,6 +13,7 @@ from typing import Any
 from .errors import SoloAttnError
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
+_SAME = 0.2  # seconds: signals that come while Python is in one call of C are handled in a row after it
 
 
 class SignalledError(SoloAttnError, RuntimeError):
@@ -58,7 +60,7 @@ def signal_of(interrupt: KeyboardInterrupt) -> int:
 
 
 class Noted:
-    """Records the first ending signal; the second one raises `KeyboardInterrupt`.
+    """Records the first ending signal; a second one, unless right after it, raises `KeyboardInterrupt`.
 
     Attributes:
         signum: the recorded signal, or None.
@@ -68,6 +70,7 @@ class Noted:
 
     def __init__(self) -> None:
         self.signum = None
+        self._when = 0.0
         self._before: dict[int, Any] = {}
 
     def listen(self) -> None:
@@ -86,12 +89,14 @@ class Noted:
         self._before.clear()
 
     def _note(self, signum: int, _: FrameType | None) -> None:
-        if self.signum is not None:
+        now = time.monotonic()
+        if self.signum is None:
+            self.signum, self._when = signum, now
+        elif now - self._when > _SAME:
             raise KeyboardInterrupt(signum)
-        self.signum = signum
 
 
-def is_noted() -> bool:
+def signal_pending() -> bool:
     """Whether a `Noted` that listens has recorded a signal; every thread may ask."""
     listener = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     return isinstance(listener, Noted) and listener.signum is not None

@@ -136,12 +136,14 @@ def side_by_side(
     turned = len(columns) > MOST_COLUMNS
     heights = [column_width * ratio for ratio in ([max(ratios)] * len(columns) if turned else ratios)]
     across = len(images) if turned else len(columns)
-    figure = Figure(figsize=(column_width * across, sum(heights) + 0.4), layout="constrained")
+    names = [textwrap.fill(name, max(8, int(13 * heights[0])) if turned else 24) for name in columns]
+    titles = 0.0 if turned else 0.4 * max(name.count("\n") + 1 for name in names)
+    figure = Figure(figsize=(column_width * across, sum(heights) + titles), layout="constrained")
     grid = figure.subplots(len(heights), across, squeeze=False, height_ratios=heights)
     grid = grid if turned else grid.T  # a row of it for each name
-    for axes, (name, column) in zip(grid, columns.items(), strict=True):
+    for axes, name, column in zip(grid, names, columns.values(), strict=True):
         name_it = axes[0].set_ylabel if turned else axes[0].set_title
-        name_it(textwrap.fill(name, 24), fontsize=(2.5 if turned else 4) * column_width)
+        name_it(name, fontsize=(2.5 if turned else 4) * column_width)
         for place, image, prediction in zip(axes, images, column, strict=True):
             drawn = draw_instances(image, prediction, class_names, score_threshold=score_threshold)
             place.imshow(drawn.permute(1, 2, 0).numpy())

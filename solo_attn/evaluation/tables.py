@@ -100,7 +100,8 @@ def comparison_plot(rows: Rows, path: str | Path, columns: Sequence[str] = TABLE
     """
     _check("comparison_plot", rows, columns)
     columns = [column for column in columns if any(_defined(seeds, column) for seeds in rows.values())]
-    figure = Figure(figsize=(2 + 1.2 * len(columns), 4.5), layout="constrained")
+    inches = max(6.0, 2 + 1.2 * len(columns))
+    figure = Figure(figsize=(inches, 4.5), layout="constrained")
     axes = figure.add_subplot()
     width = 0.8 / len(rows)
     for number, (system, seeds) in enumerate(rows.items()):
@@ -122,7 +123,8 @@ def comparison_plot(rows: Rows, path: str | Path, columns: Sequence[str] = TABLE
     axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)
     # Below the bars, which would lie behind it anywhere else where there are many.
-    figure.legend(loc="outside lower center", ncols=min(len(rows), len(columns) // 2 or 1), frameon=False)
+    across = max(1, int(inches / (0.6 + 0.07 * max(map(len, rows)))))  # as many names as fit
+    figure.legend(loc="outside lower center", ncols=min(len(rows), across), frameon=False)
     with replacing(path, "comparison_plot") as temporary:
         figure.savefig(temporary, dpi=150)
 

@@ -160,8 +160,9 @@ def compare(
         systems: names of Table 3 and of `FORMS`, or systems as `read_systems` gives them.
         minutes: end with `UnfinishedError` after so many, for machines with a time limit. A run that is at
             its end by then is still evaluated.
-        jobs: train so many runs at a time, each in a process of its own with its share of the threads; what
-            it prints goes to ``train.log`` in its folder. On a CPU small models are trained faster so. On a
+        jobs: train so many runs at a time, each in a process of its own with its share of the threads and
+            with its own memory; what it prints goes to ``train.log`` in its folder. A run that is the only
+            one left is trained here, by all threads. On a CPU small models are trained faster so. On a
             GPU the runs share its memory. The processes are started anew, so that a program calls this below
             ``if __name__ == "__main__":``, and what it has set in Python itself, such as
             ``solo_attn.limits``, is not set in them, but environment variables are. After an error or a

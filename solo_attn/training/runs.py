@@ -1,4 +1,4 @@
-"""The runs of a comparison: which of them are finished, and training the others in turn or side by side."""
+"""The runs of a comparison: which are finished, and training the others in turn or several at a time."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rich.console import Console
 
 from .callbacks import UnfinishedError
 from .config import Config, ConfigError, changes, differences
+from .parallel import train_in_processes
 from .resume import FREE
-from .side_by_side import train_side_by_side
 from .train import RESULT, train
 
 
@@ -99,7 +99,7 @@ def finish(runs: Sequence[Run], jobs: int, deadline: float | None, console: Cons
         for run in runs:
             if run not in left:
                 _show_done(run, console)
-        train_side_by_side(left, jobs, deadline, console)
+        train_in_processes(left, jobs, deadline, console)
         return
     trained = False
     for run in runs:
@@ -110,10 +110,10 @@ def finish(runs: Sequence[Run], jobs: int, deadline: float | None, console: Cons
         if trained and deadline is not None and time.monotonic() >= deadline:
             raise UnfinishedError("compare: not begun")
         trained = True
-        console.print(f"{run.name}: training", highlight=False)
+        console.print(f"{run.name}: training", highlight=False, markup=False)
         train(run.config, run.folder, resume=True, deadline=deadline, console=console)
 
 
 def _show_done(run: Run, console: Console) -> None:
     run.result()
-    console.print(f"{run.name}: done before", highlight=False)
+    console.print(f"{run.name}: done before", highlight=False, markup=False)

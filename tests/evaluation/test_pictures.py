@@ -171,19 +171,17 @@ def test_side_by_side(tmp_path):
     side_by_side(images[:1], {"SOLO": found[:1]}, one, class_names=NAMES, column_width=2)
     with Image.open(one) as picture:
         assert picture.width == 400
-    # Seven systems and the truth: a row for each, and the images beside each other.
+    # Seven systems and the truth: a row for each, and the images beside each other. The fourth finds nothing.
     many = tmp_path / "many.png"
-    side_by_side(
-        images,
-        {f"system {k}": found for k in range(7)},
-        many,
-        class_names=NAMES,
-        ground_truth=found,
-        column_width=1,
-    )
+    nothing = [{key: value[:0] for key, value in one.items()} for one in found]
+    systems = {f"system {k}": nothing if k == 3 else found for k in range(7)}
+    side_by_side(images, systems, many, class_names=NAMES, ground_truth=found, column_width=1)
     with Image.open(many) as picture:
         assert picture.width == 400
-        assert picture.height == pytest.approx(200 * (8 * 1.5 + 0.4), abs=1)
+        assert picture.height == pytest.approx(200 * 8 * 1.5, abs=1)
+        rows = [picture.convert("RGB").crop((0, 300 * k, 400, 300 * k + 300)) for k in range(8)]
+    drawn = set(instance_colours(2))
+    assert [drawn <= {c for _, c in row.getcolors(1 << 20)} for row in rows] == [k != 4 for k in range(8)]
 
 
 def test_what_was_found_stands_beside_what_is_there(tmp_path, monkeypatch):

@@ -106,15 +106,23 @@ def test_plot(tmp_path):
     # matplotlib's C0, C1, C2: a bar for each system.
     assert {(31, 119, 180), (255, 127, 14), (44, 160, 44)} <= colours
     no_large = {name: [replace(m, ap_large=-1.0) for m in seeds] for name, seeds in PAPER.items()}
-    comparison_plot(no_large, tmp_path / "two.png", ["ap", "ap_small", "ap_large"])
-    comparison_plot(PAPER, tmp_path / "three.png", ["ap", "ap_small", "ap_large"])
-    with Image.open(tmp_path / "two.png") as two, Image.open(tmp_path / "three.png") as three:
-        assert two.width == three.width - 180  # 1.2 inches at 150 pixels
+    columns = ["ap", "ap50", "ap75", "ap_small", "ap_large"]
+    comparison_plot(no_large, tmp_path / "four.png", columns)
+    comparison_plot(PAPER, tmp_path / "five.png", columns)
+    with Image.open(tmp_path / "four.png") as four, Image.open(tmp_path / "five.png") as five:
+        assert four.width == five.width - 180  # 1.2 inches at 150 pixels
+    comparison_plot({"x" * 60: no_large[SOLO]}, tmp_path / "none.png", ["ap_large"])
     with pytest.raises(OSError, match=r"comparison_plot: expected path .* got '.*/none/plot.png' \(No such"):
         comparison_plot(PAPER, tmp_path / "none" / "plot.png")
     with pytest.raises(ValueError, match="nonsense"):
         comparison_plot(PAPER, tmp_path / "plot.nonsense")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["one.png", "plot.png", "three.png", "two.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "five.png",
+        "four.png",
+        "none.png",
+        "one.png",
+        "plot.png",
+    ]
 
 
 @pytest.mark.parametrize("table", [paper_table3, paper_table4, rich_table, summary_json])

@@ -1,4 +1,4 @@
-"""Runs side by side, each in a process of its own with its share of the threads.
+"""Runs at the same time, each in a process of its own with its share of the threads.
 
 A second thread saves a small training little time, while two processes with a thread each do nearly twice the
 work. They are spawned, not forked, since PyTorch's threads do not live on in a fork. A pipe joins each with
@@ -28,8 +28,9 @@ import torch
 from rich.console import Console
 
 from .._utils.console import plain_console
-from .._utils.errors import SoloAttnError
-from .._utils.signals import ENDING, Noted, SignalledError, as_interrupt, is_noted, name_of, signal_of
+from .._utils.errors import SoloAttnError, UsageError
+from .._utils.files import alone_in
+from .._utils.signals import ENDING, Noted, SignalledError, as_interrupt, name_of, signal_of, signal_pending
 from .._utils.text import quantity
 from .callbacks import UnfinishedError
 from .config import Config
@@ -44,7 +45,7 @@ _LOOK = 0.5  # seconds between two looks at signals and at processes whose own c
 _GRACE = 30.0  # seconds that processes have to end in when this one must
 
 
-def train_side_by_side(runs: Sequence[Run], jobs: int, deadline: float | None, console: Console) -> None:
+def train_in_processes(runs: Sequence[Run], jobs: int, deadline: float | None, console: Console) -> None:
     """Train runs, several at a time; the next one begins as soon as one ends.
 
     What a run prints goes to ``train.log`` in its folder. After an error or a signal the other runs end as by
@@ -70,6 +71,10 @@ def train_side_by_side(runs: Sequence[Run], jobs: int, deadline: float | None, c
         highlight=False,
         soft_wrap=True,
     )
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     waiting, working = deque(runs), list[_Process]()
     failed: BaseException | None = None
     begun = asked = False
@@ -81,17 +86,18 @@ def train_side_by_side(runs: Sequence[Run], jobs: int, deadline: float | None, c
                 if begun and deadline is not None and time.monotonic() >= deadline:
                     failed = UnfinishedError("compare: not begun")
                     break
+                run = waiting.popleft()
+                if run.done:  # now: another process may have finished it
+                    say(f"{run.name}: done before")
+                    continue
                 begun = True
-                console.print(f"{waiting[0].name}: training", highlight=False)
-                working.append(_Process(waiting.popleft(), deadline, threads))
+                say(f"{run.name}: training")
+                working.append(_Process(run, deadline, threads))
             if noted.signum is not None and not asked:
                 failed = SignalledError(
                     f"compare: ended by {name_of(noted.signum)}; the same command continues", noted.signum
                 )
-                console.print(
-                    f"ending {quantity(len(working), 'run')} with a checkpoint; once more ends at once",
-                    highlight=False,
-                )
+                say(f"ending {quantity(len(working), 'run')} with a checkpoint; once more ends at once")
             if failed is not None and not isinstance(failed, UnfinishedError) and not asked:
                 asked = True
                 for one in working:
@@ -102,20 +108,23 @@ def train_side_by_side(runs: Sequence[Run], jobs: int, deadline: float | None, c
                 working.remove(one)
                 error = one.error()
                 if error is None:
-                    console.print(f"{one.run.name}: {one.run.summary()}", highlight=False)
+                    say(f"{one.run.name}: {one.run.summary()}")
                 elif not asked and (failed is None or isinstance(failed, UnfinishedError)):
                     # Where the time is over the others find it out themselves.
                     failed = error
-                    if not isinstance(error, UnfinishedError):
+                    if noted.signum is None and not isinstance(error, (UnfinishedError, SignalledError)):
                         log = one.run.folder / LOG
-                        where = f", see {log}" if log.exists() else ""
-                        console.print(f"{one.run.name}: failed{where}", highlight=False, soft_wrap=True)
+                        say(f"{one.run.name}: failed{f', see {log}' if log.exists() else ''}")
     finally:
-        for one in working:
-            one.ask_to_end()
-        for one in working:
-            one.end()
-        noted.stop()
+        try:
+            for one in working:
+                one.ask_to_end()
+            for one in working:
+                one.wait()
+        finally:  # a signal may end the waiting
+            noted.stop()
+            for one in working:
+                one.kill()
     if failed is not None:
         raise failed
 
@@ -148,9 +157,10 @@ class _Process:
     def ended(self) -> bool:
         """Whether it has; also reads its answer."""
         gone = self._process.exitcode is not None
-        if self._answer is None and self._pipe.poll():
+        if self._answer is None:
             with contextlib.suppress(EOFError, OSError):
-                self._answer = pickle.loads(self._pipe.recv_bytes())
+                if self._pipe.poll():
+                    self._answer = _read(self._pipe.recv_bytes())
         return gone
 
     def error(self) -> BaseException | None:
@@ -162,8 +172,11 @@ class _Process:
                 error.__cause__ = _InProcessError(told)
             return error
         status = self._process.exitcode or 0
+        log = self.run.folder / LOG
         if status < 0:
-            how = f"ended by {name_of(-status)} (memory?); see {self.run.folder / LOG}"
+            how = f"ended by {name_of(-status)} (memory?); see {log}"
+        elif log.exists():
+            how = f"of status {status}; see {log}"
         else:  # `_train` has not begun
             how = f'of status {status}; a program calls compare below if __name__ == "__main__"'
         return TrainingError(
@@ -176,9 +189,12 @@ class _Process:
         with contextlib.suppress(OSError):
             self._pipe.send_bytes(b"end")
 
-    def end(self) -> None:
-        """Wait for its end, and kill it if that takes long."""
+    def wait(self) -> None:
+        """Wait for its end, for a while."""
         self._process.join(_GRACE)
+
+    def kill(self) -> None:
+        """End it if it has not ended."""
         if self._process.exitcode is None:
             self._process.kill()
             self._process.join()
@@ -239,6 +255,7 @@ def _train(config: Config, folder: Path, deadline: float | None, threads: int, p
         with as_interrupt():
             if hasattr(signal, "pthread_sigmask"):
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+            _wait_for_lock(folder)
             train(config, folder, resume=True, deadline=deadline, console=plain_console())
     except KeyboardInterrupt as interrupt:  # before the training, or behind it
         signum = signal_of(interrupt)
@@ -246,12 +263,23 @@ def _train(config: Config, folder: Path, deadline: float | None, threads: int, p
             SignalledError(f"compare: ended by {name_of(signum)}; the same command continues", signum),
             "",
         )
-        print(answer[0])
     except BaseException as error:
         answer = error, traceback.format_exc()
-        print(error if isinstance(error, SoloAttnError) else answer[1])
     with contextlib.suppress(OSError):  # nobody waits for it
-        pipe.send_bytes(_as_bytes(*answer))
+        pipe.send_bytes(_written(*answer))
+    error, told = answer
+    if error is not None:
+        with contextlib.suppress(OSError):  # a full disk, which may be the error itself
+            print(error if isinstance(error, SoloAttnError) else told)
+
+
+def _wait_for_lock(folder: Path) -> None:
+    """Until the process of a call that was killed has saved, and has left the folder; `train` says if not."""
+    end = time.monotonic() + _GRACE
+    while time.monotonic() < end:
+        with contextlib.suppress(UsageError), alone_in(folder):
+            return
+        time.sleep(_LOOK)
 
 
 def _obey(pipe: Connection) -> None:
@@ -265,17 +293,23 @@ def _obey(pipe: Connection) -> None:
             pipe.recv_bytes()
         except (EOFError, OSError):
             gone = True
-        if (asked and not gone) or not is_noted():
+        if (asked and not gone) or not signal_pending():
             os.kill(os.getpid(), signal.SIGTERM)
         asked = True
 
 
-def _as_bytes(error: BaseException | None, told: str) -> bytes:
-    """By `pickle`; a plain error of the same message is in place of one that would not come back as it is."""
-    try:
-        data = pickle.dumps((error, told))
-        if str(pickle.loads(data)[0]) == str(error):
-            return data
-    except Exception:  # an error's own methods may raise anything
-        pass
-    return pickle.dumps((RuntimeError(f"{type(error).__name__}: {error}"), told))
+def _written(error: BaseException | None, told: str) -> bytes:
+    """An outcome for `_read`, with the error's words where it cannot be pickled, or not be read again."""
+    data = b""
+    with contextlib.suppress(Exception):  # an error's own methods may raise anything
+        data = pickle.dumps(error)
+    return pickle.dumps((data, f"{type(error).__name__}: {error}", str(error), told))
+
+
+def _read(outcome: bytes) -> tuple[BaseException | None, str]:
+    data, words, message, told = pickle.loads(outcome)
+    with contextlib.suppress(Exception):
+        error = pickle.loads(data)
+        if error is None or str(error) == message:
+            return error, told
+    return RuntimeError(words), told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from rich.console import Console
 
 from solo_attn._utils.errors import UsageError
 from solo_attn._utils.files import alone_in
-from solo_attn._utils.signals import Noted, SignalledError, is_noted
+from solo_attn._utils.signals import Noted, SignalledError, signal_pending
 from solo_attn.data import DatasetError
 from solo_attn.models import load_model
 from solo_attn.training import (
@@ -31,7 +32,7 @@ from solo_attn.training import (
     UnfinishedError,
     compare,
     demo,
-    side_by_side,
+    parallel,
 )
 from solo_attn.training.runs import Run
 
@@ -47,7 +48,7 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Forks in place of spawned processes begin at once, and do what a test has put in place of `train`."""
     fork = multiprocessing.get_context("fork")
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)
-    return lambda fake: monkeypatch.setattr(side_by_side, "train", fake)
+    return lambda fake: monkeypatch.setattr(parallel, "train", fake)
 
 
 def runs_of(config: Config, folder: Path, count: int) -> list[Run]:
@@ -74,7 +75,7 @@ def until_a_signal(folder: Path) -> None:
     (folder / "pid").write_text(str(os.getpid()))
     while noted.signum is None:
         time.sleep(0.01)
-    assert is_noted()
+    assert signal_pending()
     time.sleep(0.5)
     (folder / "saved").touch()
     raise SignalledError("train: ended", noted.signum)
@@ -102,7 +103,7 @@ def test_so_many_at_a_time_in_their_order(
     threads, before = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
     torch.set_num_threads(5)
     try:
-        side_by_side.train_side_by_side(runs, 2, time.monotonic() + 1e6, Console(width=200))
+        parallel.train_in_processes(runs, 2, time.monotonic() + 1e6, Console(width=200))
     finally:
         torch.set_num_threads(threads)
     assert os.environ.get("OMP_NUM_THREADS") == before
@@ -139,7 +140,7 @@ def test_an_error_reaches_the_caller_and_the_others_save(
     forked(train)
     runs = runs_of(config(), tmp_path, 3)
     with pytest.raises(DatasetError, match=r"^a\.json: expected \[bold\]boxes\[/bold\], got none$") as error:
-        side_by_side.train_side_by_side(runs, 2, None, Console())
+        parallel.train_in_processes(runs, 2, None, Console())
     assert "in train\n" in str(error.value.__cause__)
     assert (runs[0].folder / "saved").exists()
     assert not runs[2].folder.exists()
@@ -160,9 +161,41 @@ def test_an_error_that_does_not_pickle_and_a_killed_process(
 
     forked(train)
     with pytest.raises(RuntimeError, match=r"^OddError: of a test$"):
-        side_by_side.train_side_by_side(runs_of(config(), tmp_path / "odd", 2), 2, None, Console())
+        parallel.train_in_processes(runs_of(config(), tmp_path / "odd", 2), 2, None, Console())
     with pytest.raises(TrainingError, match=r"S\d, seed 0 to end its run, got one ended by SIGKILL"):
-        side_by_side.train_side_by_side(runs_of(config(), tmp_path / "killed", 2), 2, None, Console())
+        parallel.train_in_processes(runs_of(config(), tmp_path / "killed", 2), 2, None, Console())
+
+
+@needs_fork
+def test_an_error_is_told_where_nothing_can_be_printed(
+    config: MakeConfig, tmp_path: Path, forked: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(config: Config, folder: Path, **_: Any) -> None:
+        class Full:
+            def write(self, text: str) -> None:
+                raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(sys, "stdout", Full())
+        raise DatasetError("a.json: expected room")
+
+    forked(train)
+    with pytest.raises(DatasetError, match=r"^a\.json: expected room$"):
+        parallel.train_in_processes(runs_of(config(), tmp_path, 2), 2, None, Console())
+
+
+def test_it_waits_for_a_process_that_still_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = [True, True, False]
+
+    @contextlib.contextmanager
+    def lock(folder: Path) -> Iterator[None]:
+        if busy.pop(0):
+            raise UsageError("used by one run at a time")
+        yield
+
+    monkeypatch.setattr(parallel, "alone_in", lock)
+    monkeypatch.setattr(parallel, "_LOOK", 0.01)
+    parallel._wait_for_lock(tmp_path)
+    assert busy == []
 
 
 @needs_fork
@@ -184,7 +217,7 @@ def test_a_signal_ends_all_with_a_checkpoint(
     sender = threading.Thread(target=send)
     sender.start()
     with pytest.raises(SignalledError, match=r"^(compare|train): ended") as end:
-        side_by_side.train_side_by_side(runs, 2, None, Console())
+        parallel.train_in_processes(runs, 2, None, Console())
     sender.join()
     assert end.value.signum == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == handler
@@ -206,11 +239,11 @@ def test_the_time_is_over(config: MakeConfig, tmp_path: Path, forked: Callable[.
     forked(train)
     runs = runs_of(config(), tmp_path, 3)
     with pytest.raises(UnfinishedError, match=r"^train: the time was over$"):
-        side_by_side.train_side_by_side(runs, 2, None, Console())
+        parallel.train_in_processes(runs, 2, None, Console())
     assert [(one.folder / "result.json").exists() for one in runs] == [True, False, False]
     begun = tmp_path / "late"
     with pytest.raises(UnfinishedError, match="not begun"):
-        side_by_side.train_side_by_side(runs_of(config(), begun, 3), 2, time.monotonic(), Console())
+        parallel.train_in_processes(runs_of(config(), begun, 3), 2, time.monotonic(), Console())
     assert [path.name for path in (begun / "runs").iterdir()] == ["s0"]
 
 
