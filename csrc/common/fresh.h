@@ -23,9 +23,9 @@ namespace solo_attn {
 // the system has no huge pages, nothing changes.
 //
 // Where free memory is in small pieces, the system moves other pages first to make room for a huge one, and a
-// virtual machine may have handed large pieces of free memory back to its host. Either takes longer than
-// small pages do. So every eighth page is written here: if one takes that long, the rest is left to small
-// pages, and so are other results for a while.
+// virtual machine may have handed large pieces of free memory back to its host. Then huge pages take as long
+// as small ones or longer. So every eighth page is written here: if one takes that long, the rest is left to
+// small pages, and so are other results for a while.
 inline void ask_for_huge_pages(void* data, std::size_t bytes) {
 #if defined(MADV_HUGEPAGE)
   using Clock = std::chrono::steady_clock;
