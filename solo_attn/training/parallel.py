@@ -267,10 +267,10 @@ def _train(config: Config, folder: Path, deadline: float | None, threads: int, p
         answer = error, traceback.format_exc()
     with contextlib.suppress(OSError):  # nobody waits for it
         pipe.send_bytes(_written(*answer))
-    error, told = answer
-    if error is not None:
+    ended_by, told = answer
+    if ended_by is not None:
         with contextlib.suppress(OSError):  # a full disk, which may be the error itself
-            print(error if isinstance(error, SoloAttnError) else told)
+            print(ended_by if isinstance(ended_by, SoloAttnError) else told)
 
 
 def _wait_for_lock(folder: Path) -> None:
