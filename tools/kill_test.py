@@ -110,11 +110,6 @@ def files(out: Path) -> dict[str, Any]:
     return found
 
 
-def compared(out: Path) -> Any:
-    """The weights of all runs, and the tables."""
-    return [weights(run) for run in sorted((out / "runs").iterdir())], (out / "tables.md").read_bytes()
-
-
 def prepare(folder: Path) -> dict[str, Job]:
     """Data, a trained model and the jobs."""
     scenes = write_street_scenes(folder / "scenes", num_train=3, num_val=3, size=SIZE, seed=0)
@@ -139,8 +134,13 @@ def prepare(folder: Path) -> dict[str, Job]:
         "train": Job(
             lambda out: [["train", str(folder / "c.yaml"), "--out", str(out), "--resume"]], weights, True
         ),
-        "compare": Job(lambda out: [[*compare, str(out)]], compared),
-        "compare, two at a time": Job(lambda out: [[*compare, str(out), "--jobs", "2"]], compared),
+        "compare": Job(
+            lambda out: [[*compare, str(out)]],
+            lambda out: (
+                [weights(run) for run in sorted((out / "runs").iterdir())],
+                (out / "tables.md").read_bytes(),
+            ),
+        ),
         "convert": Job(
             lambda out: [["convert", "id-masks", data["train_images"], str(ids), str(out / "set.json")]],
             files,
