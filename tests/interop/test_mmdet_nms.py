@@ -179,3 +179,12 @@ def test_what_is_wrong_is_named(change, message) -> None:
     arguments = {"masks": masks, "labels": torch.zeros(3), "scores": torch.rand(3)}
     with pytest.raises(ValueError, match=re.escape(message)):
         mask_matrix_nms(**{**arguments, **change})
+
+
+def test_the_masks_of_a_large_result() -> None:
+    """They are written into cleared memory, where nothing is set not at all."""
+    masks = torch.rand(40, 1000, 901, generator=torch.Generator().manual_seed(0)) > 0.999
+    scores = torch.linspace(0.1, 0.9, len(masks))
+    _, _, kept, index = mask_matrix_nms(masks, torch.arange(len(masks)), scores)
+    assert torch.equal(index, torch.arange(len(masks)).flip(0))
+    assert torch.equal(kept, masks.flip(0))

@@ -8,7 +8,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from solo_attn.backends import compiled
-from solo_attn.interop.mmdet import mask_matrix_nms
 from solo_attn.ops.matrix_nms import take_masks
 
 NOT_BUILT = compiled.refuses("cpu", "matrix_nms")
@@ -49,7 +48,7 @@ def test_they_are_those_of_an_index(name: str, threads: int) -> None:
         torch.set_num_threads(before)
 
 
-def test_under_tracing_and_by_the_reference() -> None:
+def test_compiled_by_torch_and_by_the_reference() -> None:
     masks, index = sparse(9, 5, 7), torch.tensor([8, 0, 8])
     compiled_take = torch.compile(take_masks, backend="eager", fullgraph=True)
     assert torch.equal(compiled_take(masks, index), masks[index])
@@ -57,14 +56,6 @@ def test_under_tracing_and_by_the_reference() -> None:
     with FakeTensorMode() as mode:
         found = take_masks(mode.from_tensor(masks), mode.from_tensor(index))
     assert (found.shape, found.dtype) == ((3, 5, 7), torch.bool)
-
-
-def test_the_masks_that_a_large_suppression_returns() -> None:
-    masks = CASES["large"]
-    scores = torch.linspace(0.1, 0.9, len(masks))
-    _, _, kept, index = mask_matrix_nms(masks, torch.arange(len(masks)), scores)
-    assert torch.equal(index, torch.arange(len(masks)).flip(0))
-    assert torch.equal(kept, masks.flip(0))
 
 
 def test_other_dtypes_and_no_masks_at_all() -> None:
