@@ -310,7 +310,7 @@ class EpochLines(Callback):
     ) -> None:
         """Print a message, since Lightning ends an interrupted process silently."""
         if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
-            self.console.print("interrupted; the same command with --resume continues", highlight=False)
+            self.console.print("interrupted; last.ckpt has what was saved before", highlight=False)
 
 
 @contextmanager

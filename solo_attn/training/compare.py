@@ -243,9 +243,11 @@ def _write(
     tables, numbers = out_dir / "tables.md", out_dir / "results.json"
     plot, figure, page = (out_dir / name for name in ("comparison.png", "figure5.png", "report.html"))
     split = _tables_of(config.data).name
+    many = f"mean ± standard deviation of {len(seeds)} seeds"
+    of_seeds = many if len(seeds) > 1 else "of one seed"
     # The paper's Table 4 leaves the system without coordinates out; a fuller table does no harm.
     text = (
-        f"AP on the {split} images, mean ± standard deviation of {len(seeds)} seed(s).\n\n"
+        f"AP on the {split} images, {of_seeds}.\n\n"
         f"Table 3\n\n{paper_table3(rows)}\nTable 4\n\n{paper_table4(rows)}"
     )
     write_durably(tables, text.encode())

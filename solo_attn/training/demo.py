@@ -85,9 +85,11 @@ def demo(
         DatasetError, TrainingError, SignalledError: see `compare`.
     """
     out_dir, console = Path(out_dir), console or Console()
-    console.print(f"drawing {train_images} + {val_images} street scenes", highlight=False)
+    override(demo_config(), overrides)  # a mistyped setting is said before anything is drawn
     # Numbers and size are in the name, so that results on other scenes are not mistaken for these.
     folder = out_dir / f"scenes-{train_images}-{val_images}-{size[0]}x{size[1]}"
+    told = f"{train_images} + {val_images} street scenes in {folder}"
+    console.print(told, highlight=False, markup=False, soft_wrap=True)
     scenes = write_street_scenes(
         folder, num_train=train_images, num_val=val_images, size=size, seed=SCENES_SEED
     )

@@ -2,8 +2,8 @@
 
 A second thread saves a small training little time, while two processes with a thread each do nearly twice the
 work. They are spawned, not forked, since PyTorch's threads do not live on in a fork. A pipe joins each with
-its parent: orders to end go down, the end of the run comes up, and where the parent has died the pipe is
-closed, so that no process goes on without it.
+its parent: orders to end go down, the share of its steps and its end come up (worker.py). The pipe is closed
+where the parent has died, so that no process goes on without it.
 """
 
 from __future__ import annotations
@@ -11,38 +11,30 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import pickle
 import signal
-import sys
-import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, TaskID
 
-from .._utils.console import plain_console
-from .._utils.errors import SoloAttnError, UsageError
-from .._utils.files import alone_in
-from .._utils.signals import ENDING, Noted, SignalledError, as_interrupt, name_of, signal_of, signal_pending
+from .._utils.signals import ENDING, Noted, SignalledError, name_of
 from .._utils.text import quantity
 from .callbacks import UnfinishedError
-from .config import Config
 from .module import TrainingError
-from .train import train
+from .worker import END, GRACE, LOG, Outcome, read, work
 
 if TYPE_CHECKING:
     from .runs import Run
 
-LOG = "train.log"  # of a run folder: what its process printed
 _LOOK = 0.5  # seconds between two looks at signals and at processes whose own children keep pipes open
-_GRACE = 30.0  # seconds that processes have to end in when this one must
+_LINES = 30.0  # seconds between two lines of progress where there is no terminal
 
 
 def train_in_processes(runs: Sequence[Run], jobs: int, deadline: float | None, console: Console) -> None:
@@ -78,9 +70,10 @@ def train_in_processes(runs: Sequence[Run], jobs: int, deadline: float | None, c
     waiting, working = deque(runs), list[_Process]()
     failed: BaseException | None = None
     begun = asked = False
-    noted = Noted()
+    noted, shown = Noted(), _Shown(console)
     noted.listen()
     try:
+        shown.start()
         while True:
             while failed is None and waiting and len(working) < jobs and noted.signum is None:
                 if begun and deadline is not None and time.monotonic() >= deadline:
@@ -104,7 +97,9 @@ def train_in_processes(runs: Sequence[Run], jobs: int, deadline: float | None, c
                     one.ask_to_end()
             if not working:
                 break
-            for one in _ended(working):
+            ended = _ended(working)
+            shown.update(working)
+            for one in ended:
                 working.remove(one)
                 error = one.error()
                 if error is None:
@@ -117,6 +112,7 @@ def train_in_processes(runs: Sequence[Run], jobs: int, deadline: float | None, c
                         say(f"{one.run.name}: failed{f', see {log}' if log.exists() else ''}")
     finally:
         try:
+            shown.stop()
             for one in working:
                 one.ask_to_end()
             for one in working:
@@ -140,12 +136,13 @@ class _Process:
 
     def __init__(self, run: Run, deadline: float | None, threads: int) -> None:
         self.run = run
-        self._answer: tuple[BaseException | None, str] | None = None
+        self.share = 0.0
+        self._answer: Outcome | None = None
         spawn = multiprocessing.get_context("spawn")
         self._pipe, theirs = spawn.Pipe()
         # No daemon: those may not start the processes that load images.
         self._process = spawn.Process(
-            target=_train, args=(run.config, run.folder, deadline, threads, theirs), daemon=False
+            target=work, args=(run.config, run.folder, deadline, threads, theirs), daemon=False
         )
         with theirs, _threads_of_libraries(threads), _signals_held():
             self._process.start()
@@ -155,12 +152,15 @@ class _Process:
         return [self._process.sentinel, *([self._pipe] if self._answer is None else [])]
 
     def ended(self) -> bool:
-        """Whether it has; also reads its answer."""
+        """Whether it has; also reads what it has sent."""
         gone = self._process.exitcode is not None
-        if self._answer is None:
-            with contextlib.suppress(EOFError, OSError):
-                if self._pipe.poll():
-                    self._answer = _read(self._pipe.recv_bytes())
+        with contextlib.suppress(EOFError, OSError):
+            while self._answer is None and self._pipe.poll():
+                sent = read(self._pipe.recv_bytes())
+                if isinstance(sent, float):
+                    self.share = sent
+                else:
+                    self._answer = sent
         return gone
 
     def error(self) -> BaseException | None:
@@ -177,7 +177,7 @@ class _Process:
             how = f"ended by {name_of(-status)} (memory?); see {log}"
         elif log.exists():
             how = f"of status {status}; see {log}"
-        else:  # `_train` has not begun
+        else:  # `work` has not begun
             how = f'of status {status}; a program calls compare below if __name__ == "__main__"'
         return TrainingError(
             f"compare: expected the process of {self.run.name} to end its run, got one {how}; the same call "
@@ -187,11 +187,11 @@ class _Process:
     def ask_to_end(self) -> None:
         """Ask it to save and end, the second time to end at once."""
         with contextlib.suppress(OSError):
-            self._pipe.send_bytes(b"end")
+            self._pipe.send_bytes(END)
 
     def wait(self) -> None:
         """Wait for its end, for a while."""
-        self._process.join(_GRACE)
+        self._process.join(GRACE)
 
     def kill(self) -> None:
         """End it if it has not ended."""
@@ -199,6 +199,37 @@ class _Process:
             self._process.kill()
             self._process.join()
         self._pipe.close()
+
+
+class _Shown:
+    """How far runs are: bars on a terminal, which go in the end, and elsewhere a line now and then."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = Progress(console=console, transient=True, disable=not console.is_terminal)
+        self._tasks: dict[str, TaskID] = {}
+        self._next = time.monotonic() + _LINES
+
+    def start(self) -> None:
+        self._bars.start()
+
+    def stop(self) -> None:
+        self._bars.stop()
+
+    def update(self, working: Sequence[_Process]) -> None:
+        """Show these and no others."""
+        shares = {one.run.name: one.share for one in working}
+        for name in self._tasks.keys() - shares.keys():
+            self._bars.remove_task(self._tasks.pop(name))
+        for name, share in shares.items():
+            if name not in self._tasks:
+                self._tasks[name] = self._bars.add_task(escape(name), total=1.0)
+            self._bars.update(self._tasks[name], completed=share)
+        now = time.monotonic()
+        if not self._console.is_terminal and now >= self._next:
+            self._next = now + _LINES
+            line = ", ".join(f"{name}: {share:.0%}" for name, share in shares.items())
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 class _InProcessError(Exception):
@@ -239,77 +270,3 @@ def _signals_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _train(config: Config, folder: Path, deadline: float | None, threads: int, pipe: Connection) -> None:
-    """What a process does."""
-    answer: tuple[BaseException | None, str] = None, ""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        log = (folder / LOG).open("a", buffering=1, encoding="utf-8", errors="backslashreplace")
-        for stream in (1, 2):
-            os.dup2(log.fileno(), stream)
-        sys.stdout = sys.stderr = log
-        torch.set_num_threads(threads)
-        threading.Thread(target=_obey, args=(pipe,), daemon=True).start()
-        with as_interrupt():
-            if hasattr(signal, "pthread_sigmask"):
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-            _wait_for_lock(folder)
-            train(config, folder, resume=True, deadline=deadline, console=plain_console())
-    except KeyboardInterrupt as interrupt:  # before the training, or behind it
-        signum = signal_of(interrupt)
-        answer = (
-            SignalledError(f"compare: ended by {name_of(signum)}; the same command continues", signum),
-            "",
-        )
-    except BaseException as error:
-        answer = error, traceback.format_exc()
-    with contextlib.suppress(OSError):  # nobody waits for it
-        pipe.send_bytes(_written(*answer))
-    ended_by, told = answer
-    if ended_by is not None:
-        with contextlib.suppress(OSError):  # a full disk, which may be the error itself
-            print(ended_by if isinstance(ended_by, SoloAttnError) else told)
-
-
-def _wait_for_lock(folder: Path) -> None:
-    """Until the process of a call that was killed has saved, and has left the folder; `train` says if not."""
-    end = time.monotonic() + _GRACE
-    while time.monotonic() < end:
-        with contextlib.suppress(UsageError), alone_in(folder):
-            return
-        time.sleep(_LOOK)
-
-
-def _obey(pipe: Connection) -> None:
-    """End this process's run as by SIGTERM when its parent asks for it or is gone.
-
-    Not the first time if a signal has come already: Ctrl-C, or a scheduler, reaches both processes.
-    """
-    asked = gone = False
-    while not gone:
-        try:
-            pipe.recv_bytes()
-        except (EOFError, OSError):
-            gone = True
-        if (asked and not gone) or not signal_pending():
-            os.kill(os.getpid(), signal.SIGTERM)
-        asked = True
-
-
-def _written(error: BaseException | None, told: str) -> bytes:
-    """An outcome for `_read`, with the error's words where it cannot be pickled, or not be read again."""
-    data = b""
-    with contextlib.suppress(Exception):  # an error's own methods may raise anything
-        data = pickle.dumps(error)
-    return pickle.dumps((data, f"{type(error).__name__}: {error}", str(error), told))
-
-
-def _read(outcome: bytes) -> tuple[BaseException | None, str]:
-    data, words, message, told = pickle.loads(outcome)
-    with contextlib.suppress(Exception):
-        error = pickle.loads(data)
-        if error is None or str(error) == message:
-            return error, told
-    return RuntimeError(words), told

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from .._utils.signals import SignalledError, name_of
 from .callbacks import UnfinishedError
 from .config import Config, ConfigError, changes, differences
 from .parallel import train_in_processes
@@ -111,7 +112,12 @@ def finish(runs: Sequence[Run], jobs: int, deadline: float | None, console: Cons
             raise UnfinishedError("compare: not begun")
         trained = True
         console.print(f"{run.name}: training", highlight=False, markup=False)
-        train(run.config, run.folder, resume=True, deadline=deadline, console=console)
+        try:
+            train(run.config, run.folder, resume=True, deadline=deadline, console=console)
+        except SignalledError as error:  # says how `solo-attn train` continues
+            raise SignalledError(
+                f"compare: ended by {name_of(error.signum)}; the same command continues", error.signum
+            ) from error
 
 
 def _show_done(run: Run, console: Console) -> None:

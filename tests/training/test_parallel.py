@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,11 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from command_line import run
+from lightning.pytorch.callbacks import Timer
 from rich.console import Console
 
 from solo_attn._utils.errors import UsageError
@@ -33,7 +37,9 @@ from solo_attn.training import (
     compare,
     demo,
     parallel,
+    worker,
 )
+from solo_attn.training.callbacks import Limits
 from solo_attn.training.runs import Run
 
 MakeConfig = Callable[..., Config]
@@ -48,7 +54,7 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Forks in place of spawned processes begin at once, and do what a test has put in place of `train`."""
     fork = multiprocessing.get_context("fork")
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)
-    return lambda fake: monkeypatch.setattr(parallel, "train", fake)
+    return lambda fake: monkeypatch.setattr(worker, "train", fake)
 
 
 def runs_of(config: Config, folder: Path, count: int) -> list[Run]:
@@ -83,14 +89,25 @@ def until_a_signal(folder: Path) -> None:
 
 @needs_fork
 def test_so_many_at_a_time_in_their_order(
-    config: MakeConfig, tmp_path: Path, forked: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    config: MakeConfig,
+    tmp_path: Path,
+    forked: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each has its share of the threads, and its own output."""
 
     def train(
-        config: Config, folder: Path, *, resume: bool, deadline: float | None, console: Console
+        config: Config,
+        folder: Path,
+        *,
+        resume: bool,
+        deadline: float | None,
+        callbacks: list[worker.Tell],
+        console: Console,
     ) -> None:
         assert resume
+        callbacks[0].pipe.send_bytes(pickle.dumps(0.25))
         (folder / "begun").write_text(f"{time.monotonic()}")
         wait_for(lambda: folder.name != "s0" or (folder.parent / "s2" / "ended").exists())
         time.sleep(0.2)
@@ -99,6 +116,7 @@ def test_so_many_at_a_time_in_their_order(
         (folder / "ended").write_text(f"{time.monotonic()}")
 
     forked(train)
+    monkeypatch.setattr(parallel, "_LINES", 0.1)
     runs = runs_of(config(), tmp_path, 4)
     threads, before = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
     torch.set_num_threads(5)
@@ -114,6 +132,7 @@ def test_so_many_at_a_time_in_their_order(
     )
     assert [line for line in lines if "training" in line] == [f"S{n}, seed 0: training" for n in range(4)]
     assert lines.count("S3, seed 0: AP 12.3  AP50 45.6 in 7 s") == 1
+    assert "S0, seed 0: 25%, S1, seed 0: 25%" in lines
     times = {
         (what, one.system): float((one.folder / what).read_text())
         for one in runs
@@ -160,8 +179,9 @@ def test_an_error_that_does_not_pickle_and_a_killed_process(
         raise OddError("of a test")
 
     forked(train)
+    terminal = Console(force_terminal=True, file=io.StringIO())
     with pytest.raises(RuntimeError, match=r"^OddError: of a test$"):
-        parallel.train_in_processes(runs_of(config(), tmp_path / "odd", 2), 2, None, Console())
+        parallel.train_in_processes(runs_of(config(), tmp_path / "odd", 2), 2, None, terminal)
     with pytest.raises(TrainingError, match=r"S\d, seed 0 to end its run, got one ended by SIGKILL"):
         parallel.train_in_processes(runs_of(config(), tmp_path / "killed", 2), 2, None, Console())
 
@@ -183,6 +203,38 @@ def test_an_error_is_told_where_nothing_can_be_printed(
         parallel.train_in_processes(runs_of(config(), tmp_path, 2), 2, None, Console())
 
 
+def test_the_share_of_its_steps() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    tell = worker.Tell(theirs)
+    trainer = SimpleNamespace(callbacks=[tell, Limits(8, None, Timer())], global_step=2)
+    tell.on_train_batch_end(trainer)  # type: ignore[arg-type]
+    trainer.global_step = 3
+    tell.on_train_batch_end(trainer)  # type: ignore[arg-type]
+    assert worker.read(ours.recv_bytes()) == 0.25
+    assert not ours.poll()  # right after the first one
+    ours.close()
+    tell._next = 0.0
+    tell.on_train_batch_end(trainer)  # type: ignore[arg-type]
+
+
+def test_a_signal_in_turn_says_how_to_continue(
+    config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the option of `solo-attn train`."""
+
+    def train(*_: Any, **__: Any) -> None:
+        raise SignalledError(
+            "train: ended by SIGINT at step 3; it goes on from x with --resume", signal.SIGINT
+        )
+
+    monkeypatch.setattr(sys.modules["solo_attn.training.runs"], "train", train)
+    with pytest.raises(
+        SignalledError, match=r"^compare: ended by SIGINT; the same command continues$"
+    ) as end:
+        compare(config(), [0], tmp_path, jobs=1)
+    assert end.value.signum == signal.SIGINT
+
+
 def test_it_waits_for_a_process_that_still_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     busy = [True, True, False]
 
@@ -192,9 +244,9 @@ def test_it_waits_for_a_process_that_still_saves(tmp_path: Path, monkeypatch: py
             raise UsageError("used by one run at a time")
         yield
 
-    monkeypatch.setattr(parallel, "alone_in", lock)
-    monkeypatch.setattr(parallel, "_LOOK", 0.01)
-    parallel._wait_for_lock(tmp_path)
+    monkeypatch.setattr(worker, "alone_in", lock)
+    monkeypatch.setattr(worker, "_RETRY", 0.01)
+    worker._wait_for_lock(tmp_path)
     assert busy == []
 
 
