@@ -38,4 +38,6 @@ def train(
     console.print(str(result.metrics))
     if result.test_metrics is not None:
         console.print(f"on the test images:\n{result.test_metrics}")
-    console.print(f"checkpoints: {result.last}" + (f", {result.best}" if result.best else ""), soft_wrap=True)
+    for path in (result.last, result.best, result.report):
+        if path is not None:
+            console.print(f"  {path}", soft_wrap=True)

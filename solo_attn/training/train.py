@@ -73,6 +73,11 @@ class TrainResult:
     seconds: float
     device: str
 
+    @property
+    def report(self) -> Path:
+        """The page with metrics, curves and pictures."""
+        return self.run_dir / REPORT
+
 
 def train(
     config: Config,

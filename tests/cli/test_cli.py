@@ -161,7 +161,7 @@ def test_paths_are_printed_as_they_are(
             ["inspect", *where, *val, "--out", name, "--write", f"{name}/mine.yaml"],
             f"  {name}/inspect.json\n  {name}/mine.yaml, in which",
         ),
-        (["train", "c.yaml", "--out", f"{name}/run"], f"checkpoints: {name}/run/last.ckpt"),
+        (["train", "c.yaml", "--out", f"{name}/run"], f"  {name}/run/last.ckpt"),
         (["train", "c.yaml", "--out", f"{name}/run", "--resume"], f"continuing from {name}/run/last.ckpt"),
     ]:
         code, output = run(*arguments)
