@@ -71,6 +71,11 @@ def with_threads(count: int, run: Run) -> Any:
     return run()
 
 
+def by_threads(run: Run) -> dict[str, Run]:
+    """The contenders of a race: the same with one thread and with two."""
+    return {str(n): functools.partial(with_threads, n, run) for n in (1, 2)}
+
+
 def seconds_of(runs: Mapping[str, Run], seconds: float) -> dict[str, Any]:
     """The times of one race, as long as they need to be steady; of one round if ``seconds`` is 0."""
     race = Race(runs)
@@ -93,15 +98,9 @@ def main(
     if dry_run:
         seconds = 0
     numbers = torch.ones(STARTED)
-    start = seconds_of(
-        {str(n): functools.partial(with_threads, n, functools.partial(torch.neg, numbers)) for n in (1, 2)},
-        seconds,
-    )
+    start = seconds_of(by_threads(functools.partial(torch.neg, numbers)), seconds)
     memory = torch.zeros(1 << 20 if dry_run else WRITTEN, dtype=torch.uint8)
-    written = seconds_of(
-        {str(n): functools.partial(with_threads, n, functools.partial(memory.fill_, 1)) for n in (1, 2)},
-        seconds,
-    )
+    written = seconds_of(by_threads(functools.partial(memory.fill_, 1)), seconds)
     one_tiny = dict(runs_of(*large_masks(1, TINY)))
     calls = {
         op: seconds_of({"1": functools.partial(with_threads, 1, run)}, seconds)["seconds"]["1"]
@@ -111,9 +110,8 @@ def main(
         draw = large_masks if level == LARGE else functools.partial(cell_logits, side=SIDE)
         coarse, attention = draw(count, TINY if dry_run else level)
         for op, run in runs_of(coarse, attention):
-            runs = {str(n): functools.partial(with_threads, n, run) for n in (1, 2)}
             row: dict[str, Any] = {"op": op, "masks": what, "level": level, "call": calls[op]}
-            row |= seconds_of(runs, seconds)
+            row |= seconds_of(by_threads(run), seconds)
             one, two = (row["seconds"][name]["median"] for name in ("1", "2"))
             typer.echo(f"{op}, {what}: {1e3 * one:.3g} ms, with 2 threads {one / two:.2f}x as fast")
             rows.append(row)

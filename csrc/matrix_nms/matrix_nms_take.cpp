@@ -27,10 +27,10 @@ constexpr int64_t kPart = 16 << 10;  // bytes of a mask that a thread takes at a
 struct Copy {
   // `blank`: whether `to` is all zero.
   template <Isa isa>
-  static SOLO_ATTN_INLINE int run(const uint8_t* from, uint8_t* to, int64_t bytes, bool blank) {
+  static SOLO_ATTN_INLINE void run(const uint8_t* from, uint8_t* to, int64_t bytes, bool blank) {
     if (!blank) {
       std::memcpy(to, from, bytes);
-      return 0;
+      return;
     }
     for (int64_t i = 0; i < bytes; i += kLine) {
       const int64_t count = std::min(kLine, bytes - i);
@@ -39,7 +39,6 @@ struct Copy {
       for (const uint64_t word : words) any |= word;
       if (any != 0) std::memcpy(to + i, words, count);
     }
-    return 0;
   }
 };
 

@@ -28,7 +28,7 @@ from .._utils.signals import ENDING, Noted, SignalledError, name_of
 from .._utils.text import quantity
 from .callbacks import UnfinishedError
 from .module import TrainingError
-from .worker import END, GRACE, LOG, Outcome, read, work
+from .worker import END, GRACE, LOG, Outcome, ended_by, read, work
 
 if TYPE_CHECKING:
     from .runs import Run
@@ -57,16 +57,14 @@ def train_in_processes(runs: Sequence[Run], jobs: int, deadline: float | None, c
     """
     jobs = min(jobs, len(runs))
     threads = max(1, torch.get_num_threads() // jobs)
-    console.print(
-        f"{quantity(len(runs), 'run')}, {jobs} at a time with {quantity(threads, 'thread')} each; what they "
-        f"print is in {LOG} of their folders",
-        highlight=False,
-        soft_wrap=True,
-    )
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
+    say(
+        f"{quantity(len(runs), 'run')}, {jobs} at a time with {quantity(threads, 'thread')} each; what they "
+        f"print is in {LOG} of their folders"
+    )
     waiting, working = deque(runs), list[_Process]()
     failed: BaseException | None = None
     begun = asked = False
@@ -87,9 +85,7 @@ def train_in_processes(runs: Sequence[Run], jobs: int, deadline: float | None, c
                 say(f"{run.name}: training")
                 working.append(_Process(run, deadline, threads))
             if noted.signum is not None and not asked:
-                failed = SignalledError(
-                    f"compare: ended by {name_of(noted.signum)}; the same command continues", noted.signum
-                )
+                failed = ended_by(noted.signum)
                 say(f"ending {quantity(len(working), 'run')} with a checkpoint; once more ends at once")
             if failed is not None and not isinstance(failed, UnfinishedError) and not asked:
                 asked = True

@@ -11,12 +11,13 @@ from typing import Any
 
 from rich.console import Console
 
-from .._utils.signals import SignalledError, name_of
+from .._utils.signals import SignalledError
 from .callbacks import UnfinishedError
 from .config import Config, ConfigError, changes, differences
 from .parallel import train_in_processes
 from .resume import FREE
 from .train import RESULT, train
+from .worker import ended_by
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,7 @@ def finish(runs: Sequence[Run], jobs: int, deadline: float | None, console: Cons
         try:
             train(run.config, run.folder, resume=True, deadline=deadline, console=console)
         except SignalledError as error:  # says how `solo-attn train` continues
-            raise SignalledError(
-                f"compare: ended by {name_of(error.signum)}; the same command continues", error.signum
-            ) from error
+            raise ended_by(error.signum) from error
 
 
 def _show_done(run: Run, console: Console) -> None:

@@ -34,6 +34,11 @@ Outcome = tuple[BaseException | None, str]
 """What ended a run, None if it is finished, and its traceback."""
 
 
+def ended_by(signum: int) -> SignalledError:
+    """What a comparison says of a signal."""
+    return SignalledError(f"compare: ended by {name_of(signum)}; the same command continues", signum)
+
+
 class Tell(pl.Callback):
     """Sends the share of its steps that a run has made.
 
@@ -48,12 +53,12 @@ class Tell(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Now and then."""
         now = time.monotonic()
-        steps = next(one.steps for one in trainer.callbacks if isinstance(one, Limits))  # type: ignore[attr-defined]
-        if now < self._next or steps == 0:
+        if now < self._next:
             return
         self._next = now + _TELL
+        steps = next(one.steps for one in trainer.callbacks if isinstance(one, Limits))  # type: ignore[attr-defined]
         with contextlib.suppress(OSError):  # nobody listens
-            self.pipe.send_bytes(pickle.dumps(trainer.global_step / steps))
+            self.pipe.send_bytes(pickle.dumps(trainer.global_step / max(1, steps)))
 
 
 def work(config: Config, folder: Path, deadline: float | None, threads: int, pipe: Connection) -> None:
@@ -88,19 +93,15 @@ def work(config: Config, folder: Path, deadline: float | None, threads: int, pip
                 console=plain_console(),
             )
     except KeyboardInterrupt as interrupt:  # before the training, or behind it
-        signum = signal_of(interrupt)
-        answer = (
-            SignalledError(f"compare: ended by {name_of(signum)}; the same command continues", signum),
-            "",
-        )
+        answer = ended_by(signal_of(interrupt)), ""
     except BaseException as error:
         answer = error, traceback.format_exc()
     with contextlib.suppress(OSError):  # nobody waits for it
         pipe.send_bytes(_written(*answer))
-    ended_by, told = answer
-    if ended_by is not None:
+    cause, told = answer
+    if cause is not None:
         with contextlib.suppress(OSError):  # a full disk, which may be the error itself
-            print(ended_by if isinstance(ended_by, SoloAttnError) else told)
+            print(cause if isinstance(cause, SoloAttnError) else told)
 
 
 def _wait_for_lock(folder: Path) -> None:
