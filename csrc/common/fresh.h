@@ -25,12 +25,13 @@ namespace solo_attn {
 // Where free memory is in small pieces, the system moves other pages first to make room for a huge one, and a
 // virtual machine may have handed large pieces of free memory back to its host. Then huge pages take as long
 // as small ones or longer. So every eighth page is written here: if one takes that long, the rest is left to
-// small pages, and so are other results for a while.
+// small pages, and so are other results, until the time lost to that page is 2 % of what has passed.
 inline void ask_for_huge_pages(void* data, std::size_t bytes) {
 #if defined(MADV_HUGEPAGE)
   using Clock = std::chrono::steady_clock;
   constexpr std::uintptr_t kPage = std::uintptr_t{2} << 20, kLeast = 2 * kPage, kEvery = 8 * kPage;
-  constexpr auto kSlow = std::chrono::milliseconds(1), kPause = std::chrono::milliseconds(1000);
+  constexpr auto kSlow = std::chrono::milliseconds(1);
+  constexpr int kPause = 50;  // times what the slow page took
   static std::atomic<Clock::rep> resume{std::numeric_limits<Clock::rep>::min()};
   const auto begin = (reinterpret_cast<std::uintptr_t>(data) + kPage - 1) / kPage * kPage;
   const auto end = (reinterpret_cast<std::uintptr_t>(data) + bytes) / kPage * kPage;
@@ -44,7 +45,7 @@ inline void ask_for_huge_pages(void* data, std::size_t bytes) {
     if (now - before > kSlow) {
       const auto rest = page + kPage;
       if (rest < end) (void)::madvise(reinterpret_cast<void*>(rest), end - rest, MADV_NOHUGEPAGE);
-      resume.store((now + kPause).time_since_epoch().count(), std::memory_order_relaxed);
+      resume.store((now + kPause * (now - before)).time_since_epoch().count(), std::memory_order_relaxed);
       return;
     }
     before = now;
