@@ -42,7 +42,7 @@ NEEDED = ("torch", "numpy", "pytest", "pytest-timeout", "hypothesis", "pycocotoo
 PLATFORMS = ["manylinux2014_aarch64", *(f"manylinux_2_{minor}_aarch64" for minor in range(17, 37))]
 # An emulated Python can start neither itself nor a compiler. The large ones take minutes there.
 LARGE = ("opcheck", "twenty_thousand", "more_overlaps", "small_objects")
-TESTS = " and not ".join(("(cpu-cpu or matrix_nms_take)", "compile", "bounded_memory", *LARGE))
+TESTS = " and not ".join(("cpu-cpu", "compile", "bounded_memory", *LARGE))
 # Of an innermost loop, what shows that NEON computes: not a move, and not an address.
 VECTOR = r"(?:f(?!mov)\w+|add|sub|mla|mul|and|orr|eor|cnt|bsl)\s+v\d+\.\d+[bhsd]\b"
 

@@ -23,6 +23,22 @@ SOLO_ATTN_AVX512 inline uint64_t pack64_avx512(const uint8_t* bytes) {
   const __m512i x = _mm512_loadu_si512(bytes);
   return _mm512_test_epi8_mask(x, x);
 }
+
+SOLO_ATTN_AVX2 inline void unpack64_avx2(uint64_t word, uint8_t* bytes) {
+  // Byte i of each half gets the octet that its bit is in, and keeps that bit only.
+  const __m256i octet = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+  const __m256i bit = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201));
+  for (int half = 0; half < 2; ++half) {
+    const __m256i all = _mm256_set1_epi32(static_cast<int32_t>(word >> (32 * half)));
+    const __m256i mine = _mm256_and_si256(_mm256_shuffle_epi8(all, octet), bit);
+    const __m256i set = _mm256_min_epu8(mine, _mm256_set1_epi8(1));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes + 32 * half), set);
+  }
+}
+
+SOLO_ATTN_AVX512 inline void unpack64_avx512(uint64_t word, uint8_t* bytes) {
+  _mm512_storeu_si512(bytes, _mm512_maskz_set1_epi8(word, 1));
+}
 #endif
 
 inline uint64_t pack64_plain(const uint8_t* bytes) {
@@ -43,6 +59,25 @@ SOLO_ATTN_INLINE uint64_t pack64(const uint8_t* bytes) {
   if constexpr (isa == Isa::avx2) return pack64_avx2(bytes);
 #endif
   return pack64_plain(bytes);
+}
+
+inline void unpack64_plain(uint64_t word, uint8_t* bytes) {
+  for (int octet = 0; octet < 8; ++octet) {
+    // Byte i keeps only bit i; adding 127 then sets bit 7 if it is set, without a carry into the next byte.
+    uint64_t x = (word >> (8 * octet) & 255) * 0x0101010101010101 & 0x8040201008040201;
+    x = (x + 0x7f7f7f7f7f7f7f7f) >> 7 & 0x0101010101010101;
+    std::memcpy(bytes + 8 * octet, &x, 8);
+  }
+}
+
+// Expands 64 bits to 64 bytes of 0 or 1.
+template <Isa isa>
+SOLO_ATTN_INLINE void unpack64(uint64_t word, uint8_t* bytes) {
+#if defined(SOLO_ATTN_X86)
+  if constexpr (isa == Isa::avx512) return unpack64_avx512(word, bytes);
+  if constexpr (isa == Isa::avx2) return unpack64_avx2(word, bytes);
+#endif
+  unpack64_plain(word, bytes);
 }
 
 template <Isa isa>

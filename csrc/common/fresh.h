@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <vector>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -64,19 +65,22 @@ inline torch::stable::Tensor fresh(const torch::stable::Tensor& like,
   return out;
 }
 
-// A new result of count x height x width bools that are all false, in pages of its own: the system hands them
-// out as zeros, so that what stays false is never written. Only of a size for which allocators map new pages
-// as well; none of a smaller one, or where the system has no room.
-inline std::optional<torch::stable::Tensor> blank_masks(const torch::stable::Tensor& like, int64_t count,
-                                                        int64_t height, int64_t width) {
+// A new result of bools that are all false, in pages of its own: the system hands them out as zeros, so that
+// what stays false is never written. Only of a size for which allocators map new pages as well; none of a
+// smaller one, or where the system has no room.
+inline std::optional<torch::stable::Tensor> blank_masks(const torch::stable::Tensor& like,
+                                                        const std::vector<int64_t>& sizes) {
 #if defined(MADV_HUGEPAGE)
   constexpr std::size_t kPage = std::size_t{2} << 20, kLeast = std::size_t{32} << 20,
                         kMost = std::size_t{1} << 46;
-  const double about = static_cast<double>(count) * static_cast<double>(height) * static_cast<double>(width);
+  double about = 1;
+  for (const int64_t size : sizes) about *= static_cast<double>(size);
   if (about < kLeast || about > kMost) return std::nullopt;
-  const int64_t sizes[] = {count, height, width}, strides[] = {height * width, width, 1};
-  const auto bytes = static_cast<std::size_t>(count * height * width);
-  const std::size_t whole = (bytes + kPage - 1) / kPage * kPage, room = whole + kPage;
+  std::vector<int64_t> strides(sizes.size());
+  int64_t bytes = 1;
+  for (std::size_t d = sizes.size(); d-- > 0; bytes *= sizes[d]) strides[d] = bytes;
+  const std::size_t whole = (static_cast<std::size_t>(bytes) + kPage - 1) / kPage * kPage,
+                    room = whole + kPage;
   void* pages = ::mmap(nullptr, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (pages == MAP_FAILED) return std::nullopt;
   const auto begin = (reinterpret_cast<std::uintptr_t>(pages) + kPage - 1) / kPage * kPage;

@@ -70,16 +70,6 @@ SOLO_ATTN_INLINE void transpose64(uint64_t* __restrict words) {
   }
 }
 
-// Expands 64 bits to 64 bytes of 0 or 1.
-SOLO_ATTN_INLINE void unpack64(uint64_t word, uint8_t* bytes) {
-  for (int octet = 0; octet < 8; ++octet) {
-    // Byte i keeps only bit i; adding 127 then sets bit 7 if it is set, without a carry into the next byte.
-    uint64_t x = (word >> (8 * octet) & 255) * 0x0101010101010101 & 0x8040201008040201;
-    x = (x + 0x7f7f7f7f7f7f7f7f) >> 7 & 0x0101010101010101;
-    std::memcpy(bytes + 8 * octet, &x, 8);
-  }
-}
-
 template <class T>
 struct ToPixels {
   // `words` has room for 64 columns.
@@ -101,7 +91,7 @@ struct ToPixels {
         for (int64_t r = 0; r < rows; ++r) {
           if (block[r] == 0) continue;
           uint8_t pixels[kWord];
-          unpack64(block[r], pixels);
+          unpack64<isa>(block[r], pixels);
           std::memcpy(mask + (first + w * kWord + r) * width + x, pixels, columns);
         }
       }
@@ -161,7 +151,7 @@ Tensor paste_masks_cpu(const Tensor& coarse, const std::optional<Tensor>& attent
   const Sizes s{size, out_size, image_size, original_size};
   check_arguments(coarse, attention, s);
   const int64_t height = original_size[0], width = original_size[1];
-  std::optional<Tensor> blank = blank_masks(coarse, coarse.size(0), height, width);
+  std::optional<Tensor> blank = blank_masks(coarse, {coarse.size(0), height, width});
   Tensor masks = blank ? *blank : fresh(coarse, {coarse.size(0), height, width}, ScalarType::Bool);
   dispatch_float("paste_masks", coarse.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;

@@ -7,11 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._utils.bits import pack, unpack
-from .._utils.checks import as_bool, check_tensor, fail, is_size
+from .._utils.checks import check_tensor, fail, is_size
 from .._utils.text import shown
-
-_PART = 2**22  # pixels
+from ._library import pick
 
 
 class BitMasks(NamedTuple):
@@ -41,20 +39,32 @@ class BitMasks(NamedTuple):
         check_tensor("BitMasks.from_bool", "masks", masks, "[K, H, W]")
         if masks.dtype not in (torch.bool, torch.uint8):
             fail("BitMasks.from_bool", "masks", "of dtype bool or uint8", str(masks.dtype))
-        size = (masks.shape[1], masks.shape[2])
-        # By parts: sums of bool are made of int64 copies.
-        parts = as_bool(masks).flatten(1).split(max(1, _PART // max(1, size[0] * size[1])))
-        areas = torch.cat([part.sum(1) for part in parts])
-        return cls(torch.cat([pack(part) for part in parts]), areas, (areas > 0).float(), size)
+        words, areas = pack_masks(masks.flatten(1))
+        return cls(words, areas, (areas > 0).float(), (masks.shape[1], masks.shape[2]))
 
     def to_bool(self) -> Tensor:
         """Bool [K, H, W]."""
         height, width = self.size
-        return unpack(self.words, height * width).reshape(len(self.words), height, width)
+        return unpack_masks(self.words, height * width).reshape(len(self.words), height, width)
 
     def select(self, index: Tensor) -> BitMasks:
         """The masks at ``index`` (int64 or bool [...])."""
         return BitMasks(self.words[index], self.areas[index], self.maskness[index], self.size)
+
+
+def pack_masks(masks: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Words and areas, as in `BitMasks`, of bool or uint8 masks [n, pixels].
+
+    Of all of them, or of those at ``index`` (int64 [k], in 0..n-1).
+    """
+    words, areas = pick("mask_bits", masks, None, "_pack", dtype=torch.float32)(masks, index)
+    return words, areas
+
+
+def unpack_masks(words: Tensor, pixels: int, index: Tensor | None = None) -> Tensor:
+    """Bool [n, pixels] of these words: of all masks, or of those at ``index`` (int64 [k], in 0..n-1)."""
+    masks: Tensor = pick("mask_bits", words, None, "_unpack", dtype=torch.float32)(words, index, pixels)
+    return masks
 
 
 def mask_rows(op: str, argument: str, masks: Tensor | BitMasks) -> tuple[Tensor, tuple[int, int]]:

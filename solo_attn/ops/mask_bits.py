@@ -187,3 +187,26 @@ declare(
     fake=_fake_levels,
     in_triton=False,
 )
+
+
+def _taken(masks: Tensor, index: Tensor | None) -> int:
+    return len(masks if index is None else index)
+
+
+declare(
+    "mask_bits_pack",
+    "(Tensor masks, Tensor? index) -> (Tensor, Tensor)",
+    reference=reference.mask_bits_pack,
+    fake=lambda masks, index: (
+        masks.new_empty(_taken(masks, index), -(-masks.shape[1] // 64), dtype=torch.int64),
+        masks.new_empty(_taken(masks, index), dtype=torch.int64),
+    ),
+    in_triton=False,
+)
+declare(
+    "mask_bits_unpack",
+    "(Tensor words, Tensor? index, SymInt pixels) -> Tensor",
+    reference=reference.mask_bits_unpack,
+    fake=lambda words, index, pixels: words.new_empty(_taken(words, index), pixels, dtype=torch.bool),
+    in_triton=False,
+)

@@ -91,22 +91,6 @@ def _backward(namespace: str, ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]
     return None, None, (grad * decay).to(ctx.dtype), None, None
 
 
-def take_masks(masks: Tensor, index: Tensor) -> Tensor:
-    """``masks[index]``, of what is kept; faster for bool masks on a CPU (matrix_nms_take.cpp).
-
-    Args:
-        masks: [n, H, W], any dtype.
-        index: int64 [k], in 0..n-1.
-    """
-    if masks.dtype != torch.bool or not masks.is_contiguous():
-        return masks[index]
-    return pick("matrix_nms", masks, None, "_take", dtype=torch.float32)(masks, index)
-
-
-def _indexed(masks: Tensor, index: Tensor) -> Tensor:
-    return masks[index]
-
-
 declare(
     "matrix_nms",
     "(Tensor masks, Tensor labels, Tensor scores, str kernel, float sigma) -> (Tensor, Tensor)",
@@ -114,11 +98,4 @@ declare(
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
-)
-declare(
-    "matrix_nms_take",
-    "(Tensor masks, Tensor index) -> Tensor",
-    reference=_indexed,
-    fake=lambda masks, index: masks.new_empty(index.shape[0], *masks.shape[1:]),
-    in_triton=False,
 )

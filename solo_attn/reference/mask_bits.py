@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._utils.bits import pack
-from .._utils.checks import accumulator
+from .._utils.bits import pack, unpack
+from .._utils.checks import accumulator, as_bool
 from ._common import level_rows, resize, widen
 from ._factors import product
 from .upsample_add import upsample_add
 
 _CHUNK = 64  # masks whose probabilities are held at a time
+_PART = 2**22  # pixels of masks that are packed at a time: sums of bool are made of int64 copies
 
 
 def probability_maps(
@@ -76,3 +77,15 @@ def mask_bits_levels(
     ]
     words, areas, maskness = zip(*found, strict=True)
     return torch.cat(words), torch.cat(areas), torch.cat(maskness)
+
+
+def mask_bits_pack(masks: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Words [K, ceil(pixels/64)] and areas [K] of masks [K, pixels], bool or uint8; of those at ``index``."""
+    taken = masks if index is None else masks[index]
+    parts = as_bool(taken).split(max(1, _PART // max(1, masks.shape[1])))
+    return torch.cat([pack(part) for part in parts]), torch.cat([part.sum(1) for part in parts])
+
+
+def mask_bits_unpack(words: Tensor, index: Tensor | None, pixels: int) -> Tensor:
+    """Bool [K, pixels] of words; of those at ``index``."""
+    return unpack(words if index is None else words[index], pixels)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..._utils.checks import check_float, check_like, check_tensor, fail
+from ..._utils.checks import as_bool, check_float, check_like, check_tensor, fail
 from ..._utils.decay import decay_of, descending
 from ...models.targets import count_rows
-from ...ops import matrix_nms
-from ...ops.matrix_nms import take_masks
+from ...ops import BitMasks, matrix_nms
+from ...ops.bit_masks import pack_masks, unpack_masks
 
 _NAME = "mask_matrix_nms"
 _CHUNK = 1 << 15  # pixels that are held as floats at a time
@@ -51,52 +51,63 @@ def mask_matrix_nms(
         TypeError, ValueError: an argument of the wrong type, shape, dtype or device, or an unknown kernel.
     """
     _check(masks, labels, scores, mask_area)
-    order = descending(scores)
-    chosen = order[:nms_pre] if nms_pre > 0 else order
-    if len(chosen) < len(order):
-        # The others copy no mask: the op takes them in any order.
-        masks_in, labels_in, scores_in = take_masks(masks, chosen), labels[chosen], scores[chosen]
-        area_in = None if mask_area is None else mask_area[chosen]
-        ranks = torch.arange(len(chosen), device=order.device)
-    else:
-        masks_in, labels_in, scores_in, area_in, ranks = masks, labels, scores, mask_area, order
+    chosen = descending(scores)[: nms_pre if nms_pre > 0 else None]
+    labels_in, scores_in = labels[chosen], scores[chosen]
+    area_in = None if mask_area is None else mask_area[chosen]
     if scores_in.dtype in (torch.float16, torch.bfloat16):
         scores_in = scores_in.float()
     if labels_in.dtype != torch.int64:
         labels_in = labels_in.unique(return_inverse=True)[1]
-    decayed = _decayed(masks_in, labels_in, scores_in, kernel, sigma, area_in)[ranks]
+    rows = _taken(masks, chosen)
+    decayed = _decayed(rows, labels_in, scores_in, kernel, sigma, area_in)
     kept = descending(decayed)
     if filter_thr > 0:
         kept = kept[decayed[kept] >= filter_thr]
     if max_num > 0:
         kept = kept[:max_num]
     index = chosen[kept]
-    return decayed[kept], labels[index], take_masks(masks, index), index
+    if isinstance(rows, BitMasks) and masks.dtype == torch.bool:
+        pixels = masks.shape[1] * masks.shape[2]
+        masks_out = unpack_masks(rows.words, pixels, kept).reshape(len(kept), *masks.shape[1:])
+    else:
+        masks_out = masks[index]
+    return decayed[kept], labels[index], masks_out, index
+
+
+def _taken(masks: Tensor, index: Tensor) -> Tensor | BitMasks:
+    """Those at ``index``: floats where they are soft, else bool or, on a CPU, bits, which are read once."""
+    if masks.is_floating_point() and not bool(((masks == 0) | (masks == 1)).all()):
+        return masks[index]
+    bits = as_bool(masks)
+    if masks.device.type != "cpu":
+        return bits[index]
+    words, areas = pack_masks(bits.flatten(1), index)
+    return BitMasks(words, areas, (areas > 0).float(), (masks.shape[1], masks.shape[2]))
 
 
 def _decayed(
-    masks: Tensor, labels: Tensor, scores: Tensor, kernel: str, sigma: float, area: Tensor | None
+    rows: Tensor | BitMasks, labels: Tensor, scores: Tensor, kernel: str, sigma: float, area: Tensor | None
 ) -> Tensor:
-    """Decayed scores, in the order of ``masks``."""
-    if masks.is_floating_point():
-        binary = bool(((masks == 0) | (masks == 1)).all())
-        bits = masks != 0
-    else:
-        binary, bits = True, masks if masks.dtype == torch.bool else masks != 0
-    if binary and (area is None or torch.equal(area.double(), count_rows(bits).sum(1).double())):
-        return matrix_nms(bits, labels, scores, kernel, sigma)
+    """Decayed scores, in the order of ``rows``, which are sorted by score."""
+    binary = isinstance(rows, BitMasks) or rows.dtype == torch.bool
+    if binary and (area is None or torch.equal(area.double(), _areas(rows).double())):
+        return matrix_nms(rows, labels, scores, kernel, sigma)
+    soft: Tensor = rows.to_bool() if isinstance(rows, BitMasks) else rows
     # The op says what is wrong with the other arguments, and knows nothing of soft masks and other areas.
-    matrix_nms(bits[:0], labels[:0], scores[:0], kernel, sigma)
-    soft = masks if masks.is_floating_point() else bits
+    matrix_nms(soft[:0] != 0, labels[:0], scores[:0], kernel, sigma)
     area = (_sums(soft) if area is None else area).double()
-    order, decay = descending(scores), scores.double()
+    decay = scores.double()
     for label in labels.unique():
-        group = order[labels[order] == label]
+        group = (labels == label).nonzero()[:, 0]
         inter = _products(soft[group])
         union = area[group][:, None] + area[group][None, :] - inter
         iou = torch.where(union == 0, 0.0, inter / union)
         decay[group] = decay_of(iou, kernel, sigma)
     return (scores * decay).to(scores.dtype)
+
+
+def _areas(rows: Tensor | BitMasks) -> Tensor:
+    return rows.areas if isinstance(rows, BitMasks) else count_rows(rows).sum(1)
 
 
 def _parts(masks: Tensor) -> tuple[Tensor, ...]:
