@@ -30,6 +30,43 @@ SOLO_ATTN_HOST_DEVICE inline Tap<T> bilinear_tap(int64_t d, int64_t in, int64_t 
           static_cast<T>(static_cast<double>(place % (2 * out)) / static_cast<double>(2 * out))};
 }
 
+// bilinear_tap of d = 0, 1, 2, ... in turn, without a division of integers for each. `out` may be 0.
+template <class T>
+class TapWalk {
+ public:
+  TapWalk(int64_t in, int64_t out)
+      : in_(in),
+        unit_(out == 0 ? 1 : 2 * out),
+        step_(2 * in / unit_),
+        step_rest_(2 * in % unit_),
+        low_(0),
+        rest_(in - out) {
+    while (rest_ < 0) {
+      rest_ += unit_;
+      --low_;
+    }
+    low_ += rest_ / unit_;
+    rest_ %= unit_;
+  }
+
+  Tap<T> next() {
+    const int64_t low = low_, rest = rest_;
+    low_ += step_;
+    rest_ += step_rest_;
+    if (rest_ >= unit_) {
+      rest_ -= unit_;
+      ++low_;
+    }
+    if (low < 0) return {0, in_ > 1 ? 1 : 0, T(0)};
+    if (low >= in_ - 1) return {in_ - 1, in_ - 1, T(0)};
+    return {low, low + 1, static_cast<T>(static_cast<double>(rest) / static_cast<double>(unit_))};
+  }
+
+ private:
+  int64_t in_, unit_, step_, step_rest_;
+  int64_t low_, rest_;  // (2 d + 1) in - out = low 2 out + rest
+};
+
 // The sizes of one axis, for taps computed without a division on a GPU; in < 2^27, out < 2^29. `unit` is
 // 1 / (2 out).
 struct TapAxis {

@@ -42,8 +42,10 @@ class AxisTable {
  public:
   AxisTable(int64_t in, int64_t out)
       : in_(in), out_(out), low_(padded(out)), near_(padded(out)), far_(padded(out)) {
+    TapWalk<T> walk(in, out);
+    Tap<T> tap{};
     for (int64_t d = 0; d < padded(out); ++d) {
-      const Tap<T> tap = bilinear_tap<T>(std::min(d, out - 1), in, out);
+      if (d < out) tap = walk.next();
       low_[d] = static_cast<int32_t>(tap.low);
       near_[d] = T(1) - tap.weight;
       far_[d] = tap.weight;
@@ -73,21 +75,23 @@ template <class T>
 class PartsTable {
  public:
   PartsTable(int64_t in, int64_t out) : in_(in), out_(out), begin_(in), count_(in), place_(in) {
+    std::vector<Tap<T>> taps(out);
+    TapWalk<T> walk(in, out);
+    for (Tap<T>& tap : taps) tap = walk.next();
+    weight_.reserve(2 * out);
     for (int64_t i = 0; i < in; ++i) {
       begin_[i] = bilinear_first(i - 1, in, out);
       const int64_t end = bilinear_first(i + 1, in, out);
       // Weights of 0 are left out: an infinite gradient of a neighbour must not become NaN here.
-      while (begin_[i] < end && part(i, begin_[i]) == 0) ++begin_[i];
+      while (begin_[i] < end && bilinear_part(i, taps[begin_[i]]) == 0) ++begin_[i];
       place_[i] = static_cast<int64_t>(weight_.size());
-      for (int64_t d = begin_[i]; d < end; ++d) weight_.push_back(part(i, d));
+      for (int64_t d = begin_[i]; d < end; ++d) weight_.push_back(bilinear_part(i, taps[d]));
       count_[i] = end - begin_[i];
     }
   }
   Parts<T> view() const { return {in_, out_, begin_.data(), count_.data(), place_.data(), weight_.data()}; }
 
  private:
-  T part(int64_t i, int64_t d) const { return bilinear_part(i, bilinear_tap<T>(d, in_, out_)); }
-
   int64_t in_, out_;
   std::vector<int64_t> begin_, count_, place_;
   std::vector<T> weight_;

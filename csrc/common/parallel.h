@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <vector>
 
 namespace solo_attn {
 
@@ -23,19 +24,60 @@ void parallel_for(int64_t count, int64_t cost, const F& f) {
   }
 }
 
-// For items of unequal cost: each thread calls f(next) once, and next() gives the next item that no thread
-// has taken, or -1 if there is none.
+// Items that threads take one by one. Each begins with a share of adjacent ones, the same in every op on the
+// same cells, so that it finds in its own cache what it has read or written before; a thread that has none
+// left takes the last one of another's share.
+class Shares {
+ public:
+  Shares(int64_t count, int64_t threads) : shares_(threads) {
+    for (int64_t t = 0; t < threads; ++t) {
+      const int64_t begin = count * t / threads, end = count * (t + 1) / threads;
+      shares_[t].left.store(packed(begin, end), std::memory_order_relaxed);
+    }
+  }
+
+  // An item that nobody has taken, or -1 if there is none.
+  int64_t next(int64_t thread) {
+    const auto threads = static_cast<int64_t>(shares_.size());
+    int64_t item = take(shares_[thread], true);
+    for (int64_t t = 1; item < 0 && t < threads; ++t) item = take(shares_[(thread + t) % threads], false);
+    return item;
+  }
+
+ private:
+  struct alignas(64) Share {
+    std::atomic<uint64_t> left{0};  // [begin, end), 32 bits each
+  };
+
+  static uint64_t packed(int64_t begin, int64_t end) {
+    return static_cast<uint64_t>(begin) << 32 | static_cast<uint64_t>(end);
+  }
+
+  static int64_t take(Share& share, bool first) {
+    uint64_t left = share.left.load(std::memory_order_relaxed);
+    for (;;) {
+      const auto begin = static_cast<int64_t>(left >> 32), end = static_cast<int64_t>(left & 0xffffffff);
+      if (begin >= end) return -1;
+      const uint64_t rest = first ? packed(begin + 1, end) : packed(begin, end - 1);
+      if (share.left.compare_exchange_weak(left, rest, std::memory_order_relaxed)) {
+        return first ? begin : end - 1;
+      }
+    }
+  }
+
+  std::vector<Share> shares_;
+};
+
+// For items of unequal cost, fewer than 2^32: each thread calls f(next) once, and next() gives the next item
+// of `Shares`, or -1 if there is none.
 template <class F>
 void parallel_dynamic(int64_t count, int64_t cost, const F& f) {
   if (count <= 0) return;
-  std::atomic<int64_t> taken{0};
-  const auto next = [&] {
-    const int64_t item = taken.fetch_add(1, std::memory_order_relaxed);
-    return item < count ? item : int64_t(-1);
-  };
   const int64_t worthwhile = (count * cost + kWorthwhile - 1) / kWorthwhile;
   const int64_t threads = std::min({thread_count(), count, std::max<int64_t>(1, worthwhile)});
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) { f(next); });
+  Shares shares(count, threads);
+  torch::stable::parallel_for(
+      0, threads, 1, [&](int64_t thread, int64_t) { f([&shares, thread] { return shares.next(thread); }); });
 }
 
 }  // namespace solo_attn

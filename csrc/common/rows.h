@@ -29,8 +29,9 @@ class TapTable {
  public:
   TapTable(int64_t in, int64_t out) : in_(in), low_(out), high_(out), weight_(out) {
     check(in <= std::numeric_limits<int32_t>::max(), "expected fewer than 2^31 rows and columns, got ", in);
+    TapWalk<T> walk(in, out);
     for (int64_t d = 0; d < out; ++d) {
-      const Tap<T> tap = bilinear_tap<T>(d, in, out);
+      const Tap<T> tap = walk.next();
       low_[d] = static_cast<int32_t>(tap.low);
       high_[d] = static_cast<int32_t>(tap.weight == 0 ? tap.low : tap.high);
       weight_[d] = tap.weight == 0 ? T(0.5) : tap.weight;

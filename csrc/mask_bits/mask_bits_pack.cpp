@@ -1,8 +1,8 @@
 // Masks in bytes to masks in bits and back: the ops mask_bits_pack and mask_bits_unpack.
 //
-// Bytes of one mask of P pixels: P read and P / 8 written, and the other way round. The bytes of a large result
-// are in pages that the system has cleared (common/fresh.h), which takes longer than the rest; there only
-// words with a set pixel are expanded, which are few, since most of most masks is empty.
+// Bytes of one mask of P pixels: P read and P / 8 written, and the other way round. The bytes of a large
+// result are in pages that the system has cleared (common/fresh.h), which takes longer than the rest; there
+// only words with a set pixel are expanded, which are few, since most of most masks is empty.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

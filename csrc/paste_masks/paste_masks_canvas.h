@@ -245,8 +245,8 @@ class Canvas {
     });
   }
 
-  // The cells from the largest to the smallest, if whole ones, in this order, keep all threads busy to a
-  // tenth: that takes less than sharing each.
+  // The cells, dealt to the threads from the largest to the smallest, if whole ones keep all threads busy to
+  // a tenth: that takes less than sharing each.
   static std::optional<std::vector<int64_t>> even(const std::vector<Outline>& outlines) {
     const auto pixels = [&](int64_t c) {
       const Box& box = outlines[c].box;
@@ -263,7 +263,11 @@ class Canvas {
     }
     const double most = *std::max_element(loads.begin(), loads.end());
     if (most * static_cast<double>(loads.size()) > 1.1 * total) return std::nullopt;
-    return order;
+    std::vector<int64_t> dealt;
+    for (size_t thread = 0; thread < loads.size(); ++thread) {
+      for (size_t c = thread; c < order.size(); c += loads.size()) dealt.push_back(order[c]);
+    }
+    return dealt;
   }
 
   Outline outline_of(int64_t k, const Room& room) const {
