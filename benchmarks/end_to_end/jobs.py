@@ -1,4 +1,4 @@
-"""The races, and the rows of their results in `end_to_end.json` and docs/results.md."""
+"""The races, and the rows of their results in `end_to_end.json` and docs/speed.md."""
 
 from __future__ import annotations
 

@@ -2,10 +2,11 @@
 
 python -m benchmarks.ops.threads
 
-Both numbers of threads take turns in one process, and medians count. Three floors stand beside them: the
+Both numbers of threads take turns in one process, and medians count. Four floors stand beside them: the
 same call on one tiny mask, which no thread can share (Python, dispatch, autograd); masks of which nothing is
-set, where the op only gets the memory of its result; and what PyTorch takes to write as much memory that is
-there already, in which threads share little but the bandwidth.
+set, where the op only gets the memory of its result; what PyTorch takes to write as much memory that is
+there already, in which threads share little but the bandwidth; and arithmetic of PyTorch's that hardly needs
+memory, of which a second core could take the half.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ COUNTS: dict[str, tuple[int, tuple[int, int]]] = {
     "500 small masks": (500, SMALL),
 }
 WRITTEN = 106 << 20  # bytes: the largest result, of the many small masks
+COMPUTED = 1 << 18  # numbers of the arithmetic
 STARTED = 40_000  # numbers whose sign PyTorch changes: the least that it starts threads for is 32,768
 Run = Callable[[], Any]
 
@@ -99,6 +101,8 @@ def main(
         seconds = 0
     numbers = torch.ones(STARTED)
     start = seconds_of(by_threads(functools.partial(torch.neg, numbers)), seconds)
+    more = torch.linspace(1, 6, 1 << 16 if dry_run else COMPUTED)
+    computed = seconds_of(by_threads(functools.partial(torch.lgamma, more)), seconds)
     memory = torch.zeros(1 << 20 if dry_run else WRITTEN, dtype=torch.uint8)
     written = seconds_of(by_threads(functools.partial(memory.fill_, 1)), seconds)
     one_tiny = dict(runs_of(*large_masks(1, TINY)))
@@ -117,7 +121,13 @@ def main(
             rows.append(row)
     if not dry_run:
         memory_of = {"bytes": memory.numel(), **written}
-        found = {"environment": where, "start": start, "memory": memory_of, "rows": rows}
+        found = {
+            "environment": where,
+            "start": start,
+            "computed": computed,
+            "memory": memory_of,
+            "rows": rows,
+        }
         text = json.dumps(found, indent=1)
         (RESULTS / CPU / "threads.json").write_text(text + "\n", encoding="utf-8")
 

@@ -23,6 +23,7 @@ from . import (
     results_page,
     scaling,
     speed,
+    speed_page,
     stored,
     training_page,
 )
@@ -38,6 +39,7 @@ PAGES: dict[str, Mapping[str, Callable[[], str]]] = {
     "docs/predict.md": predict_page.BLOCKS,
     "docs/reliability.md": reliability_page.BLOCKS,
     "docs/results.md": results_page.BLOCKS,
+    "docs/speed.md": speed_page.BLOCKS,
     "docs/training.md": training_page.BLOCKS,
 }
 

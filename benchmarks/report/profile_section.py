@@ -1,4 +1,4 @@
-"""Where the time of a prediction and of a training step goes, a section of docs/results.md."""
+"""Where the time of a prediction and of a training step goes, a section of docs/speed.md."""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ from statistics import mean
 
 from . import speed, stored
 from .comparisons import ATTENTION, DATA, NO_COORDS, SOLO, difference, form_of, seeds_of
-from .results_page import NUCLEI, measured_where
+from .results_page import NUCLEI
+from .speed_page import measured_where
 from .stored import measured_on, per_cent, table
 
 ROWS = ("mmdet_nms_real", "mmdet_train", "paste_masks_rle")
@@ -26,7 +27,7 @@ def hero() -> str:
 
 
 def fast() -> str:
-    """Three rows of the speed table in docs/results.md."""
+    """Three rows of the speed table in docs/speed.md."""
     rows = [line for line in speed.compared(stored.kept) if line[0].name in ROWS]
     return f"{speed.rows_of(rows)}\n\nMeasured: {measured_where()}."
 

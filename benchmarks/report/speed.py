@@ -28,7 +28,7 @@ HOW = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row of the table in docs/results.md.
+    """One row of the table in docs/speed.md.
 
     Attributes:
         work: in words.

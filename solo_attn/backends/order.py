@@ -81,7 +81,7 @@ ORDER: dict[str, tuple[Row, ...]] = {
             0,
             ("cpu", "reference"),
             "measured",
-            "docs/results.md, on a CPU; there Triton is its interpreter, for tests",
+            "docs/speed.md, on a CPU; there Triton is its interpreter, for tests",
         ),
     ),
 }

@@ -1,4 +1,4 @@
-"""docs/results.md and README.md, of measurements made up here, and of missing ones."""
+"""docs/results.md, docs/speed.md and README.md, of measurements made up here, and of missing ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.report import comparisons, keep_run, pages, results_page, speed, stored, where_it_loses
+from benchmarks.report import comparisons, keep_run, pages, speed, speed_page, stored, where_it_loses
 from solo_attn.evaluation import METRICS, SYSTEMS, CocoMetrics, summary_json
 from solo_attn.training import Config
 
@@ -115,7 +115,8 @@ def write(results: Path, made: dict[str, Any]) -> None:
 
 
 def page() -> str:
-    return pages.filled("docs/results.md")
+    """Both pages that are made of results."""
+    return pages.filled("docs/results.md") + pages.filled("docs/speed.md")
 
 
 def test_nothing_measured(results: Path) -> None:
@@ -124,7 +125,7 @@ def test_nothing_measured(results: Path) -> None:
     assert "**Nothing has been measured on a GPU.**" in text
     assert "In nothing that was measured." in text
     assert f"- {speed.COMPARISONS[0].work}, against mmdetection." in text
-    assert results_page.beside_others().count("not measured") == len(speed.COMPARISONS)
+    assert speed_page.beside_others().count("not measured") == len(speed.COMPARISONS)
 
 
 def test_the_front_page(results: Path) -> None:
@@ -255,11 +256,11 @@ def test_half_of_the_benchmarks_fills_its_half(results: Path) -> None:
     entry = {"op": "mask_iou", "what": "x", "direction": "forward", "ours": "cpu", "memory": {}}
     entry["seconds"] = seconds(cpu=0.002, PyTorch=0.004, pycocotools=0.01)
     write(results, {"cpu/ops": {"environment": FACTS, "benchmarks": {"mask_iou": entry}}})
-    text = results_page.beside_others()
+    text = speed_page.beside_others()
     assert "| pycocotools | 10.0 | 2.00 | – | 5.0x |" in text
     assert text.count("not measured") == len(speed.COMPARISONS) - 1
     assert "what is compared with mmdetection 3.3.0 not yet" in text
-    assert "| 2.00 | 4.00 | – | – | – | – | – | – |" in results_page.ops()
+    assert "| 2.00 | 4.00 | – | – | – | – | – | – |" in speed_page.ops()
 
 
 @pytest.mark.parametrize(("name", "pictures"), [("scenes", 2), ("nuclei", 1)])

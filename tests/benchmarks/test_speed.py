@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.report import results_page, speed, stored
+from benchmarks.report import speed, speed_page, stored
 from solo_attn.bench import COMPILED, FLOOR, PLAIN
 
 # Times as fast as the other, at least, and the share of its memory, at most, that a stored result must show.
@@ -97,13 +97,13 @@ def test_a_quick_run_has_no_torch_compile(results: dict[str, Any]) -> None:
 
 def test_the_block_follows_the_results(results: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stored, "kept", results.__getitem__)
-    text = results_page.beside_others()
+    text = speed_page.beside_others()
     assert "a CPU, 2 threads, torch 2.11, commit abc, 2026-01-02" in text
     assert "100 MiB against 400 (25%)" in text
     changed = copy.deepcopy(results)
     changed["mmdet"]["benchmarks"]["mmdet_nms"]["seconds"]["mmdetection"]["median"] *= 2
     monkeypatch.setattr(stored, "kept", changed.__getitem__)
-    assert results_page.beside_others() != text
+    assert speed_page.beside_others() != text
 
 
 def test_how_quiet_it_was_is_said(results: dict[str, Any]) -> None:
