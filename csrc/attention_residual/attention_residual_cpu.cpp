@@ -86,8 +86,8 @@ void check_arguments(const char* what, const Tensor& logits, const Tensor& featu
   attention_residual::check_arguments(what, logits, features, features.is_cpu() && logits.is_cpu());
 }
 
-// Both are contiguous and [B, N, H, W]; they may be the same tensor.
-void add(const Tensor& logits, const Tensor& grid_features, double scale, Tensor& out) {
+// Both are contiguous and [B, N, H, W]; they may be the same tensor, of which nothing is new.
+void add(const Tensor& logits, const Tensor& grid_features, double scale, Tensor& out, NewPages* pages) {
   const Tensor features = torch::stable::contiguous(grid_features);
   const Sizes size = sizes(logits, features);
   const int64_t channels = size.channels, cells = size.cells(), width = size.width;
@@ -114,6 +114,7 @@ void add(const Tensor& logits, const Tensor& grid_features, double scale, Tensor
                         last = std::min({(g + kGroups) * kTileRows, end * kTileRows, cells});
           for (int64_t n = first; n < last; ++n) {
             const int64_t offset = size.logits_offset(b, n);
+            if (pages != nullptr) pages->reach(to + offset, size.pixels() * sizeof(S));
             call<Add<S, T>>(in + offset, static_cast<const T*>(maps.get()) + (n - first) * stride, y.view(),
                             x.view(), to + offset, memory.get());
           }
@@ -126,13 +127,15 @@ void add(const Tensor& logits, const Tensor& grid_features, double scale, Tensor
 Tensor attention_residual_cpu(const Tensor& mask_logits, const Tensor& grid_features, double scale, bool) {
   check_arguments("mask_logits", mask_logits, grid_features);
   Tensor out = fresh(mask_logits, mask_logits.sizes());
-  add(torch::stable::contiguous(mask_logits), grid_features, scale, out);
+  NewPages pages(out.mutable_data_ptr(), bytes_of(out));
+  add(torch::stable::contiguous(mask_logits), grid_features, scale, out, &pages);
   return out;
 }
 
 void attention_residual_inplace_cpu(Tensor mask_logits, const Tensor& grid_features, double scale, bool) {
   check_arguments("mask_logits", mask_logits, grid_features);
-  write_over(mask_logits, [&](const Tensor& in, Tensor& out) { add(in, grid_features, scale, out); });
+  write_over(mask_logits,
+             [&](const Tensor& in, Tensor& out) { add(in, grid_features, scale, out, nullptr); });
 }
 
 Tensor attention_residual_bwd_cpu(const Tensor& grad, const Tensor& grid_features, double scale, bool) {

@@ -5,11 +5,12 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -19,50 +20,84 @@
 
 namespace solo_attn {
 
-// Asks for huge pages for the whole ones in this range, which is new memory. The system maps memory page by
-// page when it is first written; with pages of 4 KiB that takes several times as long as the writes. Where
-// the system has no huge pages, nothing changes.
+constexpr std::uintptr_t kHugePage = std::uintptr_t{2} << 20;
+
+// Huge pages for a large new result. The system maps memory page by page when it is first written; with pages
+// of 4 KiB that takes several times as long as the writes. Where the system has no huge pages, nothing
+// changes.
 //
 // Where free memory is in small pieces, the system moves other pages first to make room for a huge one, and a
-// virtual machine may have handed large pieces of free memory back to its host. Then huge pages take as long
-// as small ones or longer. So every eighth page is written here: if one takes that long, the rest is left to
-// small pages, and so are other results, until the time lost to that page is 2 % of what has passed.
-inline void ask_for_huge_pages(void* data, std::size_t bytes) {
+// virtual machine may have handed large pieces of free memory back to its host, but not the small ones. Then
+// huge pages take longer than small ones. So threads say what they are about to write: a page is touched by
+// the first of them and timed, and where pages take longer than small ones would, those that nobody has
+// touched are left to small pages.
+class NewPages {
+ public:
+  // `data` has not been written to.
+  NewPages(void* data, std::size_t bytes) {
 #if defined(MADV_HUGEPAGE)
-  using Clock = std::chrono::steady_clock;
-  constexpr std::uintptr_t kPage = std::uintptr_t{2} << 20, kLeast = 2 * kPage, kEvery = 8 * kPage;
-  constexpr auto kSlow = std::chrono::milliseconds(1);
-  constexpr int kPause = 50;  // times what the slow page took
-  static std::atomic<Clock::rep> resume{std::numeric_limits<Clock::rep>::min()};
-  const auto begin = (reinterpret_cast<std::uintptr_t>(data) + kPage - 1) / kPage * kPage;
-  const auto end = (reinterpret_cast<std::uintptr_t>(data) + bytes) / kPage * kPage;
-  if (bytes < kLeast || end <= begin) return;
-  if (Clock::now().time_since_epoch().count() < resume.load(std::memory_order_relaxed)) return;
-  if (::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE) != 0) return;
-  auto before = Clock::now();
-  for (auto page = begin; page < end; page += kEvery) {
-    *reinterpret_cast<volatile char*>(page) = 0;
-    const auto now = Clock::now();
-    if (now - before > kSlow) {
-      const auto rest = page + kPage;
-      if (rest < end) (void)::madvise(reinterpret_cast<void*>(rest), end - rest, MADV_NOHUGEPAGE);
-      resume.store((now + kPause * (now - before)).time_since_epoch().count(), std::memory_order_relaxed);
-      return;
-    }
-    before = now;
-  }
+    const auto begin = (reinterpret_cast<std::uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;
+    const auto end = (reinterpret_cast<std::uintptr_t>(data) + bytes) / kHugePage * kHugePage;
+    if (end < begin + 2 * kHugePage) return;
+    if (::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE) != 0) return;
+    begin_ = begin;
+    end_ = end;
+    touched_ = std::make_unique<std::atomic<bool>[]>((end - begin) / kHugePage);
+    huge_.store(true, std::memory_order_relaxed);
 #else
-  (void)data, (void)bytes;
+    (void)data, (void)bytes;
 #endif
+  }
+
+  // Before any of [from, from + bytes) is written.
+  void reach(void* from, std::size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+    using Clock = std::chrono::steady_clock;
+    using std::chrono::microseconds;
+    constexpr int64_t kSmall = 500;  // microseconds that small pages take in the place of a huge one, about
+    if (!huge_.load(std::memory_order_relaxed)) return;
+    const auto first = std::max(reinterpret_cast<std::uintptr_t>(from), begin_);
+    const auto last = std::min(reinterpret_cast<std::uintptr_t>(from) + bytes, end_);
+    for (auto place = first; place < last; place = (place / kHugePage + 1) * kHugePage) {
+      std::atomic<bool>& touched = touched_[(place - begin_) / kHugePage];
+      if (touched.load(std::memory_order_relaxed) || touched.exchange(true)) continue;
+      const auto before = Clock::now();
+      touch(place);
+      const int64_t taken = std::chrono::duration_cast<microseconds>(Clock::now() - before).count();
+      if (saved_.fetch_add(kSmall - taken) + kSmall - taken < 0) {
+        if (huge_.exchange(false)) {
+          (void)::madvise(reinterpret_cast<void*>(begin_), end_ - begin_, MADV_NOHUGEPAGE);
+        }
+        return;
+      }
+    }
+#else
+    (void)from, (void)bytes;
+#endif
+  }
+
+ private:
+  // A write that changes nothing, since another thread may write its part of the page.
+  static void touch(std::uintptr_t place) {
+    const volatile char nothing = 0;
+    __atomic_fetch_or(reinterpret_cast<char*>(place), nothing, __ATOMIC_RELAXED);
+  }
+
+  std::uintptr_t begin_ = 0, end_ = 0;
+  std::unique_ptr<std::atomic<bool>[]> touched_;  // of each page
+  std::atomic<bool> huge_{false};
+  std::atomic<int64_t> saved_{5000};  // microseconds; some may be lost first
+};
+
+inline std::size_t bytes_of(const torch::stable::Tensor& x) {
+  return static_cast<std::size_t>(x.numel()) * x.element_size();
 }
 
 // A new, uninitialised result with the dtype of `like` unless another one is given.
 inline torch::stable::Tensor fresh(const torch::stable::Tensor& like,
                                    torch::headeronly::IntHeaderOnlyArrayRef sizes,
                                    std::optional<torch::headeronly::ScalarType> dtype = std::nullopt) {
-  torch::stable::Tensor out = torch::stable::new_empty(like, sizes, dtype);
-  ask_for_huge_pages(out.mutable_data_ptr(), static_cast<std::size_t>(out.numel()) * out.element_size());
-  return out;
+  return torch::stable::new_empty(like, sizes, dtype);
 }
 
 // A new result of bools that are all false, in pages of its own: the system hands them out as zeros, so that
@@ -71,20 +106,18 @@ inline torch::stable::Tensor fresh(const torch::stable::Tensor& like,
 inline std::optional<torch::stable::Tensor> blank_masks(const torch::stable::Tensor& like,
                                                         const std::vector<int64_t>& sizes) {
 #if defined(MADV_HUGEPAGE)
-  constexpr std::size_t kPage = std::size_t{2} << 20, kLeast = std::size_t{32} << 20,
-                        kMost = std::size_t{1} << 46;
+  constexpr std::size_t kLeast = std::size_t{32} << 20, kMost = std::size_t{1} << 46;
   double about = 1;
   for (const int64_t size : sizes) about *= static_cast<double>(size);
   if (about < kLeast || about > kMost) return std::nullopt;
   std::vector<int64_t> strides(sizes.size());
   int64_t bytes = 1;
   for (std::size_t d = sizes.size(); d-- > 0; bytes *= sizes[d]) strides[d] = bytes;
-  const std::size_t whole = (static_cast<std::size_t>(bytes) + kPage - 1) / kPage * kPage,
-                    room = whole + kPage;
+  const std::size_t whole = (static_cast<std::size_t>(bytes) + kHugePage - 1) / kHugePage * kHugePage;
+  const std::size_t room = whole + kHugePage;
   void* pages = ::mmap(nullptr, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (pages == MAP_FAILED) return std::nullopt;
-  const auto begin = (reinterpret_cast<std::uintptr_t>(pages) + kPage - 1) / kPage * kPage;
-  ask_for_huge_pages(reinterpret_cast<void*>(begin), whole);
+  const auto begin = (reinterpret_cast<std::uintptr_t>(pages) + kHugePage - 1) / kHugePage * kHugePage;
   return torch::stable::from_blob(reinterpret_cast<void*>(begin), sizes, strides, like.device(),
                                   torch::headeronly::ScalarType::Bool,
                                   [pages, room](void*) { (void)::munmap(pages, room); });

@@ -99,14 +99,16 @@ Tensor mask_bits_unpack_cpu(const Tensor& words, const std::optional<Tensor>& in
   const Tensor in = words.stride(1) == 1 ? words : torch::stable::contiguous(words);
   const std::optional<Tensor> blank = blank_masks(in, {taken.count(), pixels});
   Tensor out = blank ? *blank : fresh(in, {taken.count(), pixels}, ScalarType::Bool);
+  NewPages pages(out.mutable_data_ptr(), bytes_of(out));
   const auto* from = static_cast<const uint64_t*>(in.const_data_ptr());
   auto* to = static_cast<uint8_t*>(out.mutable_data_ptr());
   const int64_t stride = in.stride(0), parts = (needed + kPart - 1) / kPart;
   parallel_for(taken.count() * parts, std::min(pixels, kPart * kWord) / 16, [&](int64_t first, int64_t last) {
     for (int64_t item = first; item < last; ++item) {
       const int64_t k = item / parts, part = item % parts * kPart, begin = part * kWord;
-      call<Expand>(from + taken[k] * stride + part, std::min(pixels - begin, kPart * kWord),
-                   blank.has_value(), to + k * pixels + begin);
+      const int64_t here = std::min(pixels - begin, kPart * kWord);
+      pages.reach(to + k * pixels + begin, here);
+      call<Expand>(from + taken[k] * stride + part, here, blank.has_value(), to + k * pixels + begin);
     }
   });
   return out;

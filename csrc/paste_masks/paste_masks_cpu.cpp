@@ -103,10 +103,12 @@ struct Pixels {
   int64_t height, width;
   bool* out;
   bool blank;  // all false already
+  NewPages* pages;
 
   // All threads clear the result of a few cells: the box of one of them may be small.
   void clear(int64_t count) {
     parallel_for(count * height, width / 16, [&](int64_t begin, int64_t end) {
+      pages->reach(out + begin * width, (end - begin) * width);
       std::fill(out + begin * width, out + end * width, false);
     });
     blank = true;
@@ -117,7 +119,12 @@ struct Pixels {
   void add(int64_t k, int64_t, int64_t, const Paste<T>& paste, T threshold, uint8_t* bytes,
            uint64_t* words) const {
     bool* mask = out + k * height * width;
-    if (!blank) std::fill_n(mask, height * width, false);  // while it is in the cache
+    if (blank) {
+      pages->reach(mask + paste.y.begin * width, (paste.y.end - paste.y.begin) * width);
+    } else {
+      pages->reach(mask, height * width);
+      std::fill_n(mask, height * width, false);  // while it is in the cache
+    }
     call<ToPixels<T>>(paste, threshold, bytes, words, mask);
   }
   void end(int64_t, Box, int64_t) const {}
@@ -153,9 +160,10 @@ Tensor paste_masks_cpu(const Tensor& coarse, const std::optional<Tensor>& attent
   const int64_t height = original_size[0], width = original_size[1];
   std::optional<Tensor> blank = blank_masks(coarse, {coarse.size(0), height, width});
   Tensor masks = blank ? *blank : fresh(coarse, {coarse.size(0), height, width}, ScalarType::Bool);
+  NewPages pages(masks.mutable_data_ptr(), bytes_of(masks));
   dispatch_float("paste_masks", coarse.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
-    Pixels pixels{height, width, static_cast<bool*>(masks.mutable_data_ptr()), blank.has_value()};
+    Pixels pixels{height, width, static_cast<bool*>(masks.mutable_data_ptr()), blank.has_value(), &pages};
     const Canvas<S, accumulator_t<S>> canvas(coarse, attention, s, threshold);
     if (!blank && canvas.shared()) pixels.clear(coarse.size(0));
     canvas.run(pixels);

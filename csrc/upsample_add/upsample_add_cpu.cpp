@@ -111,6 +111,7 @@ Tensor upsample_add_cpu(const Tensor& coarse_logits, const std::optional<Tensor>
   Tensor rows = coarse;
   if (attention) rows = torch::stable::contiguous(*attention);
   Tensor out = fresh(coarse, {count, height, width});
+  NewPages pages(out.mutable_data_ptr(), bytes_of(out));
   dispatch_float("upsample_add", coarse.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = accumulator_t<S>;
@@ -122,7 +123,11 @@ Tensor upsample_add_cpu(const Tensor& coarse_logits, const std::optional<Tensor>
     S* to = out.mutable_data_ptr<S>();
     parallel_for(count * height, width / 4, [&](int64_t begin, int64_t end) {
       const auto memory = scratch<T>(padded(width) + expanded_room(c.x) + expanded_room(a.x));
-      call<Add<S, T>>(from, c, add, a, to, begin, end, memory.get());
+      for (int64_t row = begin, stop; row < end; row = stop) {
+        stop = std::min(end, (row / height + 1) * height);  // of the same cell
+        pages.reach(to + row * width, (stop - row) * width * sizeof(S));
+        call<Add<S, T>>(from, c, add, a, to, row, stop, memory.get());
+      }
     });
   });
   return out;
