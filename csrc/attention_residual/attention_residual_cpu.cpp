@@ -2,7 +2,7 @@
 //
 // S = 40, C = 256, 168 x 336, float32: 361 MB are read and 361 MB written; in place these are the same cache
 // lines. Out of place the result is new memory, whose page faults take longer than everything else: 3/4 of
-// the time in small pages, half of it in huge ones (common/fresh.h). (Into memory that is there already,
+// the time in small pages, half of it in huge ones (common/new_pages.h). (Into memory that is there already,
 // stores past the cache took 32 ms and ordinary ones 27.) The dot products are 2 C N^2 = 1.31 GFLOP: 8 ms on
 // two cores of 2.5 GHz with AVX-512. Upsampling is 3 flops per pixel from rows in the L1 cache, 0.27 GFLOP,
 // and the interpolation along x a quarter of that. So the lower bound is one read and one write of the logits
@@ -17,8 +17,8 @@
 #include "../common/bilinear_rows.h"
 #include "../common/check.h"
 #include "../common/dtypes.h"
-#include "../common/fresh.h"
 #include "../common/gemm.h"
+#include "../common/new_pages.h"
 #include "../common/parallel.h"
 #include "../grid_attention/grid_attention_cpu.h"
 #include "attention_residual.h"
@@ -126,7 +126,7 @@ void add(const Tensor& logits, const Tensor& grid_features, double scale, Tensor
 
 Tensor attention_residual_cpu(const Tensor& mask_logits, const Tensor& grid_features, double scale, bool) {
   check_arguments("mask_logits", mask_logits, grid_features);
-  Tensor out = fresh(mask_logits, mask_logits.sizes());
+  Tensor out = torch::stable::new_empty(mask_logits, mask_logits.sizes());
   NewPages pages(out.mutable_data_ptr(), bytes_of(out));
   add(torch::stable::contiguous(mask_logits), grid_features, scale, out, &pages);
   return out;
@@ -144,7 +144,7 @@ Tensor attention_residual_bwd_cpu(const Tensor& grad, const Tensor& grid_feature
                features = torch::stable::contiguous(grid_features);
   const Sizes size = sizes(upstream, features);
   const int64_t cells = size.cells();
-  Tensor out = fresh(features, features.sizes());
+  Tensor out = torch::stable::new_empty(features, features.sizes());
   dispatch_float("attention_residual", features.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = accumulator_t<S>;

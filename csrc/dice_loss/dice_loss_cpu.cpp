@@ -22,7 +22,6 @@
 #include "../common/cells.h"
 #include "../common/describe.h"
 #include "../common/dtypes.h"
-#include "../common/fresh.h"
 #include "../common/parallel.h"
 #include "../common/probability.h"
 #include "dice_loss.h"
@@ -208,8 +207,8 @@ std::tuple<Tensor, Tensor> dice_loss_cpu(const Tensor& coarse, const std::option
   check_arguments(coarse, attention, targets);
   const int64_t count = coarse.size(0);
   const ScalarType wide = accumulator_dtype(coarse.scalar_type());
-  Tensor losses = fresh(coarse, {count}, wide);
-  Tensor sums = fresh(coarse, {count, 2}, wide);
+  Tensor losses = torch::stable::new_empty(coarse, {count}, wide);
+  Tensor sums = torch::stable::new_empty(coarse, {count, 2}, wide);
   dispatch_float("dice_loss", coarse.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = accumulator_t<S>;
@@ -251,8 +250,8 @@ std::tuple<Tensor, Tensor> dice_loss_bwd_cpu(const Tensor& grad, const Tensor& c
   const Tensor grads = torch::stable::contiguous(grad), kept = torch::stable::contiguous(sums);
   const int64_t ch = coarse_wanted ? coarse.size(1) : 0, cw = coarse_wanted ? coarse.size(2) : 0;
   const int64_t edge = attention_wanted ? side : 0;
-  Tensor coarse_grad = fresh(coarse, {count, ch, cw});
-  Tensor attention_grad = fresh(coarse, {count, edge, edge});
+  Tensor coarse_grad = torch::stable::new_empty(coarse, {count, ch, cw});
+  Tensor attention_grad = torch::stable::new_empty(coarse, {count, edge, edge});
   if (ch + edge == 0) return {coarse_grad, attention_grad};
   dispatch_float("dice_loss", coarse.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;

@@ -16,7 +16,6 @@
 
 #include "../common/check.h"
 #include "../common/dtypes.h"
-#include "../common/fresh.h"
 #include "grid_attention.h"
 #include "grid_attention_arguments.h"
 
@@ -275,8 +274,8 @@ Tensor grid_attention_cpu(const Tensor& grid_features, double scale, const std::
   std::vector<Chosen> chosen;
   if (cells) chosen = by_image(*cells, grid_features);
   const Tensor features = torch::stable::contiguous(grid_features);
-  Tensor out =
-      cells ? fresh(features, {cells->size(0), side, side}) : fresh(features, {batch, count, side, side});
+  Tensor out = cells ? torch::stable::new_empty(features, {cells->size(0), side, side})
+                     : torch::stable::new_empty(features, {batch, count, side, side});
   dispatch_float("grid_attention", features.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = accumulator_t<S>;
@@ -304,7 +303,7 @@ Tensor grid_attention_bwd_cpu(const Tensor& grad, const Tensor& grid_features, d
   check_grad(grad, grid_features, cells, grad.is_cpu());
   const Tensor features = torch::stable::contiguous(grid_features),
                upstream = torch::stable::contiguous(grad);
-  Tensor out = fresh(features, features.sizes());
+  Tensor out = torch::stable::new_empty(features, features.sizes());
   dispatch_float("grid_attention", features.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = accumulator_t<S>;

@@ -23,7 +23,6 @@
 #include "../common/bits.h"
 #include "../common/cells.h"
 #include "../common/dtypes.h"
-#include "../common/fresh.h"
 #include "../common/parallel.h"
 #include "../common/probability.h"
 #include "mask_bits.h"
@@ -229,9 +228,9 @@ std::tuple<Tensor, Tensor, Tensor> mask_bits_cpu(const Tensor& coarse, const std
   check_size("mask_bits", "out_size", out_size);
   const int64_t count = coarse.size(0), height = out_size[0], width = out_size[1];
   const int64_t words = (height * width + kWord - 1) / kWord;
-  Tensor bits = fresh(coarse, {count, words}, ScalarType::Long);
-  Tensor areas = fresh(coarse, {count}, ScalarType::Long);
-  Tensor means = fresh(coarse, {count}, accumulator_dtype(coarse.scalar_type()));
+  Tensor bits = torch::stable::new_empty(coarse, {count, words}, ScalarType::Long);
+  Tensor areas = torch::stable::new_empty(coarse, {count}, ScalarType::Long);
+  Tensor means = torch::stable::new_empty(coarse, {count}, accumulator_dtype(coarse.scalar_type()));
   dispatch_float("mask_bits", coarse.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = accumulator_t<S>;

@@ -1,8 +1,8 @@
 // Masks in bytes to masks in bits and back: the ops mask_bits_pack and mask_bits_unpack.
 //
 // Bytes of one mask of P pixels: P read and P / 8 written, and the other way round. The bytes of a large
-// result are in pages that the system has cleared (common/fresh.h), which takes longer than the rest; there
-// only words with a set pixel are expanded, which are few, since most of most masks is empty.
+// result are in pages that the system has cleared (common/new_pages.h), which takes longer than the rest;
+// there only words with a set pixel are expanded, which are few, since most of most masks is empty.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -17,7 +17,7 @@
 #include "../common/check.h"
 #include "../common/describe.h"
 #include "../common/dtypes.h"
-#include "../common/fresh.h"
+#include "../common/new_pages.h"
 #include "../common/parallel.h"
 
 namespace solo_attn::mask_bits {
@@ -57,8 +57,8 @@ std::tuple<Tensor, Tensor> mask_bits_pack_cpu(const Tensor& masks, const std::op
   const Taken taken(op, index, masks.size(0));
   const Tensor in = masks.stride(1) == 1 ? masks : torch::stable::contiguous(masks);
   const int64_t pixels = in.size(1), stride = in.stride(0), words = (pixels + kWord - 1) / kWord;
-  Tensor out = fresh(in, {taken.count(), words}, ScalarType::Long);
-  Tensor areas = fresh(in, {taken.count()}, ScalarType::Long);
+  Tensor out = torch::stable::new_empty(in, {taken.count(), words}, ScalarType::Long);
+  Tensor areas = torch::stable::new_empty(in, {taken.count()}, ScalarType::Long);
   const auto* from = static_cast<const uint8_t*>(in.const_data_ptr());
   auto* to = static_cast<uint64_t*>(out.mutable_data_ptr());
   auto* area = areas.mutable_data_ptr<int64_t>();
@@ -98,7 +98,7 @@ Tensor mask_bits_unpack_cpu(const Tensor& words, const std::optional<Tensor>& in
   const Taken taken(op, index, words.size(0));
   const Tensor in = words.stride(1) == 1 ? words : torch::stable::contiguous(words);
   const std::optional<Tensor> blank = blank_masks(in, {taken.count(), pixels});
-  Tensor out = blank ? *blank : fresh(in, {taken.count(), pixels}, ScalarType::Bool);
+  Tensor out = blank ? *blank : torch::stable::new_empty(in, {taken.count(), pixels}, ScalarType::Bool);
   NewPages pages(out.mutable_data_ptr(), bytes_of(out));
   const auto* from = static_cast<const uint64_t*>(in.const_data_ptr());
   auto* to = static_cast<uint8_t*>(out.mutable_data_ptr());

@@ -11,7 +11,6 @@
 #include "../common/check.h"
 #include "../common/describe.h"
 #include "../common/dtypes.h"
-#include "../common/fresh.h"
 #include "../common/parallel.h"
 #include "mask_iou.h"
 
@@ -67,7 +66,7 @@ Tensor mask_iou_cpu(const Tensor& masks, const std::optional<Tensor>& others) {
   if (!mirrored) more = read_rows(others_in, other_store, in_order);
   const auto count = static_cast<int64_t>(rows.size());
   const int64_t width = mirrored ? count : static_cast<int64_t>(more.size());
-  Tensor out = fresh(masks, {count, width}, ScalarType::Float);
+  Tensor out = torch::stable::new_empty(masks, {count, width}, ScalarType::Float);
   auto* found = out.mutable_data_ptr<float>();
   const int64_t tiles = (count + kTile - 1) / kTile;
   parallel_for(tiles, kTile * 20 * width, [&](int64_t from, int64_t to) {

@@ -12,7 +12,6 @@
 #include "../common/bit_rows.h"
 #include "../common/check.h"
 #include "../common/dtypes.h"
-#include "../common/fresh.h"
 #include "../common/parallel.h"
 #include "matrix_nms.h"
 #include "matrix_nms_arguments.h"
@@ -144,8 +143,8 @@ std::tuple<Tensor, Tensor> matrix_nms_cpu(const Tensor& masks, const Tensor& lab
   const Tensor rows_in = masks.stride(1) == 1 ? masks : torch::stable::contiguous(masks);
   const Tensor labels_in = torch::stable::contiguous(labels), scores_in = torch::stable::contiguous(scores);
   const auto* label = labels_in.const_data_ptr<int64_t>();
-  Tensor decayed = fresh(scores_in, scores.sizes());
-  Tensor decay = fresh(scores_in, scores.sizes(), accumulator_dtype(scores.scalar_type()));
+  Tensor decayed = torch::stable::new_empty(scores_in, scores.sizes());
+  Tensor decay = torch::stable::new_empty(scores_in, scores.sizes(), accumulator_dtype(scores.scalar_type()));
   dispatch_float("matrix_nms", scores.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = accumulator_t<S>;

@@ -4,7 +4,7 @@
 // Flops: 3 for each of h * 4 h, w * H and 4 w * H interpolations, 4 for each pixel: from 200 x 336 to 1024 x
 // 2048 about 13 M for a full mask, 0.8 M vectors of 16 and their loads, 0.5 ms on one core; of most masks
 // only a small box is computed. The lower bound of bool is the time to write H W bytes; a large result is in
-// pages that the system has cleared (common/fresh.h), and only what is set is written.
+// pages that the system has cleared (common/new_pages.h), and only what is set is written.
 //
 // All steps are in column-major order, as run lengths are: the map is transposed and upsampled in y, then in
 // x; each column is compared with the threshold and packed into words of 64 pixels, in which the runs are
@@ -24,7 +24,7 @@
 #include "../common/cells.h"
 #include "../common/describe.h"
 #include "../common/dtypes.h"
-#include "../common/fresh.h"
+#include "../common/new_pages.h"
 #include "../common/parallel.h"
 #include "../common/probability.h"
 #include "paste_masks.h"
@@ -159,7 +159,8 @@ Tensor paste_masks_cpu(const Tensor& coarse, const std::optional<Tensor>& attent
   check_arguments(coarse, attention, s);
   const int64_t height = original_size[0], width = original_size[1];
   std::optional<Tensor> blank = blank_masks(coarse, {coarse.size(0), height, width});
-  Tensor masks = blank ? *blank : fresh(coarse, {coarse.size(0), height, width}, ScalarType::Bool);
+  Tensor masks =
+      blank ? *blank : torch::stable::new_empty(coarse, {coarse.size(0), height, width}, ScalarType::Bool);
   NewPages pages(masks.mutable_data_ptr(), bytes_of(masks));
   dispatch_float("paste_masks", coarse.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;

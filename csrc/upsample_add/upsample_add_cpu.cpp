@@ -17,7 +17,7 @@
 #include "../common/check.h"
 #include "../common/describe.h"
 #include "../common/dtypes.h"
-#include "../common/fresh.h"
+#include "../common/new_pages.h"
 #include "../common/parallel.h"
 #include "upsample_add.h"
 #include "upsample_add_arguments.h"
@@ -110,7 +110,7 @@ Tensor upsample_add_cpu(const Tensor& coarse_logits, const std::optional<Tensor>
   const Tensor coarse = torch::stable::contiguous(coarse_logits);
   Tensor rows = coarse;
   if (attention) rows = torch::stable::contiguous(*attention);
-  Tensor out = fresh(coarse, {count, height, width});
+  Tensor out = torch::stable::new_empty(coarse, {count, height, width});
   NewPages pages(out.mutable_data_ptr(), bytes_of(out));
   dispatch_float("upsample_add", coarse.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
@@ -141,8 +141,8 @@ std::tuple<Tensor, Tensor> upsample_add_bwd_cpu(const Tensor& grad, const std::v
   const int64_t ah = attention_size[0], aw = ah == 0 ? 0 : attention_size[1];
   const Images large{height, width}, small{ch, cw}, map{ah, aw};
   const Tensor upstream = torch::stable::contiguous(grad);
-  Tensor coarse = fresh(upstream, {count, ch, cw});
-  Tensor rows = fresh(upstream, {count, ah, aw});
+  Tensor coarse = torch::stable::new_empty(upstream, {count, ch, cw});
+  Tensor rows = torch::stable::new_empty(upstream, {count, ah, aw});
   dispatch_float("upsample_add", upstream.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = accumulator_t<S>;

@@ -1,4 +1,4 @@
-// New memory for results on a CPU.
+// Memory of large new results on a CPU.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -91,13 +91,6 @@ class NewPages {
 
 inline std::size_t bytes_of(const torch::stable::Tensor& x) {
   return static_cast<std::size_t>(x.numel()) * x.element_size();
-}
-
-// A new, uninitialised result with the dtype of `like` unless another one is given.
-inline torch::stable::Tensor fresh(const torch::stable::Tensor& like,
-                                   torch::headeronly::IntHeaderOnlyArrayRef sizes,
-                                   std::optional<torch::headeronly::ScalarType> dtype = std::nullopt) {
-  return torch::stable::new_empty(like, sizes, dtype);
 }
 
 // A new result of bools that are all false, in pages of its own: the system hands them out as zeros, so that
