@@ -22,6 +22,7 @@ Machine the_machine;
 
 namespace {
 
+// The lane that runs stops here until it is resumed.
 void to_scheduler() {
   Machine& m = machine();
   Lane& lane = current();
@@ -45,6 +46,7 @@ void enter() {
   }
 }
 
+// Runs a lane until it waits or returns.
 __attribute__((noinline)) void resume(int index) {
   Machine& m = machine();
   Lane& lane = *m.lanes[index];

@@ -24,8 +24,10 @@ struct Access {
   uint32_t warp_epoch : 20, lane : 10, atomic : 1, shared : 1;
 };
 
+// other_read: of another lane than read's, such that a write that races with any read so far races with one
+// of these two. (An atomic update may hide a plain read by its own lane from later updates alone.)
 struct Last {
-  Access write, read, other_read;  // other_read: the last by another lane or block than read's
+  Access write, read, other_read;
 };
 
 // The last accesses to 1 KB of memory: to its words, or to their bytes once one of these is accessed alone.
@@ -58,6 +60,12 @@ bool unordered(const Access& before, const Access& now) {
   if (before.epoch < w.block_epoch) return !now.shared;
   if (before.lane == now.lane || before.epoch != now.epoch) return false;
   return before.lane / 32 != now.lane / 32 || before.warp_epoch == now.warp_epoch;
+}
+
+// Whether nothing orders it before what any lane of this one's warp does from now on, until a barrier.
+bool from_afar(const Access& before, const Access& now) {
+  const bool same_warp = before.epoch == now.epoch && before.lane / 32 == now.lane / 32;
+  return !same_warp && unordered(before, now);
 }
 
 Page& page_of(uintptr_t address) {
@@ -110,16 +118,15 @@ unsigned block_at(uint32_t epoch) {
 // One access to a word or a byte, or what is wrong with it. Whether it is to go on.
 bool touch(Last& last, const Access& now, bool write) {
   const Machine& m = machine();
+  const bool writes = write || now.atomic;  // an atomic update reads and writes
   const Access* conflict = nullptr;
   if (unordered(last.write, now) && !(now.atomic && last.write.atomic)) conflict = &last.write;
-  if (write) {
-    if (!(now.atomic && last.read.atomic) && unordered(last.read, now)) conflict = &last.read;
-    if (!(now.atomic && last.other_read.atomic) && unordered(last.other_read, now)) {
-      conflict = &last.other_read;
-    }
+  for (const Access* read : {&last.read, &last.other_read}) {
+    const bool one_writes = writes || read->atomic;
+    if (one_writes && !(now.atomic && read->atomic) && unordered(*read, now)) conflict = read;
   }
   if (conflict != nullptr) {
-    tell("lane ", m.current, " ", write ? "writes " : "reads ", now.shared ? "shared" : "global",
+    tell("lane ", m.current, " ", writes ? "writes " : "reads ", now.shared ? "shared" : "global",
          " memory after line ", current().line, " that lane ", conflict->lane, " of block ",
          block_at(conflict->epoch), " touches too");
     return false;
@@ -131,7 +138,8 @@ bool touch(Last& last, const Access& now, bool write) {
   if (write) {
     last.write = now;
   } else {
-    if (last.read.lane != now.lane || last.read.epoch < watcher().block_epoch) last.other_read = last.read;
+    const bool other = last.read.lane != now.lane || last.read.epoch < watcher().block_epoch;
+    if (other && !from_afar(last.other_read, now)) last.other_read = last.read;
     last.read = now;
   }
   return true;
