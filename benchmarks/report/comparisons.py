@@ -25,6 +25,10 @@ PAPER3 = {NO_COORDS: "11.0 / 20.1 / 11.0", SOLO: "12.8 / 21.0 / 13.7", ATTENTION
 PAPER4 = {SOLO: "0.1 / 4.3 / 33.0", ATTENTION: "0.5 / 8.0 / 38.0"}
 # Student's t, two-sided 95 %, for 1, 2, ... degrees of freedom; the last for more.
 STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
+SPREAD = (
+    "Only the seed differs between runs of a system: the spread does not cover other images, and one "
+    "interval in twenty is wrong. "
+)
 
 
 @dataclass(frozen=True)
@@ -156,10 +160,11 @@ def comparison(machine: str, name: str) -> str:
     }
     environments = [run["environment"] for runs in result["runs"].values() for run in runs]
     told = dict.fromkeys(measured_on(environment) for environment in environments)
+    several = any(len(seeds) > 1 for seeds in rows.values())
     pictures = "".join(
         f"\n\n![{text}](images/{machine}_{name}_{kind}.png)"
         for kind, text in (
-            ("comparison", "Mean, spread and each seed"),
+            ("comparison", "Mean, spread and each seed" if several else "Each system"),
             ("figure5", "The same scenes by the first seed of each"),
         )
         if (stored.IMAGES / f"{machine}_{name}_{kind}.png").exists()
@@ -169,9 +174,9 @@ def comparison(machine: str, name: str) -> str:
         f"{with_paper(paper_table3(rows), PAPER3, 'paper, Cityscapes: AP / AP50 / AP75')}\n\n"
         f"{with_paper(paper_table4(rows), PAPER4, 'paper, Cityscapes: small / medium / large')}\n\n"
         f"{judged_ones}\n\n"
-        f"Per cent, on the {result['split']} images, mean ± sample standard deviation over the seeds, "
-        f"at most {limit} instances an image. Only the seed differs between runs of a system: the spread "
-        f"does not cover other images, and one interval in twenty is wrong. What each was trained with:\n\n"
+        f"Per cent, on the {result['split']} images, "
+        f"{'mean ± sample standard deviation over the seeds' if several else 'of one seed'}, "
+        f"at most {limit} instances an image. {SPREAD if several else ''}What each was trained with:\n\n"
         f"{budget(result)} "
         f"{' '.join(told)}{pictures}"
     )

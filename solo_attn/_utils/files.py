@@ -25,6 +25,36 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _held: set[Path] = set()  # by this process, which the system's lock would admit twice
 
 
+def check_output(path: Path, command: str, argument: str, *, folder: bool = False) -> None:
+    """Refuse where nothing can be written, before the work whose result it is to receive.
+
+    Args:
+        path: a file that is to be made or replaced, in a folder that may have to be made too.
+        command: whose argument it is; both are named by the message.
+        argument: such as "--out".
+        folder: ``path`` is to be a folder instead.
+
+    Raises:
+        UsageError: a folder where a file is expected or the reverse, below a file, or no permission.
+    """
+    kind, other = ("folder", "file") if folder else ("file", "folder")
+    # Unlike a Path's, these are False too where a folder may not even be searched.
+    if os.path.exists(path) and os.path.isdir(path) != folder:
+        raise UsageError(f"{command}: expected {argument} to be a {kind}, got the {other} {path}")
+    there = path if folder else path.parent
+    while not os.path.exists(there) and there != there.parent:
+        there = there.parent
+    if not os.path.isdir(there):
+        reason = f"{there} is a file"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        reason = f"there is no permission to write in {there}"
+    else:
+        return
+    raise UsageError(
+        f"{command}: expected {argument} to be a {kind} that can be written, got {path}, but {reason}"
+    )
+
+
 @contextmanager
 def replacing(path: str | Path, function: str | None = None, *, durable: bool = False) -> Iterator[Path]:
     """Give a temporary path beside ``path`` to write to, and move it to ``path`` only after success.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import reprlib
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 _CONTROL = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode's categories
@@ -28,6 +30,22 @@ def shown(value: Any, most: int = 80) -> str:
     """A value as one short line, whatever it is; cut after ``most`` characters."""
     text = printable(_Short().repr(value))
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def change(name: str, before: Any, now: Any) -> str:
+    """ "train.epochs: 12 -> 24": a setting of plain values that changed, as YAML has them."""
+    return f"{name}: {_plain(before)} -> {_plain(now)}"
+
+
+def _plain(value: Any, most: int = 200) -> str:
+    text = printable(json.dumps(value, ensure_ascii=False))
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def below(lines: Sequence[str], most: int = 8) -> str:
+    """Lines of a message below its first one, and how many more there are."""
+    more = [f"and {len(lines) - most} more"] if len(lines) > most else []
+    return "".join(f"\n  {line}" for line in (*lines[:most], *more))
 
 
 def quantity(number: int, noun: str, plural: str = "") -> str:

@@ -18,10 +18,12 @@ from typing import Any
 from .._utils.errors import UsageError
 from .._utils.files import replacing
 from .._utils.readers import read_json
+from .._utils.text import below, change
 
 FOLDER = ".pieces"
 JOB = "job.json"
 BEGUN = "begun"
+DIGESTS = {"images": "files", "model": "weights"}  # entries of a job that are hashes, and of what
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,9 @@ class Pieces:
         wanted = json.loads(json.dumps(job))
         found = self._job()
         if found is not None and found != wanted:
-            differing = [key for key in wanted if found.get(key) != wanted[key]]
             raise UsageError(
-                f"predict: expected --out to be a folder of the same job, got {out}, where "
-                f"{', '.join(differing) or 'its form'} differs; give another folder, or remove {top}"
+                f"predict: expected --out to be a folder of the same job, got {out}, of another one "
+                f"(old -> new):{below(_changes(found, wanted))}\ngive another folder, or remove {top}"
             )
         with replacing(self.folder / JOB) as temporary:
             temporary.write_text(json.dumps(wanted), encoding="utf-8")
@@ -151,6 +152,24 @@ class Pieces:
     def remove(self) -> None:
         """Remove the records, once a run without other shards has written its results."""
         shutil.rmtree(self.folder.parent)
+
+
+def _changes(found: Any, wanted: Mapping[str, Any]) -> list[str]:
+    """In what two jobs differ; settings of the model each by itself."""
+    if not isinstance(found, dict):
+        return ["the form of its record"]
+    told = []
+    for key, now in wanted.items():
+        was = found.get(key)
+        if was == now:
+            continue
+        if isinstance(was, dict) and isinstance(now, dict):
+            told += [change(name, was.get(name), now[name]) for name in now if was.get(name) != now[name]]
+        elif key in DIGESTS:
+            told.append(f"{key}: other {DIGESTS[key]}")
+        else:
+            told.append(change(key, was, now))
+    return told or ["the form of its record"]
 
 
 def _runs(top: Path) -> list[int]:

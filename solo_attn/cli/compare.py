@@ -10,6 +10,7 @@ from rich.console import Console
 
 from .._utils.console import plain_console
 from .._utils.errors import UsageError
+from .._utils.files import check_output
 from .app import ConfigFile, Overrides, command
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def compare(
     from ..training import UnfinishedError, load_config, read_systems, systems_of
     from ..training import compare as run
 
+    check_output(out, "compare", "--out", folder=True)
     settings, console = load_config(config, overrides or []), plain_console()
     if systems is not None and forms:
         raise UsageError("compare: expected --systems or --forms, got both")

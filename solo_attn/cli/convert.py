@@ -11,6 +11,7 @@ import typer
 
 from .._utils.console import plain_console, progress
 from .._utils.errors import UsageError
+from .._utils.files import check_output
 from .._utils.text import quantity
 from .app import app, command_of
 
@@ -44,6 +45,7 @@ def mmdet(
 
     if out.suffix not in (".ckpt", ".safetensors"):
         raise UsageError(f"convert: expected OUT to end with .ckpt or .safetensors, got {out}")
+    check_output(out, "convert", "OUT")
     done = convert_checkpoint(checkpoint, out)
     console = plain_console(soft_wrap=True)
     for note in done.notes:
@@ -79,6 +81,7 @@ def cityscapes(
     """
     from ..formats.cityscapes import PAPER_CLASSES, SPLITS, convert_cityscapes, count_images
 
+    check_output(out, "convert", "OUT", folder=True)
     with _arguments(), progress("converting", count_images(root, subset)) as advance:
         found = convert_cityscapes(
             root,
@@ -114,6 +117,7 @@ def id_masks(
     from ..data.images import image_files
     from ..formats import convert_id_masks
 
+    check_output(out, "convert", "OUT.json")
     with _arguments(), progress("converting", len(image_files(images))) as advance:
         found = convert_id_masks(
             images, masks, out, class_name=class_name, mask_suffix=mask_suffix, void=void, advance=advance
@@ -137,6 +141,7 @@ def labelme(
     """
     from ..formats import convert_labelme
 
+    check_output(out, "convert", "OUT.json")
     total = sum(1 for _ in folder.rglob("*.json"))
     with _arguments(), progress("converting", total) as advance:
         found = convert_labelme(
@@ -161,6 +166,7 @@ def yolo(
     from ..formats import convert_yolo
     from ..formats.yolo import read_yolo
 
+    check_output(out, "convert", "OUT.json")
     with _arguments(), progress("converting", len(read_yolo(data, split)[1])) as advance:
         found = convert_yolo(data, out, split=split, advance=advance)
     _tell(data.parent, out, str(found))

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .._utils.console import plain_console
+from .._utils.files import check_output
 from .app import Overrides, command
 from .compare import show_comparison
 
@@ -30,6 +31,7 @@ def demo(
     """
     from ..training import demo as run
 
+    check_output(out, "demo", "--out", folder=True)
     console = plain_console()
     show_comparison(console, run(out, seeds=seeds, overrides=overrides or [], jobs=jobs, console=console))
     if seeds == 1:

@@ -10,6 +10,7 @@ import typer
 from .._utils.console import plain_console, progress
 from .._utils.environment import device_named
 from .._utils.errors import UsageError, naming_file
+from .._utils.files import check_output
 from .app import command
 
 
@@ -62,6 +63,9 @@ def eval_command(
 
     if errors and batch_size != 1:
         raise UsageError(f"eval: expected --batch-size to be 1 with --errors, got {batch_size}")
+    for argument, path in {"--out": out, "--picture": picture, "--report": report}.items():
+        if path is not None:
+            check_output(path, "eval", argument)
     model, info = load_model(checkpoint, device_named(device))
     # An object without width or height counts as in COCO; only training cannot use it.
     dataset = CocoInstances(

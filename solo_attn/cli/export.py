@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .._utils.console import plain_console
+from .._utils.files import check_output
 from .app import command
 
 
@@ -34,5 +35,6 @@ def export(
     """
     from ..export import export_model
 
+    check_output(out, "export", "OUT")
     export_model(checkpoint, out, candidates=candidates, compiled=compiled)
     plain_console(soft_wrap=True).print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")

@@ -13,7 +13,7 @@ from rich.table import Table
 from .._utils.console import plain_console
 from .._utils.environment import environment
 from .._utils.errors import UsageError
-from .._utils.files import replacing
+from .._utils.files import check_output, replacing
 from .app import Overrides, command
 
 if TYPE_CHECKING:
@@ -24,9 +24,12 @@ CLASSES_SHOWN = 20
 
 @command
 def inspect(
-    images: Annotated[Path, typer.Option("--images", help="Folder of the images.")],
-    annotations: Annotated[Path, typer.Option("--annotations", help="Their COCO JSON.")],
     overrides: Overrides = None,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", help="Folder of the images; the training images of --config by default."),
+    ] = None,
+    annotations: Annotated[Path | None, typer.Option("--annotations", help="Their COCO JSON.")] = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", help="YAML file with the model's settings; the paper's by default."),
@@ -51,6 +54,8 @@ def inspect(
 
     Example: [cyan]solo-attn inspect --images images --annotations instances.json --write mine.yaml[/cyan]
 
+    Without --images the training images of --config are inspected.
+
     An object is learned by the cells around its centre; where a later object of the image takes the cell, it
     is lost. The proposal comes from a small search, described in docs/data.md, and is measured by the same
     counting. With [cyan]model.percentiles='[0.5, 99.5]'[/cyan] images of 16 bits and floats are read too, and
@@ -67,14 +72,21 @@ def inspect(
     )
     from ..training import Config, changes, differences, load_config
 
+    check_output(out, "inspect", "--out", folder=True)
+    if write is not None:
+        check_output(write, "inspect", "--write")
     before = load_config(config, overrides or [])
-    val = {"--val-images": val_images, "--val-annotations": val_annotations}
-    given = [name for name, path in val.items() if path is not None]
-    if len(given) == 1:
-        (missing,) = set(val) - set(given)
-        raise UsageError(f"inspect: expected {missing} with {given[0]}, got {given[0]} {val[given[0]]} alone")
-    has_val = len(given) == 2
-    if write is not None and not has_val and not (before.data.val_images and before.data.val_annotations):
+    data = before.data
+    inspected = _pair("", images, annotations, (data.train_images, data.train_annotations))
+    if inspected is None:
+        got = "neither" if config is None else f"{config} without them"
+        raise UsageError(
+            "inspect: expected --images and --annotations, or a --config that has data.train_images and "
+            f"data.train_annotations, got {got}"
+        )
+    images, annotations = inspected
+    val = _pair("val-", val_images, val_annotations, (data.val_images, data.val_annotations))
+    if write is not None and val is None:
         raise UsageError(
             "inspect: expected --val-images and --val-annotations with --write, or a --config that has them: "
             "a training needs both"
@@ -91,6 +103,7 @@ def inspect(
         raise UsageError(
             f"inspect: expected {annotations} to have an object with a pixel, got none"
         ) from error
+    console.print(f"{annotations}, images in {images}", soft_wrap=True)
     _show(console, found)
     report = {"environment": environment(), **found.as_dict()}
     if percentiles is not None:
@@ -106,15 +119,29 @@ def inspect(
         return
     after = Config.from_dict(with_proposal(before.as_dict(), found))
     after.data.train_images, after.data.train_annotations = str(images), str(annotations)
-    if has_val:
-        after.data.val_images, after.data.val_annotations = str(val_images), str(val_annotations)
+    if val is not None:
+        after.data.val_images, after.data.val_annotations = map(str, val)
     if dataset.summary.degenerate:
         after.data.on_degenerate = "skip"
     write.parent.mkdir(parents=True, exist_ok=True)
     after.save(write)
     console.print(f"  {write}, in which", soft_wrap=True)
-    for key in differences(before, after):
-        console.print(f"    {changes(before, after, [key])}")
+    for line in changes(before, after, differences(before, after)):
+        console.print(f"    {line}")
+
+
+def _pair(
+    part: str, images: Path | None, annotations: Path | None, of_config: tuple[str, str]
+) -> tuple[Path, Path] | None:
+    """A folder and its JSON as they were given, else the configuration's; None where that has not both."""
+    given = {f"--{part}images": images, f"--{part}annotations": annotations}
+    if images is not None and annotations is not None:
+        return images, annotations
+    for name, path in given.items():
+        if path is not None:
+            (missing,) = set(given) - {name}
+            raise UsageError(f"inspect: expected {missing} with {name}, got {name} {path} alone")
+    return (Path(of_config[0]), Path(of_config[1])) if all(of_config) else None
 
 
 def _show(console: Console, found: Inspection) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from .._utils.console import plain_console, progress
-from .._utils.errors import UsageError
+from .._utils.files import check_output
 from .._utils.text import quantity
 from .app import command
 
@@ -83,8 +83,7 @@ def predict(
     from ..bulk import Shard, find_images, predict_files
     from ..predictor import load
 
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"predict: expected --out to be a folder, got the file {out}")
+    check_output(out, "predict", "--out", folder=True)
     part = Shard.parse(shard)
     files = find_images(images, out)
     changes = {} if tile is None else {"tile": tile or None, "tile_overlap": overlap}

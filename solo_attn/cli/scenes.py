@@ -9,6 +9,7 @@ import typer
 
 from .._utils.console import plain_console
 from .._utils.errors import UsageError
+from .._utils.files import check_output
 from .app import command
 
 
@@ -29,6 +30,7 @@ def scenes(
     """
     from ..data import write_street_scenes
 
+    check_output(out, "scenes", "OUT", folder=True)
     try:
         written = write_street_scenes(out, num_train=train, num_val=val, num_test=test, size=size, seed=seed)
     except ValueError as error:

@@ -9,6 +9,7 @@ import typer
 
 from .._utils.console import plain_console
 from .._utils.environment import first_process
+from .._utils.files import check_output
 from .app import ConfigFile, Overrides, command
 
 
@@ -32,6 +33,7 @@ def train(
     from ..training import load_config
     from ..training import train as run
 
+    check_output(out, "train", "--out", folder=True)
     # With several devices or machines this command runs once for each: the first one speaks.
     console = plain_console(quiet=not first_process())
     result = run(load_config(config, overrides or []), out, resume=resume, console=console)

@@ -164,20 +164,22 @@ def write_comparison_report(
             cells.append(per_cent(mean) + ("" if deviation is None else f" ± {100 * deviation:.1f}"))
         table.append([name, *cells])
     means = {name: one["mean"]["ap"] for name, one in found.items()}
+    most = max(len(seeds) for seeds in rows.values())
+    over_seeds = "; mean and standard deviation over the seeds" if most > 1 else ""
     best = max(means, key=lambda name: means[name] or 0.0)
     sections = [
         Section("AP", bars=[Bar(name, mean) for name, mean in means.items()]),
-        Section("All numbers", "Per cent; mean and standard deviation over the seeds.", rows=table),
+        Section("All numbers", f"Per cent{over_seeds}.", rows=table),
         *(
             Section(heading, pictures=[photograph(Image.open(file), WIDE)])
             for heading, file in (pictures or {}).items()
         ),
-        Section("AP while training", pictures=_progress(curves or {})),
+        Section("AP while training", pictures=_progress(curves or {}, most)),
     ]
     numbers = {
         "best AP": per_cent(means[best]),
         "best system": best,
-        "seeds of each": str(max(len(seeds) for seeds in rows.values())),
+        "seeds of each": str(most),
     }
     write_page(path, title, facts or {}, numbers, sections)
 
@@ -251,7 +253,7 @@ def _precision(evaluation: COCOeval) -> list[Any]:
     return [plot(figure, "Mean over the classes.")]
 
 
-def _progress(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Any]:
+def _progress(curves: Mapping[str, Sequence[Mapping[str, Any]]], seeds: int) -> list[Any]:
     series = {
         name: [(row["step"], 100 * row["val/ap"]) for row in rows if row.get("val/ap", -1) >= 0]
         for name, rows in curves.items()
@@ -268,7 +270,7 @@ def _progress(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Any]:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize="small")
-    return [plot(figure, "On the validation images, of the first seed.")]
+    return [plot(figure, f"On the validation images{', of the first seed' if seeds > 1 else ''}.")]
 
 
 def _reasons(errors: ErrorReport | None) -> list[list[str]]:

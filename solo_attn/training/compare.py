@@ -34,6 +34,10 @@ from .datamodule import evaluated
 from .runs import Run, finish
 
 FIGURE_IMAGES = 3  # as many samples as the paper's Figure 5 has
+_SYSTEMS_FILE = (
+    "systems, each a name with the settings that it changes below it, such as "
+    '"SOLOv2, light: {model: {head: solov2_light}}"'
+)
 _OF_ATTENTION = ("attention_vectors", "attention_gain", "attention_offset")
 
 FORMS: dict[str, dict[str, str]] = {
@@ -101,19 +105,21 @@ def read_systems(path: str | Path) -> dict[str, Mapping[str, Any]]:
     Raises:
         ConfigError: no such file, or one that holds something else.
     """
-    found = read_yaml(path)
-    systems = {str(name): changed or {} for name, changed in found.items()}
+    found = read_yaml(path, _SYSTEMS_FILE)
+    if not found:
+        raise ConfigError(f"{path}: expected {_SYSTEMS_FILE}, got none")
+    systems = {name: {} if changed is None else changed for name, changed in found.items()}
     for name, changed in systems.items():
         if not isinstance(changed, Mapping) or not all(
-            isinstance(part, Mapping) for part in changed.values()
+            isinstance(section, str) and isinstance(part, Mapping) for section, part in changed.items()
         ):
             raise ConfigError(
-                f"{path}: expected under {name!r} sections (model, data, train) with their settings, got "
-                f"{shown(changed)}"
+                f"{path}: expected under the system {name!r} sections (model, data, train) with their "
+                f"settings, got {shown(changed)}"
             )
-    if not systems or len({_slug(name) for name in systems}) < len(systems):
+    if len({_slug(name) for name in systems}) < len(systems):
         raise ConfigError(
-            f"{path}: expected systems whose names differ in letters or digits, got {[*systems]}"
+            f"{path}: expected systems whose names differ in letters or digits, got {shown([*systems])}"
         )
     return systems
 

@@ -21,7 +21,7 @@ from .._utils.errors import SoloAttnError
 from .._utils.files import replacing
 from .._utils.readers import one_line, read_text
 from .._utils.settings import Flag, Integer, Number, Settings
-from .._utils.text import shown
+from .._utils.text import change, shown
 from ..models.settings import ModelSettings
 
 Positive = Annotated[Integer, Ge(1)]
@@ -196,10 +196,11 @@ class Config(Settings):
         # A section with nothing below its name is YAML's null.
         sections = {k: {} if v is None else v for k, v in values.items()}
         for name, section in sections.items():
-            if isinstance(section, dict) and not all(isinstance(key, str) for key in section):
-                raise ConfigError(
-                    f"{source}: expected names of settings in {name}, got {shown(list(section))}"
-                )
+            unnamed = (
+                [key for key in section if not isinstance(key, str)] if isinstance(section, dict) else []
+            )
+            if unnamed:
+                raise ConfigError(f"{source}: expected names of settings in {name}, got {shown(unnamed)}")
         return cls.parse(sections, source, ConfigError)
 
     def save(self, path: str | Path) -> None:
@@ -236,14 +237,14 @@ def differences(before: Config, now: Config) -> list[str]:
     ]
 
 
-def changes(before: Config, now: Config, keys: Sequence[str]) -> str:
-    """Those differences in words."""
+def changes(before: Config, now: Config, keys: Sequence[str]) -> list[str]:
+    """Those differences in words: "train.epochs: 12 -> 24"."""
     first, second = before.as_dict(), now.as_dict()
     told = []
     for key in keys:
         section, name = key.split(".")
-        told.append(f"{key} was {first[section][name]!r} and is {second[section][name]!r}")
-    return ", ".join(told)
+        told.append(change(key, first[section][name], second[section][name]))
+    return told
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -263,15 +264,21 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     return override(Config.from_dict(values, source), overrides)
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path, expected: str = "sections (data, model, train)") -> dict[str, Any]:
     """The mapping in a YAML file; empty if the file is.
+
+    Args:
+        path: of the file.
+        expected: what it is to hold, for the message.
 
     Raises:
         ConfigError: no such file, not YAML, or something else than names.
     """
-    values = _yaml(read_text(path, ConfigError), str(path)) or {}
+    values = _yaml(read_text(path, ConfigError), str(path))
+    if values is None:
+        return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"{path}: expected sections (data, model, train), got {shown(values)}")
+        raise ConfigError(f"{path}: expected {expected}, got {shown(values)}")
     return values
 
 

@@ -6,6 +6,7 @@ import csv
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
@@ -52,7 +53,10 @@ def logging_to(config: Config, run_dir: Path) -> Iterator[list[Logger]]:
 
 
 def logged(run_dir: Path) -> list[dict[str, float]]:
-    """The logged values by step; each resumed run has written its own CSV file."""
+    """The logged values by step; each resumed run has written its own CSV file.
+
+    The first training step is 0, and a validation has the number of steps done before it.
+    """
     files = sorted(run_dir.glob("csv/version_*/metrics.csv"), key=lambda file: int(file.parent.name[8:]))
     rows: list[dict[str, float]] = []
     for file in files:
@@ -61,9 +65,12 @@ def logged(run_dir: Path) -> list[dict[str, float]]:
                 {key: float(f"{float(value):.5g}") for key, value in row.items() if value}
                 for row in csv.DictReader(opened)
             ]
-        # Steps after the last checkpoint were done twice: the second time counts, unless it was only a
-        # validation of the last step.
-        first = min((row["step"] for row in new), default=0)
-        trained = any("train/lr" in row for row in new)
-        rows = [row for row in rows if row["step"] < first or ("train/lr" in row and not trained)] + new
+        # What came after the last checkpoint was done twice: the second time counts.
+        step = min((row["step"] for row in new if "train/lr" in row), default=inf)
+        validation = min((row["step"] for row in new if "train/lr" not in row), default=inf)
+        rows = [
+            row
+            for row in rows
+            if (row["step"] < step if "train/lr" in row else row["step"] <= step and row["step"] < validation)
+        ] + new
     return rows

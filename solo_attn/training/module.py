@@ -141,6 +141,9 @@ class SOLOModule(pl.LightningModule):
         )
         self.validated_step = self.global_step
         named = {f"val/{name}": value for name, value in self.metrics.as_dict().items()}
+        # Steps done and the epoch of the last one, the same in a training, after it and where it is resumed
+        # behind its end: Lightning's own numbers differ by one there.
+        named |= {"step": float(self.global_step), "epoch": float(self.datamodule.epochs_begun - 1)}
         # Equal on all ranks, so their mean changes nothing; without it Lightning warns.
         self.log_dict(named, sync_dist=self.trainer.world_size > 1)
 

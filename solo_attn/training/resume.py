@@ -14,6 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from .._utils.files import write_durably
 from .._utils.readers import read_json
+from .._utils.text import below
 from ..data import CocoInstances, classes_differ
 from ..models.checkpoint import info_of, read_plain
 from .config import Config, ConfigError, changes, differences, load_config
@@ -102,8 +103,8 @@ def prepare(
             keys = [key for key in differences(before, config) if key not in FREE]
             if keys:
                 raise ConfigError(
-                    f"train: expected the settings that {run_dir} was started with, but "
-                    f"{changes(before, config, keys)}"
+                    f"train: expected the settings that {run_dir} was started with, which are in {path}, got "
+                    f"others (old -> new):{below(changes(before, config, keys))}"
                 )
         _same_data(run_dir, found)
         trained = info_of(files.read_ahead(last), last).categories

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from .._utils.signals import SignalledError
+from .._utils.text import below
 from .callbacks import UnfinishedError
 from .config import Config, ConfigError, changes, differences
 from .parallel import train_in_processes
@@ -60,9 +61,9 @@ class Run:
         before = Config.from_dict(result["config"], str(self.folder / RESULT))
         if keys := [key for key in differences(before, self.config) if key not in FREE]:
             raise ConfigError(
-                f"compare: expected the settings that {self.folder} was trained with, but "
-                f"{changes(before, self.config, keys)}; name another folder with --out or remove "
-                f"{self.folder.parents[1]}"
+                f"compare: expected the settings that {self.folder} was trained with, got others "
+                f"(old -> new):{below(changes(before, self.config, keys))}\n"
+                f"name another folder with --out or remove {self.folder.parents[1]}"
             )
         return result
 

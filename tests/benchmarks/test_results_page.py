@@ -200,6 +200,16 @@ def test_each_number_of_a_comparison_counts(results: Path) -> None:
             assert page() != before, (system, metric)
 
 
+def test_one_seed_has_no_spread(results: Path) -> None:
+    for seeds, told in (([0.1, 0.2], True), ([0.1], False)):
+        write(results, {"gpu/comparison_nuclei": comparison(dict.fromkeys(SYSTEMS, seeds))})
+        text = comparisons.comparison("gpu", "nuclei")
+        assert ("deviation" in text, "spread" in text, "±" in text, "of one seed" in text) == (
+            *[told] * 3,
+            not told,
+        )
+
+
 def test_what_is_said_of_attention(results: Path) -> None:
     write(results, MADE)
     text = page()

@@ -108,7 +108,8 @@ def test_a_killed_run_goes_on(whole, predictor, files, tmp_path, monkeypatch):
         predict(predictor, files, tmp_path)
     assert not (tmp_path / "results.json").exists()
     with pytest.raises(
-        UsageError, match=r"expected --out to be a folder of the same job.*batch_size differs"
+        UsageError,
+        match=r"expected --out to be a folder of the same job.*\n  batch_size: 2 -> 1\ngive another",
     ):
         predict(predictor, files, tmp_path, batch_size=1, resume=True)
     before, advanced = len(calls), []
@@ -121,14 +122,19 @@ def test_a_killed_run_goes_on(whole, predictor, files, tmp_path, monkeypatch):
     assert contents(tmp_path) == whole
 
 
-def test_another_job_begins_anew(whole, predictor, files, tmp_path):
+def test_another_job_begins_anew(whole, predictor, files, tmp_path, monkeypatch):
     predict(predictor, files, tmp_path)
     few = predict(predictor, files[:2], tmp_path, formats=["parquet"])
     assert few.images == 2
     assert [path.name for path in (tmp_path / "results.parquet").iterdir()] == ["part-000000.parquet"]
     predict(predictor, files, tmp_path, shard=Shard(0, 2))
-    with pytest.raises(UsageError, match="score differs"):
+    with pytest.raises(UsageError, match=r"\n  score: 0\.3 -> 0\.5\n"):
         predict(predictor, files, tmp_path, shard=Shard(1, 2), score=0.5)
+    with pytest.raises(UsageError, match=r"\n  images: other files\n"):
+        predict(predictor, files[:2], tmp_path, shard=Shard(1, 2))
+    monkeypatch.setattr(predictor.model.settings, "nms_pre", 7)
+    with pytest.raises(UsageError, match=r":\n  nms_pre: \d+ -> 7\n"):
+        predict(predictor, files, tmp_path, shard=Shard(1, 2))
 
 
 def test_shards_that_begin_again_take_nothing_over(whole, predictor, files, tmp_path):

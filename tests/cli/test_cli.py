@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -67,6 +68,66 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
         assert code == 2, arguments
         assert message in output
         assert "Traceback" not in output
+
+
+FOLDERS = {
+    "train": "train c.yaml --out {}",
+    "compare": "compare c.yaml --out {}",
+    "demo": "demo --out {}",
+    "scenes": "scenes {}",
+    "predict": "predict c.ckpt photos --out {}",
+    "inspect": "inspect --out {}",
+    "cityscapes": "convert cityscapes streets {}",
+}
+EVAL = "eval c.ckpt --images photos --annotations a.json"
+FILES = {
+    "inspect": "inspect --write {}.yaml",
+    **{f"eval {option}": f"{EVAL} {option} {{}}" for option in ("--out", "--picture", "--report")},
+    "export": "export c.ckpt {}.onnx",
+    "mmdet": "convert mmdet c.pth {}.ckpt",
+    "id-masks": "convert id-masks photos masks {}.json",
+    "labelme": "convert labelme labelled {}.json",
+    "yolo": "convert yolo data.yaml {}.json",
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "folder"),
+    [*((command, True) for command in FOLDERS.values()), *((command, False) for command in FILES.values())],
+    ids=[*FOLDERS, *(f"{name}, a file" for name in FILES)],
+)
+def test_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, folder: bool
+) -> None:
+    """It is said before any work, and names the argument: nothing else that these commands name is there."""
+    words = command.split()
+    place = next(k for k, word in enumerate(words) if "{}" in word)
+    argument = words[place - 1] if words[place - 1].startswith("--") else "OUT"
+
+    def said(path: Path) -> str:
+        given = [*words[:place], path, *words[place + 1 :]]
+        code, text = run(*given)
+        assert code == 2
+        (line,) = text.splitlines()
+        assert line.startswith("error: ")
+        assert f": expected {argument}" in line
+        assert str(path) in line
+        return line
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").write_text("a file")
+    if folder:
+        assert said(tmp_path / "there").endswith(f"to be a folder, got the file {tmp_path / 'there'}")
+    else:
+        made = tmp_path / words[place].format("made")
+        made.mkdir()
+        assert said(made).endswith(f"to be a file, got the folder {made}")
+    below = tmp_path / "there" / "deep" / words[place].format("out")
+    assert said(below).endswith(f"that can be written, got {below}, but {tmp_path / 'there'} is a file")
+    monkeypatch.setattr(os, "access", lambda there, _: Path(there) != tmp_path)  # root may write anywhere
+    new = tmp_path / "new" / words[place].format("out")
+    assert said(new).endswith(f"got {new}, but there is no permission to write in {tmp_path}")
+    assert not (tmp_path / "new").exists()
 
 
 def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

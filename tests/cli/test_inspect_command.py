@@ -51,7 +51,13 @@ def test_inspect_writes_what_train_takes(root: Path, converted: Path, tmp_path: 
     assert code == 0
     report = json.loads((out / "inspect.json").read_text())
     assert report["objects"] > 20
-    for name in ("objects in an image", "never learned", "As set", "Proposed", "model.num_grids was"):
+    for name in (
+        "objects in an image",
+        "never learned",
+        "As set",
+        "Proposed",
+        "model.num_grids: [8, 6, 4, 3, 2] -> [",
+    ):
         assert name in text
     with Image.open(out / "contact_sheet.png") as sheet:
         assert sheet.width > sheet.height > 300
@@ -61,6 +67,28 @@ def test_inspect_writes_what_train_takes(root: Path, converted: Path, tmp_path: 
     code, text = run("train", mine, "--out", tmp_path / "run")
     assert code == 0
     assert "Average Precision" in text
+
+
+def test_inspect_takes_the_data_of_the_configuration(root: Path, converted: Path, tmp_path: Path) -> None:
+    where = arguments(root, converted)
+    keys = ("train_images", "train_annotations", "val_images", "val_annotations")
+    data = [f"data.{key}={path}" for key, path in zip(keys, where[1::2], strict=True)]
+    (tmp_path / "small.yaml").write_text(SMALL)
+    command = ["inspect", "--config", tmp_path / "small.yaml", "--out", tmp_path / "out"]
+    code, text = run(*command, *data, "--write", tmp_path / "mine.yaml")
+    assert code == 0, text
+    assert f"{where[3]}, images in {where[1]}\n" in text
+    written = load_config(tmp_path / "mine.yaml").data
+    assert [getattr(written, key) for key in keys] == [str(path) for path in where[1::2]]
+    told = (
+        "error: inspect: expected --images and --annotations, or a --config that has data.train_images and "
+    )
+    told += "data.train_annotations, got "
+    for given, got in ((command[1:3], f"{tmp_path / 'small.yaml'} without them"), ([], "neither")):
+        code, text = run("inspect", *given, "--out", tmp_path / "out")
+        assert (code, text.strip()) == (2, told + got)
+    code, text = run(*command, *data, *where[:2])
+    assert (code, "expected --annotations with --images" in text) == (2, True)
 
 
 def test_inspect_errors(root: Path, converted: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 // The part of CUDA that csrc/**/*_cuda.cu uses, played on the CPU, for tests of their logic alone.
 //
 // The lanes of a block are fibers of one thread, blocks run one after the other, both in an order that a seed
-// permutes. See shim.cpp for what is reported.
+// permutes. See shim.cpp and watcher.cpp for what is reported.
 #pragma once
 
 #include <algorithm>

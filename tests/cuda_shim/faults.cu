@@ -100,19 +100,34 @@ Tensor bytes_of_words(const Tensor& x, int64_t missing) {
   return out;
 }
 
-// One lane of each of two blocks reads a word, which that of the second writes.
-__global__ void __launch_bounds__(kThreads) read_by_all_kernel(int* word, int* out) {
-  if (threadIdx.x != 3) return;
-  const int value = word[0];
-  out[blockIdx.x] = value;
-  if (blockIdx.x == gridDim.x - 1) word[0] = value + 1;
+// The first lanes of each block read a word; when their warp has, the very first of the last block writes it.
+__global__ void __launch_bounds__(kThreads) read_by_all_kernel(int* word, int* out, int64_t readers) {
+  const int mine = static_cast<int>(threadIdx.x), first = static_cast<int>(blockIdx.x) * kThreads;
+  if (mine < readers) out[first + mine] = word[0];
+  __syncwarp();
+  if (mine == 0 && blockIdx.x == gridDim.x - 1) word[0] = 1;
 }
 
-Tensor read_by_all(const Tensor& x) {
+Tensor read_by_all(const Tensor& x, int64_t blocks, int64_t readers) {
   const Device device(x);
-  Tensor word = torch::stable::new_zeros(x, {1}), out = torch::stable::new_empty(x, {2});
-  launch(device, "read_by_all", read_by_all_kernel, dim3(2), dim3(kThreads), 0, word.mutable_data_ptr<int>(),
-         out.mutable_data_ptr<int>());
+  Tensor word = torch::stable::new_zeros(x, {1}), out = torch::stable::new_zeros(x, {blocks * kThreads});
+  launch(device, "read_by_all", read_by_all_kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0,
+         word.mutable_data_ptr<int>(), out.mutable_data_ptr<int>(), readers);
+  return out;
+}
+
+// Each block counts its lanes; one of the last block's reads the count when its own block is through.
+__global__ void __launch_bounds__(kThreads) counted_kernel(int* count, int* out) {
+  atomicAdd(count, 1);
+  __syncthreads();
+  if (threadIdx.x == 0 && blockIdx.x == gridDim.x - 1) out[0] = count[0];
+}
+
+Tensor counted(const Tensor& x, int64_t blocks) {
+  const Device device(x);
+  Tensor count = torch::stable::new_zeros(x, {1}), out = torch::stable::new_empty(x, {1});
+  launch(device, "counted", counted_kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0,
+         count.mutable_data_ptr<int>(), out.mutable_data_ptr<int>());
   return out;
 }
 
@@ -182,6 +197,7 @@ SOLO_ATTN_CUDA_LIBRARY(m) {
   m.impl("reverse", TORCH_BOX(&solo_attn::faults::reverse));
   m.impl("bytes_of_words", TORCH_BOX(&solo_attn::faults::bytes_of_words));
   m.impl("read_by_all", TORCH_BOX(&solo_attn::faults::read_by_all));
+  m.impl("counted", TORCH_BOX(&solo_attn::faults::counted));
   m.impl("product", TORCH_BOX(&solo_attn::faults::product));
   m.impl("twice_early", TORCH_BOX(&solo_attn::faults::twice_early));
   m.impl("sums", TORCH_BOX(&solo_attn::faults::sums));

@@ -159,6 +159,18 @@ def test_a_comparison(tmp_path: Path) -> None:
     assert "40.0 best AP Attention best system" in text
     assert "SOLO 30.0 ± 0.0 50.0 ± 0.0 20.0 ± 0.0 –" in text
     assert len(found.loaded) == 3
+    assert "Per cent; mean and standard deviation over the seeds." in text
+    assert "of the first seed" in text
+
+
+def test_a_comparison_of_one_seed(tmp_path: Path) -> None:
+    """Says nothing of a spread that it does not have."""
+    rows = {name: [CocoMetrics(*[0.3] * 12)] for name in ("SOLO", "Attention")}
+    write_comparison_report(tmp_path / "r.html", rows, title="One", curves={"SOLO": CURVE})
+    text = Page(tmp_path / "r.html").text
+    for word in ("deviation", "mean", "±", "the seeds", "first seed"):
+        assert word not in text
+    assert "On the validation images." in text
 
 
 def test_nothing_found_and_nothing_there(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """The CUDA kernels' own source as a backend on CPU tensors: compiled with a C++ compiler and tests/cuda_shim.
 
 It proves the logic of kernels and launch code, and no more: not what nvcc makes of them, nor any speed. Built
-once for what csrc/ holds, with the compiler's thread instrumentation (races, see shim.cpp) and UBSan, or with
-ASan.
+once for what csrc/ holds, with the compiler's thread instrumentation (races, see watcher.cpp) and UBSan, or
+with ASan.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def compile_all(kind: str, sources: list[Path], folder: Path, extra: tuple[str, 
 
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        objects = list(pool.map(one, [*sources, SHIM / "shim.cpp"]))
+        objects = list(pool.map(one, [*sources, *sorted(SHIM.glob("*.cpp"))]))
     out = folder / "shim.so"
     libraries = [f"-L{path}" for path in library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
     subprocess.run(["g++", "-shared", LINKED[kind], *objects, "-o", str(out), *libraries], check=True)

@@ -69,7 +69,8 @@ def ops(built):
     for name, schema in (
         ("reverse", "(Tensor x, int fault) -> Tensor"),
         ("bytes_of_words", "(Tensor x, int missing) -> Tensor"),
-        ("read_by_all", "(Tensor x) -> Tensor"),
+        ("read_by_all", "(Tensor x, int blocks, int readers) -> Tensor"),
+        ("counted", "(Tensor x, int blocks) -> Tensor"),
         ("product", "(Tensor a, Tensor b) -> Tensor"),
         ("sums", "(Tensor x) -> Tensor"),
         ("twice_early", "(Tensor x, bool wait) -> Tensor"),
@@ -127,14 +128,35 @@ def test_bytes_of_words_are_watched(ops):
             shim.bytes_of_words(x, 2)
 
 
-def test_what_one_lane_of_all_blocks_reads_none_of_them_writes(ops):
+@pytest.mark.parametrize(
+    ("blocks", "readers", "other"),
+    [
+        (1, 32, None),
+        (2, 1, r"0 of block \d"),
+        (2, 32, r"\d+ of block \d"),
+        (1, 33, "(0|32) of block 0"),  # of two warps
+    ],
+)
+def test_later_readers_hide_no_race_with_an_earlier_one(ops, blocks, readers, other):
     shim, seed = ops
+    x = torch.zeros(1, dtype=torch.int32)
     for order in range(4):
         seed(order)
-        with pytest.raises(
-            RuntimeError, match=r"lane 3 \w+ global memory .* that lane 3 of block \d touches"
-        ):
-            shim.read_by_all(torch.zeros(1, dtype=torch.int32))
+        if other is None:
+            assert not shim.read_by_all(x, blocks, readers).any()
+            continue
+        with pytest.raises(RuntimeError, match=rf"lane \d+ \w+ global memory .* that lane {other} touches"):
+            shim.read_by_all(x, blocks, readers)
+
+
+def test_atomic_updates_hide_no_race_with_those_of_another_block(ops):
+    shim, seed = ops
+    x = torch.zeros(1, dtype=torch.int32)
+    for order in range(4):
+        seed(order)
+        assert shim.counted(x, 1).item() == 128
+        with pytest.raises(RuntimeError, match=r"lane \d+ \w+ global memory .* of block \d touches"):
+            shim.counted(x, 2)
 
 
 def test_a_kernel_that_begins_early_waits(ops):

@@ -84,7 +84,7 @@ def test_writes_tables_and_skips_what_is_done(
     assert capsys.readouterr().out.count("done before") == 4
 
     settings.train.learning_rate *= 2
-    with pytest.raises(ConfigError, match=r"train\.learning_rate was 0\.01 and is 0\.02"):
+    with pytest.raises(ConfigError, match=r"\n  train\.learning_rate: 0\.01 -> 0\.02\n"):
         compare(settings, [0, 1], tmp_path, systems)
 
 
@@ -307,10 +307,22 @@ def test_systems_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conf
     found = seen[2].config
     assert (found.model.head, found.model.kernel_channels) == ("solov2_light", 128)
     assert (found.train.learning_rate, found.train.seed) == (0.02, 5)
-    for text in ("a: 3", "a: {model: 3}", "{}", "a b: {}\na_b: {}"):
+    for text in ("a: 3", "a: 0", "a: {model: 3}", "a: {3: {}}", "a b: {}\na_b: {}"):
         file.write_text(text)
-        with pytest.raises(ConfigError, match="expected"):
+        with pytest.raises(ConfigError, match=r"expected (under the )?system"):
             read_systems(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "got"),
+    [("[a, b]", r"\['a', 'b'\]"), ("5", "5"), ("0", "0"), ("[]", r"\[\]"), ("a b", "'a b'"), ("", "none")],
+)
+def test_a_file_that_has_no_systems(tmp_path: Path, text: str, got: str) -> None:
+    """What is said is about systems, and not about the sections of a configuration."""
+    file = tmp_path / "systems.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=rf"systems.yaml: expected systems, each a name .*, got {got}$"):
+        read_systems(file)
 
 
 def test_the_systems_of_the_repository() -> None:

@@ -258,7 +258,7 @@ def test_automatic_precision_is_that_of_the_machine(
     assert load_config(tmp_path / "config.yaml").train.precision == expected
     assert train(settings, tmp_path, resume=True).steps == 1
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    with pytest.raises(ConfigError, match=r"train\.precision was 'bf16-mixed' and is '32-true'"):
+    with pytest.raises(ConfigError, match=r'train\.precision: "bf16-mixed" -> "32-true"'):
         train(settings, tmp_path, resume=True)
 
 

@@ -83,14 +83,41 @@ def test_refuses_to_overwrite_a_run(trained: TrainResult, config: MakeConfig) ->
 
 
 def test_refuses_to_resume_with_other_settings(trained: TrainResult, config: MakeConfig) -> None:
-    with pytest.raises(ConfigError, match=r"train\.learning_rate was 0\.01 and is 0\.5"):
-        train(config(learning_rate=0.5), trained.run_dir, resume=True)
+    """Each setting in a line of its own, and no more than eight."""
+    changed: dict[str, Any] = {"learning_rate": 0.5, "seed": 4, "ema": 0.9, "log_every": 7}
+    with pytest.raises(ConfigError) as caught:
+        train(config(**changed), trained.run_dir, resume=True)
+    assert str(caught.value).splitlines()[1:] == [
+        "  train.learning_rate: 0.01 -> 0.5",
+        "  train.ema: null -> 0.9",
+        "  train.seed: 0 -> 4",
+    ]
+    changed |= {"gamma": 0.2, "momentum": 0.8, "schedule": "cosine", "weight_decay": 0.0, "warmup_ratio": 0.5}
+    with pytest.raises(ConfigError) as caught:
+        train(config(**changed, gate_rate=1.0), trained.run_dir, resume=True)
+    lines = str(caught.value).splitlines()
+    assert (len(lines), lines[-1]) == (10, "  and 1 more")
 
 
 def test_a_finished_run_is_only_validated(trained: TrainResult, config: MakeConfig, tmp_path: Path) -> None:
     run_dir = shutil.copytree(trained.run_dir, tmp_path / "run")
     again = train(config(), run_dir, resume=True)
     assert (again.steps, again.metrics) == (trained.steps, trained.metrics)
+    assert curve(again) == curve(trained)
+    assert [row["step"] for row in curve(again) if "val/ap" in row] == [3, 6]
+
+
+def test_a_validation_has_the_number_of_steps_done(config: MakeConfig, tmp_path: Path) -> None:
+    """Where a run ends inside an epoch that is not validated, and where it is resumed behind its end."""
+    for _ in range(2):
+        result = train(config(max_steps=2, eval_every=9), tmp_path, resume=True)
+        assert [(row["step"], "val/ap" in row) for row in curve(result)] == [
+            (0, False),
+            (1, False),
+            (2, True),
+        ]
+    logged = [(row["epoch"], row["step"]) for row in rows(tmp_path) if row["val/ap"]]
+    assert [(float(epoch), int(step)) for epoch, step in logged] == [(0, 2)] * 2
 
 
 class Killed(BaseException):
@@ -154,7 +181,7 @@ def test_killed_in_validations_is_bitwise_the_same(
     """Its epoch's last step would be a checkpoint, and neither the step nor the validation may be lost."""
     settings = config(**settings)
     whole = train(settings, tmp_path / "whole")
-    first, second, *_ = [int(row["step"]) + 1 for row in curve(whole) if "val/ap" in row]
+    first, second, *_ = [int(row["step"]) for row in curve(whole) if "val/ap" in row]
     real = module_file.SOLOModule.on_validation_epoch_start
     for killed_at in (first, first, second):
 

@@ -133,6 +133,8 @@ def test_bad_files(tmp_path: Path) -> None:
     for text, message in [
         ("a: [", "expected YAML"),
         ("- 1", "expected sections"),
+        ("[]", "expected sections"),
+        ("0", "expected sections"),
         ("train: 3", "train to hold names and values, got 3"),
     ]:
         file.write_text(text)
