@@ -21,6 +21,7 @@
 namespace solo_attn {
 
 constexpr std::uintptr_t kHugePage = std::uintptr_t{2} << 20;
+constexpr int64_t kAllSmall = 500, kSomeSmall = 300;  // microseconds: see NewPages
 
 // Huge pages for a large new result. The system maps memory page by page when it is first written; with pages
 // of 4 KiB that takes several times as long as the writes. Where the system has no huge pages, nothing
@@ -33,8 +34,10 @@ constexpr std::uintptr_t kHugePage = std::uintptr_t{2} << 20;
 // touched are left to small pages.
 class NewPages {
  public:
-  // `data` has not been written to.
-  NewPages(void* data, std::size_t bytes) {
+  // `data` has not been written to. `small`: about how many microseconds small pages take in the place of a
+  // huge one; fewer where only a part of them will be written.
+  NewPages(void* data, std::size_t bytes, int64_t small = kAllSmall)
+      : small_(small), saved_(static_cast<int64_t>(bytes / kHugePage) * small / 30) {
 #if defined(MADV_HUGEPAGE)
     const auto begin = (reinterpret_cast<std::uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;
     const auto end = (reinterpret_cast<std::uintptr_t>(data) + bytes) / kHugePage * kHugePage;
@@ -54,7 +57,6 @@ class NewPages {
 #if defined(MADV_HUGEPAGE)
     using Clock = std::chrono::steady_clock;
     using std::chrono::microseconds;
-    constexpr int64_t kSmall = 500;  // microseconds that small pages take in the place of a huge one, about
     if (!huge_.load(std::memory_order_relaxed)) return;
     const auto first = std::max(reinterpret_cast<std::uintptr_t>(from), begin_);
     const auto last = std::min(reinterpret_cast<std::uintptr_t>(from) + bytes, end_);
@@ -64,7 +66,7 @@ class NewPages {
       const auto before = Clock::now();
       touch(place);
       const int64_t taken = std::chrono::duration_cast<microseconds>(Clock::now() - before).count();
-      if (saved_.fetch_add(kSmall - taken) + kSmall - taken < 0) {
+      if (saved_.fetch_add(small_ - taken) + small_ - taken < 0) {
         if (huge_.exchange(false)) {
           (void)::madvise(reinterpret_cast<void*>(begin_), end_ - begin_, MADV_NOHUGEPAGE);
         }
@@ -86,7 +88,8 @@ class NewPages {
   std::uintptr_t begin_ = 0, end_ = 0;
   std::unique_ptr<std::atomic<bool>[]> touched_;  // of each page
   std::atomic<bool> huge_{false};
-  std::atomic<int64_t> saved_{5000};  // microseconds; some may be lost first
+  int64_t small_;
+  std::atomic<int64_t> saved_;  // microseconds; at first 3 % of all that small pages would take may be lost
 };
 
 inline std::size_t bytes_of(const torch::stable::Tensor& x) {

@@ -99,7 +99,7 @@ Tensor mask_bits_unpack_cpu(const Tensor& words, const std::optional<Tensor>& in
   const Tensor in = words.stride(1) == 1 ? words : torch::stable::contiguous(words);
   const std::optional<Tensor> blank = blank_masks(in, {taken.count(), pixels});
   Tensor out = blank ? *blank : torch::stable::new_empty(in, {taken.count(), pixels}, ScalarType::Bool);
-  NewPages pages(out.mutable_data_ptr(), bytes_of(out));
+  NewPages pages(out.mutable_data_ptr(), bytes_of(out), blank ? kSomeSmall : kAllSmall);
   const auto* from = static_cast<const uint64_t*>(in.const_data_ptr());
   auto* to = static_cast<uint8_t*>(out.mutable_data_ptr());
   const int64_t stride = in.stride(0), parts = (needed + kPart - 1) / kPart;

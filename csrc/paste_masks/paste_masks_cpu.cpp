@@ -161,7 +161,7 @@ Tensor paste_masks_cpu(const Tensor& coarse, const std::optional<Tensor>& attent
   std::optional<Tensor> blank = blank_masks(coarse, {coarse.size(0), height, width});
   Tensor masks =
       blank ? *blank : torch::stable::new_empty(coarse, {coarse.size(0), height, width}, ScalarType::Bool);
-  NewPages pages(masks.mutable_data_ptr(), bytes_of(masks));
+  NewPages pages(masks.mutable_data_ptr(), bytes_of(masks), blank ? kSomeSmall : kAllSmall);
   dispatch_float("paste_masks", coarse.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
     Pixels pixels{height, width, static_cast<bool*>(masks.mutable_data_ptr()), blank.has_value(), &pages};
