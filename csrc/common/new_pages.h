@@ -97,7 +97,7 @@ inline std::size_t bytes_of(const torch::stable::Tensor& x) {
 }
 
 // A new result of bools that are all false, in pages of its own: the system hands them out as zeros, so that
-// what stays false is never written. Only of a size for which allocators map new pages as well; none of a
+// what stays false need not be written. Only of a size for which allocators map new pages as well; none of a
 // smaller one, or where the system has no room.
 inline std::optional<torch::stable::Tensor> blank_masks(const torch::stable::Tensor& like,
                                                         const std::vector<int64_t>& sizes) {
@@ -118,6 +118,7 @@ inline std::optional<torch::stable::Tensor> blank_masks(const torch::stable::Ten
                                   torch::headeronly::ScalarType::Bool,
                                   [pages, room](void*) { (void)::munmap(pages, room); });
 #else
+  (void)like, (void)sizes;
   return std::nullopt;
 #endif
 }

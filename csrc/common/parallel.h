@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "check.h"
+
 namespace solo_attn {
 
 // In nanoseconds: less work than this takes less time than waking a thread, and stays on the calling one.
@@ -31,10 +33,13 @@ class Shares {
  public:
   Shares(int64_t count, int64_t threads) : shares_(threads) {
     for (int64_t t = 0; t < threads; ++t) {
-      const int64_t begin = count * t / threads, end = count * (t + 1) / threads;
-      shares_[t].left.store(packed(begin, end), std::memory_order_relaxed);
+      shares_[t].left.store(packed(begin(t, count, threads), begin(t + 1, count, threads)),
+                            std::memory_order_relaxed);
     }
   }
+
+  // The first item of a thread's share.
+  static int64_t begin(int64_t thread, int64_t count, int64_t threads) { return count * thread / threads; }
 
   // An item that nobody has taken, or -1 if there is none.
   int64_t next(int64_t thread) {
@@ -73,6 +78,7 @@ class Shares {
 template <class F>
 void parallel_dynamic(int64_t count, int64_t cost, const F& f) {
   if (count <= 0) return;
+  check(count < int64_t(1) << 32, "expected fewer than 2^32 parts of work, got ", count);
   const int64_t worthwhile = (count * cost + kWorthwhile - 1) / kWorthwhile;
   const int64_t threads = std::min({thread_count(), count, std::max<int64_t>(1, worthwhile)});
   Shares shares(count, threads);

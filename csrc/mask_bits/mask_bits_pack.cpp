@@ -106,9 +106,14 @@ Tensor mask_bits_unpack_cpu(const Tensor& words, const std::optional<Tensor>& in
   parallel_for(taken.count() * parts, std::min(pixels, kPart * kWord) / 16, [&](int64_t first, int64_t last) {
     for (int64_t item = first; item < last; ++item) {
       const int64_t k = item / parts, part = item % parts * kPart, begin = part * kWord;
+      const uint64_t* words_here = from + taken[k] * stride + part;
       const int64_t here = std::min(pixels - begin, kPart * kWord);
+      if (blank && std::all_of(words_here, words_here + (here + kWord - 1) / kWord,
+                               [](uint64_t word) { return word == 0; })) {
+        continue;
+      }
       pages.reach(to + k * pixels + begin, here);
-      call<Expand>(from + taken[k] * stride + part, here, blank.has_value(), to + k * pixels + begin);
+      call<Expand>(words_here, here, blank.has_value(), to + k * pixels + begin);
     }
   });
   return out;

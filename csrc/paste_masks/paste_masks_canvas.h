@@ -263,9 +263,13 @@ class Canvas {
     }
     const double most = *std::max_element(loads.begin(), loads.end());
     if (most * static_cast<double>(loads.size()) > 1.1 * total) return std::nullopt;
-    std::vector<int64_t> dealt;
-    for (size_t thread = 0; thread < loads.size(); ++thread) {
-      for (size_t c = thread; c < order.size(); c += loads.size()) dealt.push_back(order[c]);
+    const auto count = static_cast<int64_t>(order.size()), threads = std::min(thread_count(), count);
+    std::vector<int64_t> dealt(count);
+    for (int64_t round = 0, c = 0; c < count; ++round) {
+      for (int64_t thread = 0; thread < threads; ++thread) {
+        const int64_t place = Shares::begin(thread, count, threads) + round;
+        if (place < Shares::begin(thread + 1, count, threads)) dealt[place] = order[c++];
+      }
     }
     return dealt;
   }

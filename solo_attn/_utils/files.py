@@ -39,13 +39,14 @@ def check_output(path: Path, command: str, argument: str, *, folder: bool = Fals
     """
     kind, other = ("folder", "file") if folder else ("file", "folder")
     # Unlike a Path's, these are False too where a folder may not even be searched.
-    if os.path.exists(path) and os.path.isdir(path) != folder:
-        raise UsageError(f"{command}: expected {argument} to be a {kind}, got the {other} {path}")
+    if os.path.lexists(path) and not (os.path.isdir(path) if folder else os.path.isfile(path)):
+        got = other if (os.path.isfile(path) if folder else os.path.isdir(path)) else "special file or link"
+        raise UsageError(f"{command}: expected {argument} to be a {kind}, got the {got} {path}")
     there = path if folder else path.parent
-    while not os.path.exists(there) and there != there.parent:
+    while not os.path.lexists(there) and there != there.parent:
         there = there.parent
     if not os.path.isdir(there):
-        reason = f"{there} is a file"
+        reason = f"{there} is no folder"
     elif not os.access(there, os.W_OK | os.X_OK):
         reason = f"there is no permission to write in {there}"
     else:

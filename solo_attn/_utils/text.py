@@ -33,7 +33,7 @@ def shown(value: Any, most: int = 80) -> str:
 
 
 def change(name: str, before: Any, now: Any) -> str:
-    """ "train.epochs: 12 -> 24": a setting of plain values that changed, as YAML has them."""
+    """ "train.epochs: 12 -> 24": a setting of plain values that changed, as JSON has them."""
     return f"{name}: {_plain(before)} -> {_plain(now)}"
 
 

@@ -127,7 +127,7 @@ def inspect(
     after.save(write)
     console.print(f"  {write}, in which", soft_wrap=True)
     for line in changes(before, after, differences(before, after)):
-        console.print(f"    {line}")
+        console.print(f"    {line}", soft_wrap=True)
 
 
 def _pair(

@@ -66,8 +66,8 @@ def logged(run_dir: Path) -> list[dict[str, float]]:
                 for row in csv.DictReader(opened)
             ]
         # What came after the last checkpoint was done twice: the second time counts.
-        step = min((row["step"] for row in new if "train/lr" in row), default=inf)
         validation = min((row["step"] for row in new if "train/lr" not in row), default=inf)
+        step = min((row["step"] for row in new if "train/lr" in row), default=validation)
         rows = [
             row
             for row in rows

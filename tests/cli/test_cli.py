@@ -123,7 +123,7 @@ def test_where_nothing_can_be_written(
         made.mkdir()
         assert said(made).endswith(f"to be a file, got the folder {made}")
     below = tmp_path / "there" / "deep" / words[place].format("out")
-    assert said(below).endswith(f"that can be written, got {below}, but {tmp_path / 'there'} is a file")
+    assert said(below).endswith(f"that can be written, got {below}, but {tmp_path / 'there'} is no folder")
     monkeypatch.setattr(os, "access", lambda there, _: Path(there) != tmp_path)  # root may write anywhere
     new = tmp_path / "new" / words[place].format("out")
     assert said(new).endswith(f"got {new}, but there is no permission to write in {tmp_path}")

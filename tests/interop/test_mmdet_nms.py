@@ -53,6 +53,40 @@ def off_the_threshold(scores: Tensor, threshold: float) -> float:
     return float(edges[k - 1] + edges[k]) / 2
 
 
+@pytest.mark.parametrize("form", ["uint8", "integers", "floats", "soft", "transposed", "bool"])
+def test_few_of_many_are_what_they_are_alone(form: str) -> None:
+    """``nms_pre`` takes the best, whatever the masks are made of, and what is returned is like the input."""
+    masks, labels, scores = scene(3, 40)
+    given = {
+        "uint8": masks.byte() * 255,
+        "integers": masks.long() * 3,
+        "floats": masks.float(),
+        "soft": masks * 0.75,
+        "transposed": masks.mT.contiguous().mT,
+        "bool": masks,
+    }[form]
+    best = scores.argsort(descending=True)[:7]
+    found = mask_matrix_nms(given, labels, scores, nms_pre=7, filter_thr=0.1)
+    alone = mask_matrix_nms(given[best], labels[best], scores[best], filter_thr=0.1)
+    for one, other in zip(found[:3], alone[:3], strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+    assert torch.equal(found[3], best[alone[3]])
+    assert found[2].dtype == given.dtype
+
+
+def test_a_score_without_a_number_comes_last() -> None:
+    masks, labels, scores = scene(5, 6)
+    scores[2] = float("nan")
+    found = mask_matrix_nms(masks, labels, scores)
+    assert found[3][-1] == 2
+    assert found[0][-1].isnan()
+    others = torch.tensor([0, 1, 3, 4, 5])
+    expected = mask_matrix_nms(masks[others], labels[others], scores[others])
+    assert torch.equal(found[0][:-1], expected[0])
+    assert len(mask_matrix_nms(masks, labels, scores, filter_thr=1e-9)[0]) == 5
+
+
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**20),

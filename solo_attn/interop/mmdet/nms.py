@@ -29,7 +29,9 @@ def mask_matrix_nms(
     """In the place of ``mmdet.models.layers.mask_matrix_nms`` (mmdetection 3.3.0), without its faults.
 
     Empty and identical masks leave every score finite; equal scores keep the order of the input, before and
-    after the decay; what is held beside the input are sums of n x n, no float copy of the masks.
+    after the decay. Beside the input are held sums of n x n and, on a CPU, bits; of soft masks copies of
+    those of one label at a time, of integers and floats of 0 and 1 a copy as bool, and of the ``nms_pre``
+    masks a copy where they are not contiguous bool on a CPU.
 
     Args:
         masks: [n, h, w]; bool, or integers of which what is not zero is set. Floats of 0 and 1 are the same
@@ -58,15 +60,18 @@ def mask_matrix_nms(
         scores_in = scores_in.float()
     if labels_in.dtype != torch.int64:
         labels_in = labels_in.unique(return_inverse=True)[1]
-    rows = _taken(masks, chosen)
-    decayed = _decayed(rows, labels_in, scores_in, kernel, sigma, area_in)
+    given, places = masks, chosen
+    if len(chosen) < len(masks) and not (_packs_at_once(masks) and masks.is_contiguous()):
+        given, places = masks[chosen], torch.arange(len(chosen), device=masks.device)
+    rows = _binary(given, places)
+    decayed = _decayed(rows, given, places, labels_in, scores_in, kernel, sigma, area_in)
     kept = descending(decayed)
     if filter_thr > 0:
         kept = kept[decayed[kept] >= filter_thr]
     if max_num > 0:
         kept = kept[:max_num]
     index = chosen[kept]
-    if isinstance(rows, BitMasks) and masks.dtype == torch.bool:
+    if isinstance(rows, BitMasks) and _packs_at_once(masks):
         pixels = masks.shape[1] * masks.shape[2]
         masks_out = unpack_masks(rows.words, pixels, kept).reshape(len(kept), *masks.shape[1:])
     else:
@@ -74,32 +79,42 @@ def mask_matrix_nms(
     return decayed[kept], labels[index], masks_out, index
 
 
-def _taken(masks: Tensor, index: Tensor) -> Tensor | BitMasks:
-    """Those at ``index``: floats where they are soft, else bool or, on a CPU, bits, which are read once."""
-    if masks.is_floating_point() and not bool(((masks == 0) | (masks == 1)).all()):
-        return masks[index]
+def _packs_at_once(masks: Tensor) -> bool:
+    return masks.dtype == torch.bool and masks.device.type == "cpu"
+
+
+def _binary(masks: Tensor, places: Tensor) -> Tensor | BitMasks | None:
+    """Those at ``places``, as bool or, on a CPU, as bits, which are read once; None where they are soft."""
+    if masks.is_floating_point() and not all(bool(((x == 0) | (x == 1)).all()) for x in _parts(masks)):
+        return None
     bits = as_bool(masks)
     if masks.device.type != "cpu":
-        return bits[index]
-    words, areas = pack_masks(bits.flatten(1), index)
+        return bits[places]
+    words, areas = pack_masks(bits.flatten(1), places)
     return BitMasks(words, areas, (areas > 0).float(), (masks.shape[1], masks.shape[2]))
 
 
 def _decayed(
-    rows: Tensor | BitMasks, labels: Tensor, scores: Tensor, kernel: str, sigma: float, area: Tensor | None
+    rows: Tensor | BitMasks | None,
+    masks: Tensor,
+    places: Tensor,
+    labels: Tensor,
+    scores: Tensor,
+    kernel: str,
+    sigma: float,
+    area: Tensor | None,
 ) -> Tensor:
-    """Decayed scores, in the order of ``rows``, which are sorted by score."""
-    binary = isinstance(rows, BitMasks) or rows.dtype == torch.bool
-    if binary and (area is None or torch.equal(area.double(), _areas(rows).double())):
+    """Decayed scores, the best first: of the binary ``rows``, else of ``masks`` at ``places``."""
+    if rows is not None and (area is None or torch.equal(area.double(), _areas(rows).double())):
         return matrix_nms(rows, labels, scores, kernel, sigma)
-    soft: Tensor = rows.to_bool() if isinstance(rows, BitMasks) else rows
     # The op says what is wrong with the other arguments, and knows nothing of soft masks and other areas.
-    matrix_nms(soft[:0] != 0, labels[:0], scores[:0], kernel, sigma)
-    area = (_sums(soft) if area is None else area).double()
+    matrix_nms(masks[:0] != 0, labels[:0], scores[:0], kernel, sigma)
+    soft = masks if rows is None else as_bool(masks)
+    area = (_sums(soft)[places] if area is None else area).double()
     decay = scores.double()
     for label in labels.unique():
         group = (labels == label).nonzero()[:, 0]
-        inter = _products(soft[group])
+        inter = _products(soft[places[group]])
         union = area[group][:, None] + area[group][None, :] - inter
         iou = torch.where(union == 0, 0.0, inter / union)
         decay[group] = decay_of(iou, kernel, sigma)
