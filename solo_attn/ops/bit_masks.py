@@ -30,8 +30,10 @@ class BitMasks(NamedTuple):
     size: tuple[int, int]
 
     @classmethod
-    def from_bool(cls, masks: Tensor) -> BitMasks:
+    def from_bool(cls, masks: Tensor, index: Tensor | None = None) -> BitMasks:
         """Pack bool or uint8 masks [K, H, W]; their maskness is 1 (0 where empty).
+
+        ``index`` (int64 [k], in 0..K-1) says which, and in what order; None is all.
 
         Raises:
             TypeError, ValueError: ``masks`` is not a bool or uint8 tensor [K, H, W].
@@ -39,13 +41,14 @@ class BitMasks(NamedTuple):
         check_tensor("BitMasks.from_bool", "masks", masks, "[K, H, W]")
         if masks.dtype not in (torch.bool, torch.uint8):
             fail("BitMasks.from_bool", "masks", "of dtype bool or uint8", str(masks.dtype))
-        words, areas = pack_masks(masks.flatten(1))
+        words, areas = pack_masks(masks.flatten(1), index)
         return cls(words, areas, (areas > 0).float(), (masks.shape[1], masks.shape[2]))
 
-    def to_bool(self) -> Tensor:
-        """Bool [K, H, W]."""
+    def to_bool(self, index: Tensor | None = None) -> Tensor:
+        """Bool [K, H, W]; of the masks at ``index`` (int64 [k], in 0..K-1) if it is given."""
         height, width = self.size
-        return unpack_masks(self.words, height * width).reshape(len(self.words), height, width)
+        masks = unpack_masks(self.words, height * width, index)
+        return masks.reshape(len(masks), height, width)
 
     def select(self, index: Tensor) -> BitMasks:
         """The masks at ``index`` (int64 or bool [...])."""

@@ -9,7 +9,6 @@ from ..._utils.checks import as_bool, check_float, check_like, check_tensor, fai
 from ..._utils.decay import decay_of, descending
 from ...models.targets import count_rows
 from ...ops import BitMasks, matrix_nms
-from ...ops.bit_masks import pack_masks, unpack_masks
 
 _NAME = "mask_matrix_nms"
 _CHUNK = 1 << 15  # pixels that are held as floats at a time
@@ -71,11 +70,8 @@ def mask_matrix_nms(
     if max_num > 0:
         kept = kept[:max_num]
     index = chosen[kept]
-    if isinstance(rows, BitMasks) and _packs_at_once(masks):
-        pixels = masks.shape[1] * masks.shape[2]
-        masks_out = unpack_masks(rows.words, pixels, kept).reshape(len(kept), *masks.shape[1:])
-    else:
-        masks_out = masks[index]
+    packed = rows if isinstance(rows, BitMasks) and _packs_at_once(masks) else None
+    masks_out = masks[index] if packed is None else packed.to_bool(kept)
     return decayed[kept], labels[index], masks_out, index
 
 
@@ -88,10 +84,7 @@ def _binary(masks: Tensor, places: Tensor) -> Tensor | BitMasks | None:
     if masks.is_floating_point() and not all(bool(((x == 0) | (x == 1)).all()) for x in _parts(masks)):
         return None
     bits = as_bool(masks)
-    if masks.device.type != "cpu":
-        return bits[places]
-    words, areas = pack_masks(bits.flatten(1), places)
-    return BitMasks(words, areas, (areas > 0).float(), (masks.shape[1], masks.shape[2]))
+    return BitMasks.from_bool(bits, places) if masks.device.type == "cpu" else bits[places]
 
 
 def _decayed(
