@@ -9,10 +9,13 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from solo_attn.bench import FLOOR, PLAIN
+
 from ..end_to_end.huge_pages import VARIABLE
 from . import speed, stored
 from .stored import measured_on, table
 
+FIRST_RESULT = "first result"  # a contender of bench_attention_residual
 LAST = 3  # points that an exponent is fitted to
 
 
@@ -75,6 +78,22 @@ def builds() -> str:
     return (
         f"{table(head, rows, words=3)}\n\nBefore: commit {found['old']}. Asking a process, which takes "
         f"{speed.milliseconds(asking)} ms, is part of all times. {measured_on(found['environment'])}"
+    )
+
+
+def kept_memory() -> str:
+    """What the memory of an earlier result gives to `attention_residual`."""
+    found = stored.kept("ops")
+    entry = found["benchmarks"].get("attention_residual") if found else None
+    if not entry or FIRST_RESULT not in entry["seconds"]:
+        return "Not measured yet."
+    ours, first, plain, floor = (
+        speed.milliseconds(speed.median(entry, name)) for name in (entry["ours"], FIRST_RESULT, PLAIN, FLOOR)
+    )
+    return (
+        f"`attention_residual` into a new result, {entry['what']}: {ours} ms, and {first} ms where no "
+        f"earlier result has left its memory, beside {plain} ms of {PLAIN}, all in turn; {floor} ms is the "
+        f"floor, into memory that is there already. {measured_on(found['environment'])}"
     )
 
 

@@ -125,6 +125,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "growth": scaling.growth,
     "end_to_end": end_to_end,
     "profile": profile,
+    "kept_memory": scaling.kept_memory,
     "huge_pages": scaling.huge_pages,
     "gpu": gpu,
 }

@@ -12,12 +12,13 @@ from ..end_to_end.jobs import why_failed
 from ..end_to_end.scale_points import OURS
 from . import gpu_section, speed, stored
 from .comparisons import ATTENTION, DATA
+from .scaling import FIRST_RESULT
 from .stored import per_cent, table
 
 Loss = list[str]  # what, where, against, theirs, ours
 HEAD = ["what", "where", "against", "theirs", "ours"]
 OURS_END_TO_END = ("fast", "fast, compiled")
-OTHER_FORMS = ("of bits", "drop-in")  # of ours, with other input or behind another interface
+OTHER_FORMS = ("of bits", "drop-in", FIRST_RESULT)  # of ours, with other input or behind another interface
 
 SCALE_NUMBERS: tuple[tuple[str, int, Callable[[dict[str, Any]], float], Callable[[float], str]], ...] = (
     ("dice loss", -1, lambda run: run["train/dice"], "{:.3f}".format),

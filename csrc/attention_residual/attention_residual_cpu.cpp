@@ -1,13 +1,14 @@
 // Mask logits plus the upsampled attention maps of their cells, in one pass over the logits.
 //
 // S = 40, C = 256, 168 x 336, float32: 361 MB are read and 361 MB written; in place these are the same cache
-// lines. Out of place the result is new memory, whose page faults take longer than everything else: 3/4 of
-// the time in small pages, half of it in huge ones (common/new_pages.h). (Into memory that is there already,
-// stores past the cache took 32 ms and ordinary ones 27.) The dot products are 2 C N^2 = 1.31 GFLOP: 8 ms on
-// two cores of 2.5 GHz with AVX-512. Upsampling is 3 flops per pixel from rows in the L1 cache, 0.27 GFLOP,
-// and the interpolation along x a quarter of that. So the lower bound is one read and one write of the logits
-// plus the product. The S x S maps stay in the L2 cache, 48 cells at a time. Backward: one read of 361 MB,
-// two multiply-adds per pixel, and the product of grid_attention_bwd.
+// lines. Out of place the result is memory of an earlier one (common/large_results.h), or new, and then its
+// page faults take longer than everything else: 3/4 of the time in small pages, half of it in huge ones
+// (common/new_pages.h). (Into memory that is there already, stores past the cache took 32 ms and ordinary
+// ones 27.) The dot products are 2 C N^2 = 1.31 GFLOP: 8 ms on two cores of 2.5 GHz with AVX-512. Upsampling
+// is 3 flops per pixel from rows in the L1 cache, 0.27 GFLOP, and the interpolation along x a quarter of
+// that. So the lower bound is one read and one write of the logits plus the product. The S x S maps stay in
+// the L2 cache, 48 cells at a time. Backward: one read of 361 MB, two multiply-adds per pixel, and the
+// product of grid_attention_bwd.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -18,6 +19,7 @@
 #include "../common/check.h"
 #include "../common/dtypes.h"
 #include "../common/gemm.h"
+#include "../common/large_results.h"
 #include "../common/new_pages.h"
 #include "../common/parallel.h"
 #include "../grid_attention/grid_attention_cpu.h"
@@ -126,7 +128,8 @@ void add(const Tensor& logits, const Tensor& grid_features, double scale, Tensor
 
 Tensor attention_residual_cpu(const Tensor& mask_logits, const Tensor& grid_features, double scale, bool) {
   check_arguments("mask_logits", mask_logits, grid_features);
-  Tensor out = torch::stable::new_empty(mask_logits, mask_logits.sizes());
+  const auto like = mask_logits.sizes();
+  Tensor out = new_result(mask_logits, {like.begin(), like.end()});
   NewPages pages(out.mutable_data_ptr(), bytes_of(out));
   add(torch::stable::contiguous(mask_logits), grid_features, scale, out, &pages);
   return out;

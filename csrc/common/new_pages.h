@@ -1,9 +1,7 @@
-// Memory of large new results on a CPU.
+// Pages of large new results on a CPU.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
 #include <atomic>
@@ -11,8 +9,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <optional>
-#include <vector>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -94,33 +90,6 @@ class NewPages {
 
 inline std::size_t bytes_of(const torch::stable::Tensor& x) {
   return static_cast<std::size_t>(x.numel()) * x.element_size();
-}
-
-// A new result of bools that are all false, in pages of its own: the system hands them out as zeros, so that
-// what stays false need not be written. Only of a size for which allocators map new pages as well; none of a
-// smaller one, or where the system has no room.
-inline std::optional<torch::stable::Tensor> blank_masks(const torch::stable::Tensor& like,
-                                                        const std::vector<int64_t>& sizes) {
-#if defined(MADV_HUGEPAGE)
-  constexpr std::size_t kLeast = std::size_t{32} << 20, kMost = std::size_t{1} << 46;
-  double about = 1;
-  for (const int64_t size : sizes) about *= static_cast<double>(size);
-  if (about < kLeast || about > kMost) return std::nullopt;
-  std::vector<int64_t> strides(sizes.size());
-  int64_t bytes = 1;
-  for (std::size_t d = sizes.size(); d-- > 0; bytes *= sizes[d]) strides[d] = bytes;
-  const std::size_t whole = (static_cast<std::size_t>(bytes) + kHugePage - 1) / kHugePage * kHugePage;
-  const std::size_t room = whole + kHugePage;
-  void* pages = ::mmap(nullptr, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (pages == MAP_FAILED) return std::nullopt;
-  const auto begin = (reinterpret_cast<std::uintptr_t>(pages) + kHugePage - 1) / kHugePage * kHugePage;
-  return torch::stable::from_blob(reinterpret_cast<void*>(begin), sizes, strides, like.device(),
-                                  torch::headeronly::ScalarType::Bool,
-                                  [pages, room](void*) { (void)::munmap(pages, room); });
-#else
-  (void)like, (void)sizes;
-  return std::nullopt;
-#endif
 }
 
 }  // namespace solo_attn

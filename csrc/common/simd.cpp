@@ -4,11 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#if defined(_WIN32)
-#define SOLO_ATTN_EXPORT extern "C" __declspec(dllexport)
-#else
-#define SOLO_ATTN_EXPORT extern "C" __attribute__((visibility("default")))
-#endif
+#include "export.h"
 
 namespace solo_attn {
 namespace {

@@ -17,6 +17,7 @@
 #include "../common/check.h"
 #include "../common/describe.h"
 #include "../common/dtypes.h"
+#include "../common/large_results.h"
 #include "../common/new_pages.h"
 #include "../common/parallel.h"
 

@@ -24,6 +24,7 @@
 #include "../common/cells.h"
 #include "../common/describe.h"
 #include "../common/dtypes.h"
+#include "../common/large_results.h"
 #include "../common/new_pages.h"
 #include "../common/parallel.h"
 #include "../common/probability.h"

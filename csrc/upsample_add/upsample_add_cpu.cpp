@@ -17,6 +17,7 @@
 #include "../common/check.h"
 #include "../common/describe.h"
 #include "../common/dtypes.h"
+#include "../common/large_results.h"
 #include "../common/new_pages.h"
 #include "../common/parallel.h"
 #include "upsample_add.h"
@@ -110,7 +111,7 @@ Tensor upsample_add_cpu(const Tensor& coarse_logits, const std::optional<Tensor>
   const Tensor coarse = torch::stable::contiguous(coarse_logits);
   Tensor rows = coarse;
   if (attention) rows = torch::stable::contiguous(*attention);
-  Tensor out = torch::stable::new_empty(coarse, {count, height, width});
+  Tensor out = new_result(coarse, {count, height, width});
   NewPages pages(out.mutable_data_ptr(), bytes_of(out));
   dispatch_float("upsample_add", coarse.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;

@@ -1,6 +1,7 @@
 """Which implementation of an op runs, and why."""
 
 from . import compiled, triton_runtime
+from .compiled import release_memory
 from .explain import Choice, Explanation, explain
 from .registry import BACKENDS, NAMES, OPS, Backend, select, tf32
 
@@ -13,6 +14,7 @@ __all__ = [
     "Explanation",
     "compiled",
     "explain",
+    "release_memory",
     "select",
     "tf32",
     "triton_runtime",

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from ..backends import release_memory
+
 Contender = Callable[[], Any]
 
 _SHORT = 0.02  # seconds; shorter runs are repeated several times in a row, as in real use
@@ -126,6 +128,7 @@ def peak_memory(run: Contender, device: str = "cpu") -> int | None:
         return None
     try:
         # Memory that was freed but is still the process's would be used first, and not be seen.
+        release_memory()
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     except (OSError, AttributeError):  # a kernel, or a C library, that does not have it

@@ -121,7 +121,7 @@ def page() -> str:
 
 def test_nothing_measured(results: Path) -> None:
     text = page()
-    assert text.count("Not measured yet.") == 11
+    assert text.count("Not measured yet.") == 12
     assert "**Nothing has been measured on a GPU.**" in text
     assert "In nothing that was measured." in text
     assert f"- {speed.COMPARISONS[0].work}, against mmdetection." in text

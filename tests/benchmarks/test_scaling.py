@@ -156,5 +156,25 @@ def test_the_pages_of_threads_and_huge_pages(store: Callable[[str, Any], None]) 
     times = {"0": {"median": 3.0}, "1": {"median": 2.0}}
     store("huge_pages", {"environment": ABOUT, "size": [384, 768], "rows": {"training step": times}})
     assert "| training step | 3.00 | 2.00 | 1.50x |" in scaling.huge_pages()
+    entry = {
+        "op": "attention_residual",
+        "what": "a size",
+        "ours": "cpu",
+        "memory": {"cpu": 400, scaling.FIRST_RESULT: 300},
+        "seconds": {
+            name: {"median": value}
+            for name, value in (
+                ("cpu", 0.04),
+                ("PyTorch", 0.3),
+                ("floor", 0.02),
+                (scaling.FIRST_RESULT, 0.15),
+            )
+        },
+    }
+    store("ops", {"environment": ABOUT, "benchmarks": {"attention_residual": entry}})
+    assert "a size: 40.0 ms, and 150 ms where no earlier" in scaling.kept_memory()
+    assert "beside 300 ms of PyTorch" in scaling.kept_memory()
+    assert not where_it_loses.losses(), "the first result is no other library's"
     store("nothing", None)
+    assert {scaling.kept_memory()} == {"Not measured yet."}
     assert {scaling.threads(), scaling.growth(), scaling.huge_pages()} == {"Not measured yet."}

@@ -1,0 +1,158 @@
+"""Memory of large results of the C++ kernels: huge pages, and pieces that are kept for the next results."""
+
+from __future__ import annotations
+
+import mmap
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from solo_attn import attention_residual, paste_masks, upsample_add
+from solo_attn.backends import release_memory
+from solo_attn.ops.bit_masks import unpack_masks
+
+SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+SMAPS = Path("/proc/self/smaps")
+PAGE = 2 << 20
+linux = pytest.mark.skipif(not SMAPS.exists(), reason="only Linux tells what memory a process has")
+
+
+def mapping_of(address: int) -> dict[str, str] | None:
+    """What the system says of the memory there, or None if there is none."""
+    found: dict[str, str] | None = None
+    for line in SMAPS.read_text().splitlines():
+        if place := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            if found is not None:
+                return found
+            if int(place[1], 16) <= address < int(place[2], 16):
+                found = {}
+        elif found is not None:
+            name, _, value = line.partition(":")
+            found[name] = value.strip()
+    return found
+
+
+def asked(x: Tensor) -> bool:
+    """Whether huge pages were asked for: "hg", or "nh" where they took long, and the rest is small again."""
+    found = mapping_of(-(-x.data_ptr() // PAGE) * PAGE)  # of the first whole huge page
+    assert found is not None
+    return bool({"hg", "nh"} & set(found["VmFlags"].split()))
+
+
+@pytest.mark.skipif(not SETTING.exists(), reason="a system without huge pages")
+def test_large_results_ask_for_huge_pages() -> None:
+    features, coarse = torch.zeros(1, 2, 8, 8), torch.zeros(40, 84, 168)
+    size = (168, 336)
+    for run in (
+        lambda: upsample_add(coarse, None, size, backend="cpu"),
+        lambda: attention_residual(torch.zeros(1, 64, 168, 336), features, backend="cpu"),
+        lambda: paste_masks(coarse, None, size, size, size, (300, 600), backend="cpu"),
+        lambda: unpack_masks(torch.zeros(40, 16384, dtype=torch.int64), 1 << 20),
+    ):
+        assert asked(run())
+    assert not asked(torch.empty(16 * PAGE, dtype=torch.uint8))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept() -> Iterator[None]:
+    release_memory()
+    yield
+    release_memory()
+
+
+def enlarged(value: float, mebibytes: int = 33, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A result of `upsample_add` that is ``value`` everywhere."""
+    count = mebibytes << 10  # KiB
+    side = {torch.float32: 16, torch.float64: 8}[dtype]
+    return upsample_add(torch.full((count, 1, 1), value, dtype=dtype), None, (16, side), backend="cpu")
+
+
+@linux
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_result_is_written_into_the_memory_of_one_that_was_freed(dtype: torch.dtype) -> None:
+    first = enlarged(1.0, dtype=dtype)
+    place = first.data_ptr()
+    second = enlarged(2.0, dtype=dtype)
+    assert second.data_ptr() != place, "memory that is in use was given away"
+    assert (first == 1).all()
+    part = first[-1]
+    del first
+    third = enlarged(3.0, dtype=dtype)
+    assert third.data_ptr() != place, "a part of it is in use"
+    assert (part == 1).all()
+    del part
+    fourth = enlarged(4.0, 40, dtype=dtype)
+    assert fourth.data_ptr() != place, "it is too small"
+    fifth = enlarged(5.0, dtype=dtype)
+    assert fifth.data_ptr() == place
+    for value, x in ((2, second), (3, third), (4, fourth), (5, fifth)):
+        assert (x == value).all()
+        assert x.dtype == dtype
+
+
+@linux
+def test_so_does_the_attention_residual() -> None:
+    logits, features = torch.randn(1, 169, 168, 336), torch.randn(1, 2, 13, 13)
+    first = attention_residual(logits, features, backend="cpu")
+    place, expected = first.data_ptr(), attention_residual(logits, features, backend="reference")
+    torch.testing.assert_close(first, expected, rtol=0, atol=1e-4)
+    first.fill_(float("nan"))
+    del first
+    again = attention_residual(logits, features, backend="cpu")
+    assert again.data_ptr() == place
+    torch.testing.assert_close(again, expected, rtol=0, atol=1e-4)
+
+
+@linux
+def test_a_much_smaller_result_does_not_take_a_large_piece() -> None:
+    place = enlarged(1.0, 100).data_ptr()
+    small = enlarged(2.0, 33)
+    assert not place <= small.data_ptr() < place + (100 << 20)
+    assert enlarged(3.0, 60).data_ptr() == place
+
+
+@linux
+def test_the_system_may_take_what_is_kept_and_release_memory_gives_it_back() -> None:
+    with mmap.mmap(-1, PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as own:
+        torch.frombuffer(own, dtype=torch.uint8).fill_(1)
+        own.madvise(mmap.MADV_FREE)
+        told = mapping_of(torch.frombuffer(own, dtype=torch.uint8).data_ptr())
+    if told is None or told.get("LazyFree", "0 kB") == "0 kB":
+        pytest.skip("a system that does not take memory lazily, or does not say so")
+    place = enlarged(1.0).data_ptr()
+    kept = mapping_of(place)
+    assert kept is not None
+    assert int(kept["LazyFree"].split()[0]) >= 16 << 10, "KiB of 33 MiB; small pages are marked in batches"
+    again = enlarged(2.0)
+    assert again.data_ptr() == place
+    del again
+    release_memory()
+    assert mapping_of(place) is None
+
+
+@linux
+@pytest.mark.slow
+def test_the_oldest_of_more_than_a_gibibyte_go() -> None:
+    results = [enlarged(float(k), 300) for k in range(4)]
+    places = [x.data_ptr() for x in results]
+    for k in (2, 0, 3, 1):
+        results[k] = torch.empty(0)
+    assert {k: mapping_of(place) is not None for k, place in enumerate(places)} == {
+        0: True,
+        1: True,
+        2: False,
+        3: True,
+    }
+
+
+def test_results_of_many_threads_are_their_own() -> None:
+    def work(number: int) -> bool:
+        return all(bool((enlarged(float(number + k)) == number + k).all()) for k in range(3))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(0, 40, 5)))
