@@ -78,7 +78,7 @@ test-sanitize: setup  ## run the tests of the C++ kernels under ASan and UBSan, 
 		UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$$(for name in asan ubsan stdc++; do $${CXX:-c++} -print-file-name=lib$$name.so; done | xargs)" \
 		$(CURDIR)/$(BIN)/python -m pytest -c $(CURDIR)/pyproject.toml $(CURDIR)/tests/ops -q -p no:cacheprovider \
-		-k "cpu-cpu and not compile"
+		-k "(cpu-cpu or large_results) and not compile"
 
 test-abi: setup  ## build a wheel, and run the tests of the ops on it with the newest torch (downloads gigabytes)
 	$(BIN)/python -m tools.abi

@@ -4,9 +4,9 @@ python -m benchmarks.ops.threads
 
 Both numbers of threads take turns in one process, and medians count. Four floors stand beside them: the
 same call on one tiny mask, which no thread can share (Python, dispatch, autograd); masks of which nothing is
-set, where the op only gets the memory of its result; what PyTorch takes to write as much memory that is
-there already, in which threads share little but the bandwidth; and arithmetic of PyTorch's that hardly needs
-memory, of which a second core could take the half.
+set, where the op only gets and clears the memory of its result; what PyTorch takes to write as much memory
+that is there already, in which threads share little but the bandwidth; and arithmetic of PyTorch's that
+hardly needs memory, of which a second core could take the half.
 """
 
 from __future__ import annotations

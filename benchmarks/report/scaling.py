@@ -92,8 +92,9 @@ def kept_memory() -> str:
     )
     return (
         f"`attention_residual` into a new result, {entry['what']}: {ours} ms, and {first} ms where no "
-        f"earlier result has left its memory, beside {plain} ms of {PLAIN}, all in turn; {floor} ms is the "
-        f"floor, into memory that is there already. {measured_on(found['environment'])}"
+        f"earlier result has left its memory (to give it back included), beside {plain} ms of {PLAIN}, "
+        f"all in turn; {floor} ms is the floor, into memory that is there already. "
+        f"{measured_on(found['environment'])}"
     )
 
 

@@ -1,85 +1,129 @@
 #include "large_results.h"
 
 #include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/core/ScalarType.h>
 
+#include <array>
+#include <cerrno>
 #include <cstddef>
 #include <mutex>
+#include <optional>
+#include <thread>
 
 #include "export.h"
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+#include "new_pages.h"
 
 namespace solo_attn {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-#if defined(MADV_FREE)
+#if defined(__linux__) && defined(MADV_FREE)
 namespace {
 
-constexpr std::size_t kLeast = std::size_t{32} << 20, kMost = std::size_t{1} << 46;  // bytes of a piece
-constexpr std::size_t kKept = std::size_t{1} << 30;                                  // of all kept ones
-constexpr std::size_t kHugePage = std::size_t{2} << 20;
+constexpr std::size_t kLeast = std::size_t{32} << 20, kMost = std::size_t{1} << 46;  // bytes of a result
+constexpr std::size_t kKept = std::size_t{1} << 30;                                  // of all kept pieces
 
-struct Piece {
+struct Piece {  // whole huge pages
   void* pages;
   std::size_t bytes;
 };
 
-// Of whole huge pages, which newer systems then align.
-std::optional<Piece> mapped(std::size_t bytes) {
-  const std::size_t whole = (bytes + kHugePage - 1) / kHugePage * kHugePage;
-  void* pages = ::mmap(nullptr, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (pages == MAP_FAILED) return std::nullopt;
-  return Piece{pages, whole};
-}
-
 void unmap(const Piece& piece) { (void)::munmap(piece.pages, piece.bytes); }
 
-// Nobody waits for the lock: in a process that was forked while another thread held it, it is never free.
+// From now on the system may take it. A child process does not get it: memory that two processes have is
+// copied page by page where one of them writes. Says whether the system knows how to take it.
+bool set_aside(const Piece& piece) {
+  if (::madvise(piece.pages, piece.bytes, MADV_FREE) != 0) return false;
+#if defined(MADV_WIPEONFORK)
+  (void)::madvise(piece.pages, piece.bytes, MADV_WIPEONFORK);
+#endif
+  return true;
+}
+
+bool put_to_use(const Piece& piece) {
+#if defined(MADV_WIPEONFORK)
+  const bool unknown = ::madvise(piece.pages, piece.bytes, MADV_KEEPONFORK) != 0;
+  return !unknown || errno == EINVAL;  // before Linux 4.14 there is neither
+#else
+  return true;
+#endif
+}
+
 class Kept {
  public:
+  Kept() { pieces_.reserve(kPieces); }
+
   // The smallest piece that is large enough, unless that is more than twice as large as it needs to be.
   std::optional<Piece> take(std::size_t bytes) {
-    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-    if (!lock) return std::nullopt;
-    auto best = pieces_.end();
-    for (auto piece = pieces_.begin(); piece != pieces_.end(); ++piece) {
-      const bool fits = bytes <= piece->bytes && piece->bytes / 2 <= bytes;
-      if (fits && (best == pieces_.end() || piece->bytes < best->bytes)) best = piece;
+    std::optional<Piece> found;
+    if (const auto lock = soon()) {
+      auto best = pieces_.end();
+      for (auto piece = pieces_.begin(); piece != pieces_.end(); ++piece) {
+        const bool fits = bytes <= piece->bytes && piece->bytes / 2 <= bytes;
+        if (fits && (best == pieces_.end() || piece->bytes < best->bytes)) best = piece;
+      }
+      if (best != pieces_.end()) {
+        found = *best;
+        pieces_.erase(best);
+      }
     }
-    if (best == pieces_.end()) return std::nullopt;
-    const Piece found = *best;
-    pieces_.erase(best);
-    return found;
+    if (!found || put_to_use(*found)) return found;
+    unmap(*found);
+    return std::nullopt;
   }
 
   // Those that were kept for longest make room.
   void give(const Piece& piece) {
-    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-    if (!lock || piece.bytes > kKept || ::madvise(piece.pages, piece.bytes, MADV_FREE) != 0) {
-      return unmap(piece);
-    }
-    pieces_.push_back(piece);
-    std::size_t all = 0;
-    for (const Piece& one : pieces_) all += one.bytes;
-    for (; all > kKept; pieces_.erase(pieces_.begin())) {
-      all -= pieces_.front().bytes;
-      unmap(pieces_.front());
+    if (piece.bytes > kKept || !set_aside(piece)) return unmap(piece);
+    Unmapped gone;
+    if (const auto lock = soon()) {
+      pieces_.push_back(piece);
+      std::size_t all = 0, count = 0;
+      for (const Piece& one : pieces_) all += one.bytes;
+      for (; all > kKept; ++count) {
+        all -= pieces_[count].bytes;
+        gone.add(pieces_[count]);
+      }
+      pieces_.erase(pieces_.begin(), pieces_.begin() + static_cast<std::ptrdiff_t>(count));
+    } else {
+      gone.add(piece);
     }
   }
 
   void release() {
-    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-    if (!lock) return;
-    for (const Piece& piece : pieces_) unmap(piece);
-    pieces_.clear();
+    Unmapped gone;
+    if (const auto lock = soon()) {
+      for (const Piece& piece : pieces_) gone.add(piece);
+      pieces_.clear();
+    }
   }
 
  private:
+  static constexpr std::size_t kPieces = kKept / kLeast + 1;  // one more than are kept
+
+  // Unmaps at the end of its scope, without the lock that is taken after it; no allocation, for destructors.
+  class Unmapped {
+   public:
+    void add(const Piece& piece) { pieces_[count_++] = piece; }
+    ~Unmapped() {
+      for (std::size_t k = 0; k < count_; ++k) unmap(pieces_[k]);
+    }
+
+   private:
+    std::array<Piece, kPieces> pieces_;
+    std::size_t count_ = 0;
+  };
+
+  // Others hold the lock for microseconds. In a process that was forked meanwhile it is never free.
+  std::unique_lock<std::mutex> soon() {
+    std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    for (int tries = 0; !lock && tries < 1000; ++tries) {
+      std::this_thread::yield();
+      (void)lock.try_lock();
+    }
+    return lock;
+  }
+
   std::mutex mutex_;
   std::vector<Piece> pieces_;  // the oldest first
 };
@@ -90,7 +134,26 @@ Kept& kept() {
   return *all;
 }
 
-// Bytes of a tensor that gets a piece of its own, or 0.
+// New pages, which are all 0.
+std::optional<Piece> mapped(std::size_t bytes) {
+  const std::size_t whole = (bytes + kHugePage - 1) / kHugePage * kHugePage, room = whole + kHugePage;
+  const auto map = [room] {
+    return ::mmap(nullptr, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  };
+  void* all = map();
+  if (all == MAP_FAILED) {
+    kept().release();  // which counts where a process may only have so much
+    all = map();
+  }
+  if (all == MAP_FAILED) return std::nullopt;
+  const std::size_t before = (kHugePage - reinterpret_cast<std::uintptr_t>(all) % kHugePage) % kHugePage;
+  char* pages = static_cast<char*>(all) + before;
+  if (before > 0) unmap({all, before});
+  unmap({pages + whole, kHugePage - before});
+  return Piece{pages, whole};
+}
+
+// Bytes of a result that gets a piece of its own, or 0.
 std::size_t bytes_of_piece(const std::vector<int64_t>& sizes, std::size_t element) {
   double about = static_cast<double>(element);
   std::size_t bytes = element;
@@ -101,36 +164,38 @@ std::size_t bytes_of_piece(const std::vector<int64_t>& sizes, std::size_t elemen
   return about < kLeast || about > kMost ? 0 : bytes;
 }
 
-// A contiguous tensor in a piece; `done` is called with the piece when the tensor is freed.
-Tensor tensor_of(const Piece& piece, const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype,
-                 void (*done)(const Piece&)) {
+struct Large {
+  Tensor tensor;
+  bool blank;
+};
+
+// None of a small result, or where the system has no room.
+std::optional<Large> large_result(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype,
+                                  std::size_t element) {
+  const std::size_t bytes = bytes_of_piece(sizes, element);
+  if (bytes == 0) return std::nullopt;
   std::vector<int64_t> strides(sizes.size());
   int64_t step = 1;
   for (std::size_t d = sizes.size(); d-- > 0; step *= sizes[d]) strides[d] = step;
-  return torch::stable::from_blob(piece.pages, sizes, strides, like.device(), dtype,
-                                  [piece, done](void*) { done(piece); });
+  std::optional<Piece> piece = kept().take(bytes);
+  const bool blank = !piece;
+  if (blank) piece = mapped(bytes);
+  if (!piece) return std::nullopt;
+  return Large{torch::stable::from_blob(piece->pages, sizes, strides, like.device(), dtype,
+                                        [piece](void*) { kept().give(*piece); }),
+               blank};
 }
 
 }  // namespace
 
 Tensor new_result(const Tensor& like, const std::vector<int64_t>& sizes) {
-  const std::size_t bytes = bytes_of_piece(sizes, like.element_size());
-  if (bytes > 0) {
-    std::optional<Piece> piece = kept().take(bytes);
-    if (!piece) piece = mapped(bytes);
-    if (piece) {
-      return tensor_of(*piece, like, sizes, like.scalar_type(),
-                       [](const Piece& freed) { kept().give(freed); });
-    }
-  }
-  return torch::stable::new_empty(like, sizes);
+  auto large = large_result(like, sizes, like.scalar_type(), like.element_size());
+  return large ? large->tensor : torch::stable::new_empty(like, sizes);
 }
 
-std::optional<Tensor> blank_masks(const Tensor& like, const std::vector<int64_t>& sizes) {
-  const std::size_t bytes = bytes_of_piece(sizes, 1);
-  const std::optional<Piece> piece = bytes > 0 ? mapped(bytes) : std::nullopt;
-  if (!piece) return std::nullopt;
-  return tensor_of(*piece, like, sizes, ScalarType::Bool, unmap);
+NewMasks new_masks(const Tensor& like, const std::vector<int64_t>& sizes) {
+  if (auto large = large_result(like, sizes, ScalarType::Bool, 1)) return {large->tensor, large->blank};
+  return {torch::stable::new_empty(like, sizes, ScalarType::Bool), false};
 }
 
 #else
@@ -139,7 +204,9 @@ Tensor new_result(const Tensor& like, const std::vector<int64_t>& sizes) {
   return torch::stable::new_empty(like, sizes);
 }
 
-std::optional<Tensor> blank_masks(const Tensor&, const std::vector<int64_t>&) { return std::nullopt; }
+NewMasks new_masks(const Tensor& like, const std::vector<int64_t>& sizes) {
+  return {torch::stable::new_empty(like, sizes, ScalarType::Bool), false};
+}
 
 #endif
 
@@ -147,7 +214,7 @@ std::optional<Tensor> blank_masks(const Tensor&, const std::vector<int64_t>&) { 
 
 // Gives all memory that is kept back to the system.
 SOLO_ATTN_EXPORT void solo_attn_release_memory() {
-#if defined(MADV_FREE)
+#if defined(__linux__) && defined(MADV_FREE)
   solo_attn::kept().release();
 #endif
 }

@@ -1,8 +1,8 @@
 // Masks in bytes to masks in bits and back: the ops mask_bits_pack and mask_bits_unpack.
 //
-// Bytes of one mask of P pixels: P read and P / 8 written, and the other way round. The bytes of a large
-// result are in pages that the system has cleared (common/new_pages.h), which takes longer than the rest;
-// there only words with a set pixel are expanded, which are few, since most of most masks is empty.
+// Bytes of one mask of P pixels: P read and P / 8 written, and the other way round. The pages of a large new
+// result are cleared by the system (common/large_results.h), which takes longer than the rest; there only
+// words with a set pixel are expanded, which are few, since most of most masks is empty.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -98,8 +98,9 @@ Tensor mask_bits_unpack_cpu(const Tensor& words, const std::optional<Tensor>& in
         described(words));
   const Taken taken(op, index, words.size(0));
   const Tensor in = words.stride(1) == 1 ? words : torch::stable::contiguous(words);
-  const std::optional<Tensor> blank = blank_masks(in, {taken.count(), pixels});
-  Tensor out = blank ? *blank : torch::stable::new_empty(in, {taken.count(), pixels}, ScalarType::Bool);
+  NewMasks masks = new_masks(in, {taken.count(), pixels});
+  Tensor& out = masks.masks;
+  const bool blank = masks.blank;
   NewPages pages(out.mutable_data_ptr(), bytes_of(out), blank ? kSomeSmall : kAllSmall);
   const auto* from = static_cast<const uint64_t*>(in.const_data_ptr());
   auto* to = static_cast<uint8_t*>(out.mutable_data_ptr());
@@ -114,7 +115,7 @@ Tensor mask_bits_unpack_cpu(const Tensor& words, const std::optional<Tensor>& in
         continue;
       }
       pages.reach(to + k * pixels + begin, here);
-      call<Expand>(words_here, here, blank.has_value(), to + k * pixels + begin);
+      call<Expand>(words_here, here, blank, to + k * pixels + begin);
     }
   });
   return out;

@@ -3,8 +3,8 @@
 // Bytes per mask: a map (4 h w, in the cache) and the result: H W for bool, some hundred for run lengths.
 // Flops: 3 for each of h * 4 h, w * H and 4 w * H interpolations, 4 for each pixel: from 200 x 336 to 1024 x
 // 2048 about 13 M for a full mask, 0.8 M vectors of 16 and their loads, 0.5 ms on one core; of most masks
-// only a small box is computed. The lower bound of bool is the time to write H W bytes; a large result is in
-// pages that the system has cleared (common/new_pages.h), and only what is set is written.
+// only a small box is computed. The lower bound of bool is the time to write H W bytes; in the pages of a
+// large new result, which the system has cleared, only what is set is written (common/large_results.h).
 //
 // All steps are in column-major order, as run lengths are: the map is transposed and upsampled in y, then in
 // x; each column is compared with the threshold and packed into words of 64 pixels, in which the runs are
@@ -159,15 +159,14 @@ Tensor paste_masks_cpu(const Tensor& coarse, const std::optional<Tensor>& attent
   const Sizes s{size, out_size, image_size, original_size};
   check_arguments(coarse, attention, s);
   const int64_t height = original_size[0], width = original_size[1];
-  std::optional<Tensor> blank = blank_masks(coarse, {coarse.size(0), height, width});
-  Tensor masks =
-      blank ? *blank : torch::stable::new_empty(coarse, {coarse.size(0), height, width}, ScalarType::Bool);
-  NewPages pages(masks.mutable_data_ptr(), bytes_of(masks), blank ? kSomeSmall : kAllSmall);
+  NewMasks result = new_masks(coarse, {coarse.size(0), height, width});
+  Tensor& masks = result.masks;
+  NewPages pages(masks.mutable_data_ptr(), bytes_of(masks), result.blank ? kSomeSmall : kAllSmall);
   dispatch_float("paste_masks", coarse.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
-    Pixels pixels{height, width, static_cast<bool*>(masks.mutable_data_ptr()), blank.has_value(), &pages};
+    Pixels pixels{height, width, static_cast<bool*>(masks.mutable_data_ptr()), result.blank, &pages};
     const Canvas<S, accumulator_t<S>> canvas(coarse, attention, s, threshold);
-    if (!blank && canvas.shared()) pixels.clear(coarse.size(0));
+    if (!result.blank && canvas.shared()) pixels.clear(coarse.size(0));
     canvas.run(pixels);
   });
   return masks;

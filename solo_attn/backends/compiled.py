@@ -171,9 +171,11 @@ def simd(level: str | None = None) -> str:
 def release_memory() -> None:
     """Give the memory that the C++ kernels keep for their next results back to the system.
 
-    Results of 32 MiB and more of `attention_residual` and `upsample_add` on a CPU are written into the memory
-    of earlier ones that were freed, 1 GiB of which is kept at most. Most tools count it as the process's own
-    (RSS), though the system takes it when it runs short. Does nothing where no extension is loaded.
+    Results of 32 MiB and more of the backend "cpu" are written into the memory of earlier ones that were
+    freed, 1 GiB of which is kept at most in a process. Most tools count it as the process's own (RSS), though
+    the system takes it when it runs short. Does nothing where no extension is loaded.
     """
     if CONFIGURATION["build"] != "none" and loaded:
-        ctypes.CDLL(str(_LIBRARY)).solo_attn_release_memory()
+        function = ctypes.CDLL(str(_LIBRARY)).solo_attn_release_memory
+        function.restype = None
+        function()

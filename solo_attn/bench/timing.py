@@ -126,9 +126,9 @@ def peak_memory(run: Contender, device: str = "cpu") -> int | None:
         return torch.cuda.max_memory_allocated() - before
     if sys.platform != "linux":
         return None
+    # Memory that was freed but is still the process's would be used first, and not be seen.
+    release_memory()
     try:
-        # Memory that was freed but is still the process's would be used first, and not be seen.
-        release_memory()
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     except (OSError, AttributeError):  # a kernel, or a C library, that does not have it

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -77,6 +79,7 @@ def enlarged(value: float, mebibytes: int = 33, dtype: torch.dtype = torch.float
 def test_a_result_is_written_into_the_memory_of_one_that_was_freed(dtype: torch.dtype) -> None:
     first = enlarged(1.0, dtype=dtype)
     place = first.data_ptr()
+    assert place % PAGE == 0
     second = enlarged(2.0, dtype=dtype)
     assert second.data_ptr() != place, "memory that is in use was given away"
     assert (first == 1).all()
@@ -121,18 +124,63 @@ def test_the_system_may_take_what_is_kept_and_release_memory_gives_it_back() -> 
     with mmap.mmap(-1, PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as own:
         torch.frombuffer(own, dtype=torch.uint8).fill_(1)
         own.madvise(mmap.MADV_FREE)
-        told = mapping_of(torch.frombuffer(own, dtype=torch.uint8).data_ptr())
+        told = mapping_of(torch.frombuffer(own, dtype=torch.uint8).data_ptr() + PAGE // 2)
     if told is None or told.get("LazyFree", "0 kB") == "0 kB":
         pytest.skip("a system that does not take memory lazily, or does not say so")
     place = enlarged(1.0).data_ptr()
     kept = mapping_of(place)
     assert kept is not None
+    assert "wf" in kept["VmFlags"].split(), "a child process does not get it"
     assert int(kept["LazyFree"].split()[0]) >= 16 << 10, "KiB of 33 MiB; small pages are marked in batches"
     again = enlarged(2.0)
     assert again.data_ptr() == place
+    used = mapping_of(place)
+    assert used is not None
+    assert "wf" not in used["VmFlags"].split(), "a child process has all that is in use"
     del again
     release_memory()
     assert mapping_of(place) is None
+
+
+@linux
+def test_a_child_process_has_results_and_memory_of_its_own() -> None:
+    """In a process that has not started threads: whoever forks must not have others."""
+    code = """
+import os, torch
+torch.set_num_threads(1)
+from solo_attn import upsample_add
+made = lambda value: upsample_add(torch.full((33 << 10, 1, 1), value), None, (16, 16), backend="cpu")
+one, two = made(1.0), made(2.0)
+place = two.data_ptr()
+del two
+if (child := os.fork()) == 0:
+    three = made(3.0)
+    os._exit(0 if (one == 1).all() and (three == 3).all() and three.data_ptr() == place else 1)
+four = made(4.0)
+assert os.waitpid(child, 0)[1] == 0, "the child's results"
+assert (one == 1).all() and (four == 4).all() and four.data_ptr() == place
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@linux
+def test_kept_memory_does_not_stand_in_the_way_of_a_limit() -> None:
+    """Where a process may only have so much, as under ulimit -d, a new result takes what is kept."""
+    code = """
+import resource, torch
+torch.set_num_threads(1)
+from solo_attn import upsample_add
+made = lambda mebibytes: upsample_add(torch.ones(mebibytes << 10, 1, 1), None, (16, 16), backend="cpu")
+made(40)
+kept = [made(40) for _ in range(4)]
+del kept
+used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData"))
+resource.setrlimit(resource.RLIMIT_DATA, ((used << 10) + (100 << 20), -1))
+assert (made(200) == 1).all()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @linux

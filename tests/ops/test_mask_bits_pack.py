@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from op_cases import Runner
@@ -9,6 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from solo_attn._utils.bits import pack, unpack
+from solo_attn.backends import release_memory
 from solo_attn.ops.bit_masks import pack_masks, unpack_masks
 
 OP, BACKEND = "mask_bits", "cpu"
@@ -33,7 +36,7 @@ CASES = {
     "words": dense(9, 128),
     "more than words": dense(9, 129),
     "more than a part": dense(4, 3 * 256 * 64 + 7),
-    "large": sparse(40, 1000 * 901),  # 34 MiB: its pages are new
+    "large": sparse(40, 1000 * 901),  # 34 MiB: memory of its own
     "rows apart": dense(7, 300)[:, 17:217],
     "columns apart": dense(64, 40).T,
     "off a word": dense(1, 5 * 127 + 1)[0, 1:].view(5, 127),
@@ -61,6 +64,19 @@ def test_there_and_back(runner: Runner, name: str, threads: int) -> None:
             assert torch.equal(back, masks[taken])
     finally:
         torch.set_num_threads(before)
+
+
+def test_large_masks_in_new_memory_and_in_that_of_earlier_ones(runner: Runner) -> None:
+    masks, to_bool = CASES["large"], runner.overload("_unpack")
+    words, pixels = pack(masks), masks.shape[1]
+    release_memory()
+    first = to_bool(words, None, pixels)
+    assert torch.equal(first, masks)
+    place = first.fill_(True).data_ptr()
+    del first
+    again = to_bool(words, None, pixels)
+    assert again.data_ptr() == place or sys.platform != "linux"
+    assert torch.equal(again, masks)
 
 
 def test_every_value_but_zero_is_set(runner: Runner) -> None:
