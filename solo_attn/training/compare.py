@@ -108,6 +108,10 @@ def read_systems(path: str | Path) -> dict[str, Mapping[str, Any]]:
     found = read_yaml(path, _SYSTEMS_FILE)
     if not found:
         raise ConfigError(f"{path}: expected {_SYSTEMS_FILE}, got none")
+    if set(found) <= set(Config.model_fields):
+        raise ConfigError(
+            f"{path}: expected {_SYSTEMS_FILE}, got the sections of a configuration, {shown([*found])}"
+        )
     systems = {name: {} if changed is None else changed for name, changed in found.items()}
     for name, changed in systems.items():
         if not isinstance(changed, Mapping) or not all(

@@ -315,7 +315,15 @@ def test_systems_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conf
 
 @pytest.mark.parametrize(
     ("text", "got"),
-    [("[a, b]", r"\['a', 'b'\]"), ("5", "5"), ("0", "0"), ("[]", r"\[\]"), ("a b", "'a b'"), ("", "none")],
+    [
+        ("model: {head: solo}\ntrain:", r"the sections of a configuration, \['model', 'train'\]"),
+        ("[a, b]", r"\['a', 'b'\]"),
+        ("5", "5"),
+        ("0", "0"),
+        ("[]", r"\[\]"),
+        ("a b", "'a b'"),
+        ("", "none"),
+    ],
 )
 def test_a_file_that_has_no_systems(tmp_path: Path, text: str, got: str) -> None:
     """What is said is about systems, and not about the sections of a configuration."""

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from benchmarks.peers.loading import need
 from solo_attn._utils.errors import MissingExtraError
 from solo_attn.training import Config, train
+from solo_attn.training.loggers import logged
 
 MakeConfig = Callable[..., Config]
 
@@ -36,6 +37,28 @@ def test_callbacks_and_csv_alone(config: MakeConfig, tmp_path: Path) -> None:
     assert "Learning curve" in page
     assert "AP by class" in page
     train(config(max_steps=2, logger="tensorboard"), tmp_path, resume=True)  # a setting that may change
+
+
+def test_the_log_of_a_run_that_was_resumed(tmp_path: Path) -> None:
+    """Steps that were done twice count as the later run has them; a validation has the steps before it."""
+
+    def write(version: int, *rows: str) -> None:
+        file = tmp_path / "csv" / f"version_{version}" / "metrics.csv"
+        file.parent.mkdir(parents=True)
+        file.write_text("\n".join(("step,train/lr,val/ap", *rows)) + "\n")
+
+    def told() -> list[tuple[float, str, float]]:
+        return [(row["step"], *item) for row in logged(tmp_path) for item in row.items() if item[0] != "step"]
+
+    lr, ap = "train/lr", "val/ap"
+    assert logged(tmp_path) == []
+    write(2, "0,1,", "1,2,", "2,,0.5", "2,3,", "3,4,", "4,,0.123456789")
+    first = [(0, lr, 1), (1, lr, 2), (2, ap, 0.5), (2, lr, 3), (3, lr, 4), (4, ap, 0.12346)]
+    assert told() == first
+    write(10, "2,9,", "3,9,", "4,,0.7", "4,9,")  # from a checkpoint behind the validation of step 2
+    assert told() == [*first[:3], (2, lr, 9), (3, lr, 9), (4, ap, 0.7), (4, lr, 9)]
+    write(11, "4,,0.8")  # from one at the end of step 3, which validates again
+    assert told() == [*first[:3], (2, lr, 9), (3, lr, 9), (4, ap, 0.8)]
 
 
 @pytest.mark.slow
