@@ -128,19 +128,19 @@ def prepare(folder: Path) -> dict[str, Job]:
     found = ["predict", model, data["val_images"], "--device", "cpu", "--piece", "1", "--resume"]
     for kind in ("picture", "coco", "parquet", "geojson", "ids"):
         found += ["--format", kind]
-
-    def tables(out: Path) -> Any:
-        runs = [weights(run) for run in sorted((out / "runs").iterdir())]
-        return runs, (out / "tables.md").read_bytes()
-
     compare = ["compare", str(folder / "c.yaml"), "train.epochs=1", "--seeds", "1"]
     compare += ["--systems", str(folder / "two.yaml"), "--out"]
     return {
         "train": Job(
             lambda out: [["train", str(folder / "c.yaml"), "--out", str(out), "--resume"]], weights, True
         ),
-        "compare": Job(lambda out: [[*compare, str(out)]], tables),
-        "compare at a time": Job(lambda out: [[*compare, str(out), "--jobs", "2"]], tables),
+        "compare": Job(
+            lambda out: [[*compare, str(out)]],
+            lambda out: (
+                [weights(run) for run in sorted((out / "runs").iterdir())],
+                (out / "tables.md").read_bytes(),
+            ),
+        ),
         "convert": Job(
             lambda out: [["convert", "id-masks", data["train_images"], str(ids), str(out / "set.json")]],
             files,

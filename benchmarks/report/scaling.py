@@ -92,8 +92,8 @@ def kept_memory() -> str:
     )
     return (
         f"`attention_residual` into a new result, {entry['what']}: {ours} ms, and {first} ms where no "
-        f"earlier result has left its memory (to give it back included), beside {plain} ms of {PLAIN}, "
-        f"all in turn; {floor} ms is the floor, into memory that is there already. "
+        f"earlier result has left its memory (the time to release it included), beside {plain} ms of "
+        f"{PLAIN}, all in turn; {floor} ms is the floor, into memory that is there already. "
         f"{measured_on(found['environment'])}"
     )
 

@@ -18,11 +18,8 @@ from .stored import per_cent, table
 Loss = list[str]  # what, where, against, theirs, ours
 HEAD = ["what", "where", "against", "theirs", "ours"]
 OURS_END_TO_END = ("fast", "fast, compiled")
-OTHER_FORMS = (
-    "of bits",
-    "drop-in",
-    FIRST_RESULT,
-)  # ours: with other input, by another interface, in new memory
+# Ours: with other input, by another interface, in new memory.
+OTHER_FORMS = ("of bits", "drop-in", FIRST_RESULT)
 
 SCALE_NUMBERS: tuple[tuple[str, int, Callable[[dict[str, Any]], float], Callable[[float], str]], ...] = (
     ("dice loss", -1, lambda run: run["train/dice"], "{:.3f}".format),

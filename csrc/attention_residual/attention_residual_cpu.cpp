@@ -129,7 +129,7 @@ void add(const Tensor& logits, const Tensor& grid_features, double scale, Tensor
 Tensor attention_residual_cpu(const Tensor& mask_logits, const Tensor& grid_features, double scale, bool) {
   check_arguments("mask_logits", mask_logits, grid_features);
   const auto shape = mask_logits.sizes();
-  Tensor out = new_result(mask_logits, {shape.begin(), shape.end()});
+  Tensor out = new_result(mask_logits, {shape.begin(), shape.end()}, mask_logits.scalar_type());
   NewPages pages(out.mutable_data_ptr(), bytes_of(out));
   add(torch::stable::contiguous(mask_logits), grid_features, scale, out, &pages);
   return out;

@@ -30,8 +30,9 @@ struct Piece {  // whole huge pages
 
 void unmap(const Piece& piece) { (void)::munmap(piece.pages, piece.bytes); }
 
-// From now on the system may take it. A child process does not get it: memory that two processes have is
-// copied page by page where one of them writes. Says whether the system knows how to take it.
+// From now on the system may take it, but for pages that a child process still has. The next children do not
+// get it: memory that two processes have is copied page by page where one of them writes. Says whether the
+// system knows how to take it.
 bool set_aside(const Piece& piece) {
   if (::madvise(piece.pages, piece.bytes, MADV_FREE) != 0) return false;
 #if defined(MADV_WIPEONFORK)
@@ -42,8 +43,7 @@ bool set_aside(const Piece& piece) {
 
 bool put_to_use(const Piece& piece) {
 #if defined(MADV_WIPEONFORK)
-  const bool unknown = ::madvise(piece.pages, piece.bytes, MADV_KEEPONFORK) != 0;
-  return !unknown || errno == EINVAL;  // before Linux 4.14 there is neither
+  return ::madvise(piece.pages, piece.bytes, MADV_KEEPONFORK) == 0 || errno == EINVAL;  // before Linux 4.14
 #else
   return true;
 #endif
@@ -164,55 +164,48 @@ std::size_t bytes_of_piece(const std::vector<int64_t>& sizes, std::size_t elemen
   return about < kLeast || about > kMost ? 0 : bytes;
 }
 
-struct Large {
-  Tensor tensor;
-  bool blank;
-};
-
-// None of a small result, or where the system has no room.
-std::optional<Large> large_result(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype,
-                                  std::size_t element) {
-  const std::size_t bytes = bytes_of_piece(sizes, element);
-  if (bytes == 0) return std::nullopt;
+// `done` is called with the piece when the tensor is freed.
+Tensor tensor_of(const Piece& piece, const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype,
+                 void (*done)(const Piece&)) {
   std::vector<int64_t> strides(sizes.size());
   int64_t step = 1;
   for (std::size_t d = sizes.size(); d-- > 0; step *= sizes[d]) strides[d] = step;
-  std::optional<Piece> piece = kept().take(bytes);
-  const bool blank = !piece;
-  if (blank) piece = mapped(bytes);
-  if (!piece) return std::nullopt;
-  return Large{torch::stable::from_blob(piece->pages, sizes, strides, like.device(), dtype,
-                                        [piece](void*) { kept().give(*piece); }),
-               blank};
+  return torch::stable::from_blob(piece.pages, sizes, strides, like.device(), dtype,
+                                  [piece, done](void*) { done(piece); });
 }
 
 }  // namespace
 
-Tensor new_result(const Tensor& like, const std::vector<int64_t>& sizes) {
-  auto large = large_result(like, sizes, like.scalar_type(), like.element_size());
-  return large ? large->tensor : torch::stable::new_empty(like, sizes);
+Tensor new_result(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
+  const std::size_t element = dtype == ScalarType::Bool ? 1 : like.element_size();
+  if (const std::size_t bytes = bytes_of_piece(sizes, element)) {
+    std::optional<Piece> piece = kept().take(bytes);
+    if (!piece) piece = mapped(bytes);
+    if (piece) return tensor_of(*piece, like, sizes, dtype, [](const Piece& freed) { kept().give(freed); });
+  }
+  return torch::stable::new_empty(like, sizes, dtype);
 }
 
-NewMasks new_masks(const Tensor& like, const std::vector<int64_t>& sizes) {
-  if (auto large = large_result(like, sizes, ScalarType::Bool, 1)) return {large->tensor, large->blank};
-  return {torch::stable::new_empty(like, sizes, ScalarType::Bool), false};
+std::optional<Tensor> blank_masks(const Tensor& like, const std::vector<int64_t>& sizes) {
+  const std::size_t bytes = bytes_of_piece(sizes, 1);
+  const std::optional<Piece> piece = bytes > 0 ? mapped(bytes) : std::nullopt;
+  if (!piece) return std::nullopt;
+  return tensor_of(*piece, like, sizes, ScalarType::Bool, unmap);
 }
 
 #else
 
-Tensor new_result(const Tensor& like, const std::vector<int64_t>& sizes) {
-  return torch::stable::new_empty(like, sizes);
+Tensor new_result(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
+  return torch::stable::new_empty(like, sizes, dtype);
 }
 
-NewMasks new_masks(const Tensor& like, const std::vector<int64_t>& sizes) {
-  return {torch::stable::new_empty(like, sizes, ScalarType::Bool), false};
-}
+std::optional<Tensor> blank_masks(const Tensor&, const std::vector<int64_t>&) { return std::nullopt; }
 
 #endif
 
 }  // namespace solo_attn
 
-// Gives all memory that is kept back to the system.
+// Gives all memory that is kept back to the system, unless another thread holds the lock for very long.
 SOLO_ATTN_EXPORT void solo_attn_release_memory() {
 #if defined(__linux__) && defined(MADV_FREE)
   solo_attn::kept().release();

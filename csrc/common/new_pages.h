@@ -31,8 +31,8 @@ constexpr int64_t kAllSmall = 500, kSomeSmall = 300, kThere = 10;
 // touched are left to small pages.
 class NewPages {
  public:
-  // `data` has not been written to. `small`: about how many microseconds small pages take in the place of a
-  // huge one; fewer where only a part of them will be written.
+  // Most of `data` has not been written to. `small`: about how many microseconds small pages take in the
+  // place of a huge one; fewer where only a part of them will be written.
   NewPages(void* data, std::size_t bytes, int64_t small = kAllSmall)
       : small_(small), saved_(static_cast<int64_t>(bytes / kHugePage) * small / 30) {
 #if defined(MADV_HUGEPAGE)

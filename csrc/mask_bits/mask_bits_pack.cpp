@@ -1,8 +1,7 @@
 // Masks in bytes to masks in bits and back: the ops mask_bits_pack and mask_bits_unpack.
 //
-// Bytes of one mask of P pixels: P read and P / 8 written, and the other way round. The pages of a large new
-// result are cleared by the system (common/large_results.h), which takes longer than the rest; there only
-// words with a set pixel are expanded, which are few, since most of most masks is empty.
+// Bytes of one mask of P pixels: P read and P / 8 written, and the other way round; both take as long as
+// that.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -73,12 +72,10 @@ std::tuple<Tensor, Tensor> mask_bits_pack_cpu(const Tensor& masks, const std::op
   return {out, areas};
 }
 
-// `blank`: whether the pixels are all 0 already.
 struct Expand {
   template <Isa isa>
-  static SOLO_ATTN_INLINE void run(const uint64_t* words, int64_t pixels, bool blank, uint8_t* out) {
+  static SOLO_ATTN_INLINE void run(const uint64_t* words, int64_t pixels, uint8_t* out) {
     for (int64_t i = 0; i < pixels; i += kWord, ++words) {
-      if (blank && *words == 0) continue;
       if (pixels - i >= kWord) {
         unpack64<isa>(*words, out + i);
       } else {
@@ -98,10 +95,8 @@ Tensor mask_bits_unpack_cpu(const Tensor& words, const std::optional<Tensor>& in
         described(words));
   const Taken taken(op, index, words.size(0));
   const Tensor in = words.stride(1) == 1 ? words : torch::stable::contiguous(words);
-  NewMasks masks = new_masks(in, {taken.count(), pixels});
-  Tensor& out = masks.masks;
-  const bool blank = masks.blank;
-  NewPages pages(out.mutable_data_ptr(), bytes_of(out), blank ? kSomeSmall : kAllSmall);
+  Tensor out = new_result(in, {taken.count(), pixels}, ScalarType::Bool);
+  NewPages pages(out.mutable_data_ptr(), bytes_of(out));
   const auto* from = static_cast<const uint64_t*>(in.const_data_ptr());
   auto* to = static_cast<uint8_t*>(out.mutable_data_ptr());
   const int64_t stride = in.stride(0), parts = (needed + kPart - 1) / kPart;
@@ -110,12 +105,8 @@ Tensor mask_bits_unpack_cpu(const Tensor& words, const std::optional<Tensor>& in
       const int64_t k = item / parts, part = item % parts * kPart, begin = part * kWord;
       const uint64_t* words_here = from + taken[k] * stride + part;
       const int64_t here = std::min(pixels - begin, kPart * kWord);
-      if (blank && std::all_of(words_here, words_here + (here + kWord - 1) / kWord,
-                               [](uint64_t word) { return word == 0; })) {
-        continue;
-      }
       pages.reach(to + k * pixels + begin, here);
-      call<Expand>(words_here, here, blank, to + k * pixels + begin);
+      call<Expand>(words_here, here, to + k * pixels + begin);
     }
   });
   return out;

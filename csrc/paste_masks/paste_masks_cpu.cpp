@@ -159,14 +159,15 @@ Tensor paste_masks_cpu(const Tensor& coarse, const std::optional<Tensor>& attent
   const Sizes s{size, out_size, image_size, original_size};
   check_arguments(coarse, attention, s);
   const int64_t height = original_size[0], width = original_size[1];
-  NewMasks result = new_masks(coarse, {coarse.size(0), height, width});
-  Tensor& masks = result.masks;
-  NewPages pages(masks.mutable_data_ptr(), bytes_of(masks), result.blank ? kSomeSmall : kAllSmall);
+  std::optional<Tensor> blank = blank_masks(coarse, {coarse.size(0), height, width});
+  Tensor masks =
+      blank ? *blank : torch::stable::new_empty(coarse, {coarse.size(0), height, width}, ScalarType::Bool);
+  NewPages pages(masks.mutable_data_ptr(), bytes_of(masks), blank ? kSomeSmall : kAllSmall);
   dispatch_float("paste_masks", coarse.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
-    Pixels pixels{height, width, static_cast<bool*>(masks.mutable_data_ptr()), result.blank, &pages};
+    Pixels pixels{height, width, static_cast<bool*>(masks.mutable_data_ptr()), blank.has_value(), &pages};
     const Canvas<S, accumulator_t<S>> canvas(coarse, attention, s, threshold);
-    if (!result.blank && canvas.shared()) pixels.clear(coarse.size(0));
+    if (!blank && canvas.shared()) pixels.clear(coarse.size(0));
     canvas.run(pixels);
   });
   return masks;

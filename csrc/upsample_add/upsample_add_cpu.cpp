@@ -111,7 +111,7 @@ Tensor upsample_add_cpu(const Tensor& coarse_logits, const std::optional<Tensor>
   const Tensor coarse = torch::stable::contiguous(coarse_logits);
   Tensor rows = coarse;
   if (attention) rows = torch::stable::contiguous(*attention);
-  Tensor out = new_result(coarse, {count, height, width});
+  Tensor out = new_result(coarse, {count, height, width}, coarse.scalar_type());
   NewPages pages(out.mutable_data_ptr(), bytes_of(out));
   dispatch_float("upsample_add", coarse.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;

@@ -171,9 +171,10 @@ def simd(level: str | None = None) -> str:
 def release_memory() -> None:
     """Give the memory that the C++ kernels keep for their next results back to the system.
 
-    Results of 32 MiB and more of the backend "cpu" are written into the memory of earlier ones that were
-    freed, 1 GiB of which is kept at most in a process. Most tools count it as the process's own (RSS), though
-    the system takes it when it runs short. Does nothing where no extension is loaded.
+    On Linux, results of 32 MiB to 1 GiB of `attention_residual`, `upsample_add` and `BitMasks.to_bool` on a
+    CPU are written into the memory of earlier ones that were freed, 1 GiB of which is kept at most in a
+    process. Most tools count it as the process's own (RSS), though the system takes it when it runs short.
+    Does nothing where no extension is loaded.
     """
     if CONFIGURATION["build"] != "none" and loaded:
         function = ctypes.CDLL(str(_LIBRARY)).solo_attn_release_memory

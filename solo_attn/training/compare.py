@@ -108,7 +108,11 @@ def read_systems(path: str | Path) -> dict[str, Mapping[str, Any]]:
     found = read_yaml(path, _SYSTEMS_FILE)
     if not found:
         raise ConfigError(f"{path}: expected {_SYSTEMS_FILE}, got none")
-    if set(found) <= set(Config.model_fields):
+    # Of a system with such a name every value is a section itself.
+    settings = [
+        part for section in found.values() if isinstance(section, Mapping) for part in section.values()
+    ]
+    if set(found) <= set(Config.model_fields) and not all(isinstance(part, Mapping) for part in settings):
         raise ConfigError(
             f"{path}: expected {_SYSTEMS_FILE}, got the sections of a configuration, {shown([*found])}"
         )

@@ -21,7 +21,21 @@ from solo_attn.ops.bit_masks import unpack_masks
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 SMAPS = Path("/proc/self/smaps")
 PAGE = 2 << 20
-linux = pytest.mark.skipif(not SMAPS.exists(), reason="only Linux tells what memory a process has")
+
+
+def keeps() -> bool:
+    """Whether this system takes memory lazily: some sandboxes do not, and then nothing is kept."""
+    if not SMAPS.exists():
+        return False
+    try:
+        with mmap.mmap(-1, PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as own:
+            own.madvise(mmap.MADV_FREE)
+    except (AttributeError, OSError):
+        return False
+    return True
+
+
+kept_memory = pytest.mark.skipif(not keeps(), reason="a system where nothing is kept")
 
 
 def mapping_of(address: int) -> dict[str, str] | None:
@@ -74,7 +88,7 @@ def enlarged(value: float, mebibytes: int = 33, dtype: torch.dtype = torch.float
     return upsample_add(torch.full((count, 1, 1), value, dtype=dtype), None, (16, side), backend="cpu")
 
 
-@linux
+@kept_memory
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_result_is_written_into_the_memory_of_one_that_was_freed(dtype: torch.dtype) -> None:
     first = enlarged(1.0, dtype=dtype)
@@ -98,7 +112,7 @@ def test_a_result_is_written_into_the_memory_of_one_that_was_freed(dtype: torch.
         assert x.dtype == dtype
 
 
-@linux
+@kept_memory
 def test_so_does_the_attention_residual() -> None:
     logits, features = torch.randn(1, 169, 168, 336), torch.randn(1, 2, 13, 13)
     first = attention_residual(logits, features, backend="cpu")
@@ -111,7 +125,7 @@ def test_so_does_the_attention_residual() -> None:
     torch.testing.assert_close(again, expected, rtol=0, atol=1e-4)
 
 
-@linux
+@kept_memory
 def test_a_much_smaller_result_does_not_take_a_large_piece() -> None:
     place = enlarged(1.0, 100).data_ptr()
     small = enlarged(2.0, 33)
@@ -119,7 +133,7 @@ def test_a_much_smaller_result_does_not_take_a_large_piece() -> None:
     assert enlarged(3.0, 60).data_ptr() == place
 
 
-@linux
+@kept_memory
 def test_the_system_may_take_what_is_kept_and_release_memory_gives_it_back() -> None:
     with mmap.mmap(-1, PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as own:
         torch.frombuffer(own, dtype=torch.uint8).fill_(1)
@@ -142,7 +156,7 @@ def test_the_system_may_take_what_is_kept_and_release_memory_gives_it_back() -> 
     assert mapping_of(place) is None
 
 
-@linux
+@kept_memory
 def test_a_child_process_has_results_and_memory_of_its_own() -> None:
     """In a process that has not started threads: whoever forks must not have others."""
     code = """
@@ -164,7 +178,7 @@ assert (one == 1).all() and (four == 4).all() and four.data_ptr() == place
     assert done.returncode == 0, done.stderr
 
 
-@linux
+@kept_memory
 def test_kept_memory_does_not_stand_in_the_way_of_a_limit() -> None:
     """Where a process may only have so much, as under ulimit -d, a new result takes what is kept."""
     code = """
@@ -176,14 +190,15 @@ made(40)
 kept = [made(40) for _ in range(4)]
 del kept
 used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData"))
-resource.setrlimit(resource.RLIMIT_DATA, ((used << 10) + (100 << 20), -1))
-assert (made(200) == 1).all()
+most = resource.getrlimit(resource.RLIMIT_DATA)[1]
+resource.setrlimit(resource.RLIMIT_DATA, ((used << 10) + (130 << 20), most))
+assert all((part == 1).all() for part in made(200).chunk(20))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-@linux
+@kept_memory
 @pytest.mark.slow
 def test_the_oldest_of_more_than_a_gibibyte_go() -> None:
     results = [enlarged(float(k), 300) for k in range(4)]

@@ -75,7 +75,8 @@ def test_large_masks_in_new_memory_and_in_that_of_earlier_ones(runner: Runner) -
     place = first.fill_(True).data_ptr()
     del first
     again = to_bool(words, None, pixels)
-    assert again.data_ptr() == place or sys.platform != "linux"
+    if sys.platform == "linux":  # else nothing is kept
+        assert again.data_ptr() == place
     assert torch.equal(again, masks)
 
 

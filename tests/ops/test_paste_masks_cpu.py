@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from op_cases import few
 from test_paste_masks import SIZES, check, inputs
 
-from solo_attn.backends import release_memory
-
 OP = "paste_masks"
 BACKEND = "cpu"
 
@@ -113,8 +111,7 @@ def test_thread_count_changes_nothing(runner, threads):
 
 @pytest.mark.parametrize("count", [1, 2, 8], ids=lambda n: f"{n}_threads")
 def test_a_large_result_has_pages_of_its_own(runner, threads, count):
-    """From 32 MiB on: nothing is filled with False in new pages, but in those of an earlier result."""
-    release_memory()
+    """From 32 MiB on nothing is filled with False; masks are those of small results, can be written."""
     threads(count)  # with 8 they share all cells, else each is one thread's
     coarse, rows = inputs(runner, 9, (25, 31), 12, torch.float32)
     coarse[0], coarse[1] = 9.0, -9.0
@@ -125,15 +122,11 @@ def test_a_large_result_has_pages_of_its_own(runner, threads, count):
     if sys.platform == "linux":
         assert large.data_ptr() % (2 << 20) == 0
     assert torch.equal(large, small)
-    place = large.fill_(True).data_ptr()
-    del large
-    again = runner(coarse, rows, *sizes)
-    assert again.data_ptr() == place or sys.platform != "linux"
-    assert torch.equal(again, small)
+    assert torch.equal(large.logical_not_(), ~small)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux says what a process has mapped")
-def test_pages_of_large_results_do_not_add_up(runner):
+def test_pages_of_a_large_result_are_given_back(runner):
     coarse = torch.full((40, 3, 4), -9.0)
 
     def mapped():

@@ -307,6 +307,8 @@ def test_systems_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conf
     found = seen[2].config
     assert (found.model.head, found.model.kernel_channels) == ("solov2_light", 128)
     assert (found.train.learning_rate, found.train.seed) == (0.02, 5)
+    file.write_text("model: {model: {attention: null}}\ndata:")
+    assert list(read_systems(file)) == ["model", "data"], "names as others"
     for text in ("a: 3", "a: 0", "a: {model: 3}", "a: {3: {}}", "a b: {}\na_b: {}"):
         file.write_text(text)
         with pytest.raises(ConfigError, match=r"expected (under the )?system"):
