@@ -44,6 +44,7 @@ def threads() -> str:
     written = [1e3 * found["memory"]["seconds"][name]["median"] for name in ("1", "2")]
     computed = [found["computed"]["seconds"][name]["median"] for name in ("1", "2")]
     calls = [1e3 * row["call"]["median"] for row in found["rows"]]
+    spreads = {f"{row['op']} ({row['masks']})": row["spread"] for row in found["rows"]}
     return (
         f"{table(head, rows, words=2)}\n\n"
         "At most: if all were shared but the call itself (Python, dispatch, autograd of a gradient), which "
@@ -54,7 +55,7 @@ def threads() -> str:
         f"{written[0] / written[1]:.2f}x. Arithmetic that hardly needs memory (PyTorch's lgamma) gains "
         f"{computed[0] / computed[1]:.2f}x. "
         f"A loop of PyTorch that is hardly worth two threads takes {started[0]:.0f} us with one and "
-        f"{started[1]:.0f} us with two. {measured_on(found['environment'])}"
+        f"{started[1]:.0f} us with two. {speed.how_steady(spreads)} {measured_on(found['environment'])}"
     )
 
 

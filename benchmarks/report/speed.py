@@ -172,17 +172,18 @@ def how_quiet(stored: Stored) -> str:
     if not found:
         return "How quiet the machine was is not stored with these."
     known = [entry["busy"] for entry in found.values() if entry["busy"] is not None]
-    moving = [
-        f"{name.replace('_', ' ')} {entry['spread']:.0%}"
-        for name, entry in found.items()
-        if entry["spread"] > STEADY
-    ]
     told = ""
     if known:
         told = f"Other work kept at most {max(known):.1f} cores busy in the second before each race. "
+    return told + how_steady({name.replace("_", " "): entry["spread"] for name, entry in found.items()})
+
+
+def how_steady(spreads: dict[str, float]) -> str:
+    """The races whose medians did not stand still."""
+    moving = [f"{name} {spread:.0%}" for name, spread in spreads.items() if spread > STEADY]
     if not moving:
-        return f"{told}The medians of the last three batches of each race agree to {STEADY:.0%}."
-    return f"{told}The medians of the last three batches agree to {STEADY:.0%} but for {', '.join(moving)}."
+        return f"The medians of the last three batches of each race agree to {STEADY:.0%}."
+    return f"The medians of the last three batches agree to {STEADY:.0%} but for {', '.join(moving)}."
 
 
 def memory_line(stored: Stored) -> str:
