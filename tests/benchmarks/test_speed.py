@@ -30,7 +30,7 @@ LEAST = {
 MOST = {
     "mmdet_predict[three]": 1 / 3,
     "mmdet_train": 1 / 2,
-    "mmdet_solov2_predict": 0.45,  # 27 to 42 % were measured, by what the process holds already
+    "mmdet_solov2_predict": 0.45,  # 27 to 46 % were measured of single runs
     "mmdet_solov2_predict_masks": 1 / 4,
     "mmdet_solov2_train": 0.8,
     "mmdet_solov2_train_masks": 1 / 3,
