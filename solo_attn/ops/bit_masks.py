@@ -45,7 +45,10 @@ class BitMasks(NamedTuple):
         return cls(words, areas, (areas > 0).float(), (masks.shape[1], masks.shape[2]))
 
     def to_bool(self, index: Tensor | None = None) -> Tensor:
-        """Bool [K, H, W]; of the masks at ``index`` (int64 [k], in 0..K-1) if it is given."""
+        """Bool [K, H, W]; of the masks at ``index`` (int64 [k], in 0..K-1) if it is given.
+
+        One of 32 MiB or more on a CPU cannot be resized in place.
+        """
         height, width = self.size
         masks = unpack_masks(self.words, height * width, index)
         return masks.reshape(len(masks), height, width)

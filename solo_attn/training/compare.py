@@ -108,19 +108,16 @@ def read_systems(path: str | Path) -> dict[str, Mapping[str, Any]]:
     found = read_yaml(path, _SYSTEMS_FILE)
     if not found:
         raise ConfigError(f"{path}: expected {_SYSTEMS_FILE}, got none")
-    # Of a system with such a name every value is a section itself.
-    settings = [
-        part for section in found.values() if isinstance(section, Mapping) for part in section.values()
-    ]
-    if set(found) <= set(Config.model_fields) and not all(isinstance(part, Mapping) for part in settings):
-        raise ConfigError(
-            f"{path}: expected {_SYSTEMS_FILE}, got the sections of a configuration, {shown([*found])}"
-        )
     systems = {name: {} if changed is None else changed for name, changed in found.items()}
     for name, changed in systems.items():
         if not isinstance(changed, Mapping) or not all(
             isinstance(section, str) and isinstance(part, Mapping) for section, part in changed.items()
         ):
+            if set(found) <= set(Config.model_fields):
+                raise ConfigError(
+                    f"{path}: expected {_SYSTEMS_FILE}, got the sections of a configuration, "
+                    f"{shown([*found])}"
+                )
             raise ConfigError(
                 f"{path}: expected under the system {name!r} sections (model, data, train) with their "
                 f"settings, got {shown(changed)}"

@@ -20,10 +20,8 @@ LEAST = {
     ("attention_residual_inplace", COMPILED): 5,
     ("mmdet_predict[three]", speed.THEIRS): 3,
     ("mmdet_train", speed.THEIRS): 1.5,
-    (
-        "mmdet_solov2_predict",
-        speed.THEIRS,
-    ): 1.1,  # nearly all of it are convolutions: 1.16 to 1.31 were measured
+    # Nearly all of it are convolutions: 1.16 to 1.31 were measured.
+    ("mmdet_solov2_predict", speed.THEIRS): 1.1,
     ("mmdet_solov2_predict_masks", speed.THEIRS): 5,
     ("mmdet_solov2_train", speed.THEIRS): 1.1,
     ("mmdet_solov2_train_masks", speed.THEIRS): 3,  # theirs takes twice as long where memory is slow to come
