@@ -6,25 +6,15 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <memory>
 #include <type_traits>
 #include <vector>
 
 #include "bilinear.h"
 #include "convert.h"
+#include "scratch.h"
 #include "simd.h"
 
 namespace solo_attn {
-
-constexpr int64_t kLanes = 16;  // tables and rows are as long as whole vectors
-
-inline int64_t padded(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
-
-// Uninitialised scratch memory of a thread.
-template <class T>
-std::unique_ptr<T[]> scratch(int64_t count) {
-  return std::unique_ptr<T[]>(new T[count]);
-}
 
 // The taps of one axis, forward: output d is `near[d]` times input `low[d]` plus `far[d]` times the input
 // after it, which is not read where `far[d]` is 0, since it may be infinite or NaN.
@@ -41,7 +31,11 @@ template <class T>
 class AxisTable {
  public:
   AxisTable(int64_t in, int64_t out)
-      : in_(in), out_(out), low_(padded(out)), near_(padded(out)), far_(padded(out)) {
+      : in_(in),
+        out_(out),
+        low_(scratch<int32_t>(padded(out))),
+        near_(scratch<T>(padded(out))),
+        far_(scratch<T>(padded(out))) {
     TapWalk<T> walk(in, out);
     Tap<T> tap{};
     for (int64_t d = 0; d < padded(out); ++d) {
@@ -51,12 +45,12 @@ class AxisTable {
       far_[d] = tap.weight;
     }
   }
-  Axis<T> view() const { return {in_, out_, low_.data(), near_.data(), far_.data()}; }
+  Axis<T> view() const { return {in_, out_, low_.get(), near_.get(), far_.get()}; }
 
  private:
   int64_t in_, out_;
-  std::vector<int32_t> low_;
-  std::vector<T> near_, far_;
+  Scratch<int32_t> low_;
+  Scratch<T> near_, far_;
 };
 
 // The taps of one axis, backward: input i sums outputs [begin[i], begin[i] + count[i]) with the weights from
@@ -169,7 +163,7 @@ struct Expanded {
 
 template <class T>
 int64_t expanded_room(const Axis<T>& x) {
-  return 2 * padded(x.out) + x.in + kLanes + 1;
+  return 2 * padded(x.out) + padded(x.in + kLanes + 1);
 }
 
 // The two expanded rows that one output row lies between, and their weights.

@@ -5,12 +5,12 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "bits.h"
 #include "dtypes.h"
 #include "parallel.h"
+#include "scratch.h"
 
 namespace solo_attn {
 
@@ -65,11 +65,11 @@ inline int64_t words_of(const Tensor& masks) {
 // place(j); a row whose place is -1 is not read and has no pixel. `store` owns the words that had to be
 // packed.
 template <class Place>
-std::vector<BitRow> read_rows(const Tensor& masks, std::unique_ptr<uint64_t[]>& store, const Place& place) {
+std::vector<BitRow> read_rows(const Tensor& masks, Scratch<uint64_t>& store, const Place& place) {
   const int64_t count = masks.size(0), width = masks.size(1), stride = masks.stride(0);
   const bool packed = masks.scalar_type() == ScalarType::Long;
   const int64_t words = words_of(masks);
-  if (!packed) store.reset(new uint64_t[count * words]);
+  if (!packed) store = scratch<uint64_t>(count * words);
   const void* data = masks.const_data_ptr();
   std::vector<BitRow> rows(count);
   parallel_for(count, packed ? words : width / 16, [&](int64_t begin, int64_t end) {

@@ -7,7 +7,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <memory>
 #include <optional>
 #include <vector>
 
@@ -17,6 +16,7 @@
 #include "dtypes.h"
 #include "gemm.h"
 #include "rows.h"
+#include "scratch.h"
 
 namespace solo_attn {
 
@@ -105,11 +105,11 @@ class Factors {
   const S* kernel(int64_t place) const { return kernels_.template const_data_ptr<S>() + place * depth(); }
 
   // The masks of an image; `store` holds the packed kernels.
-  ImageMasks<S, T> at(int64_t image, std::unique_ptr<T[]>& store) const {
+  ImageMasks<S, T> at(int64_t image, Scratch<T>& store) const {
     const std::vector<int64_t>& place = places_[image];
     const auto count = static_cast<int64_t>(place.size());
     const int64_t groups = tiles(count, kTileRows);
-    store.reset(new T[groups * kTileRows * depth()]());
+    store = zeroed_scratch<T>(groups * kTileRows * depth());
     for (int64_t k = 0; k < count; ++k) {
       T* out = store.get() + k / kTileRows * kTileRows * depth() + k % kTileRows;
       const S* from = kernel(place[k]);

@@ -17,6 +17,7 @@
 
 #include "dtypes.h"
 #include "rows.h"
+#include "scratch.h"
 
 namespace solo_attn {
 
@@ -61,9 +62,8 @@ struct Largest {
   template <Isa isa>
   static SOLO_ATTN_INLINE void run(const S* map, int64_t height, int64_t width, int64_t stride, T* rows,
                                    T* __restrict columns, T* __restrict wide) {
-    constexpr int64_t kLanes = 16;
     typedef T Lanes __attribute__((vector_size(kLanes * sizeof(T))));
-    const int64_t last = (width + kLanes - 1) / kLanes * kLanes;
+    const int64_t last = padded(width);
     const T least = -std::numeric_limits<T>::infinity();
     for (int64_t x = 0; x < last; ++x) wide[x] = least;
     for (int64_t x = 0; x < width; ++x) columns[x] = least;
@@ -118,7 +118,7 @@ struct Probabilities {
   // Row i of the level's size, upsampled in x to columns wanted_x of out_size.
   template <Isa isa>
   SOLO_ATTN_INLINE const T* row(int64_t i) {
-    T* out = store + columns.in + kSlack + (i & 1) * columns.out;
+    T* out = store + padded(columns.in) + kSlack + (i & 1) * padded(columns.out);
     if (held[i & 1] == i) return out;
     held[i & 1] = i;
     if (columns.in == columns.out) {
@@ -135,7 +135,7 @@ struct Probabilities {
     wanted_y = y;
     wanted_x = x;
     const Range source = needed(columns, x);
-    coarse.begin = attention.begin = source.begin;
+    coarse.begin = attention.begin = vector_begin(source.begin);
     coarse.end = attention.end = source.end;
   }
 };
@@ -163,8 +163,8 @@ class Cells {
         cut_(static_cast<T>(certain_logit(threshold, std::numeric_limits<T>::epsilon()))) {}
 
   int64_t room() const {
-    return std::max(maps_room() + columns_.view().in + kSlack + 2 * columns_.view().out,
-                    height_ + 2 * width_ + 3 * side_ + 2 * kSlack);
+    return std::max(maps_room() + padded(columns_.view().in) + kSlack + 2 * padded(columns_.view().out),
+                    padded(height_) + 2 * padded(width_) + 3 * padded(side_));
   }
 
   // The map of cell k in a box of out_size, in room() elements of scratch memory.
@@ -183,21 +183,24 @@ class Cells {
     return map;
   }
 
-  // The box of cell k outside of which no pixel is above the threshold, in room() elements of scratch memory.
+  // The box of cell k outside of which no pixel is above the threshold, from the begin of a vector on; in
+  // room() elements of scratch memory.
   Box bounds(int64_t k, T* store) const {
     const Taps<T> y = coarse_rows_.view(), x = coarse_columns_.view();
     const Taps<T> other_y = attention_rows_.view(), other_x = attention_columns_.view();
     T* most_y = store;
-    T* most_x = most_y + height_;
-    T* more_y = most_x + width_;
-    T* more_x = more_y + side_;
-    T* wide = more_x + side_;
+    T* most_x = most_y + padded(height_);
+    T* more_y = most_x + padded(width_);
+    T* more_x = more_y + padded(side_);
+    T* wide = more_x + padded(side_);
     call<Largest<S, T>>(logits(k), height_, width_, width_, most_y, most_x, wide);
     if (!plain_) call<Largest<S, T>>(added(k), side_, side_, side_, more_y, more_x, wide);
     const Range live_y = alive<T>(y, most_y, other_y, plain_ ? nullptr : more_y, cut_);
     const Range live_x = alive<T>(x, most_x, other_x, plain_ ? nullptr : more_x, cut_);
-    const Box box{reached(rows_.view(), live_y), reached(columns_.view(), live_x)};
-    return box.empty() ? Box{{0, 0}, {0, 0}} : box;
+    Box box{reached(rows_.view(), live_y), reached(columns_.view(), live_x)};
+    if (box.empty()) return {{0, 0}, {0, 0}};
+    box.x.begin = vector_begin(box.x.begin);
+    return box;
   }
 
  private:

@@ -13,7 +13,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -24,6 +23,7 @@
 #include "../common/dtypes.h"
 #include "../common/parallel.h"
 #include "../common/probability.h"
+#include "../common/scratch.h"
 #include "dice_loss.h"
 #include "dice_loss_arguments.h"
 #include "dice_loss_rows.h"
@@ -34,10 +34,6 @@ namespace {
 // Output rows that are summed at a time: parts of a sum are the same whatever the number of threads. They are
 // kept as double, so that a sum of many is rounded once.
 constexpr int64_t kBlock = 32;
-// Sums are made in this many lanes, on every instruction set.
-constexpr int64_t kLanes = 16;
-
-int64_t padded(int64_t width) { return (width + kLanes - 1) / kLanes * kLanes; }
 
 // The sums over output rows [begin, end).
 template <class S, class T>
@@ -80,14 +76,15 @@ struct Forward {
 };
 
 // The transpose of enlarging in x, as sums over the outputs that each input has a part in: `depth` terms for
-// each, [depth, in]. Where an input has fewer, its last output comes in several shares: terms with a part of
-// 0 would make NaN of infinities. `none` are the inputs that have no output at all, as in
-// masks smaller than their logits; what is summed for them is not theirs.
+// each, [depth, stride]. Where an input has fewer, its last output comes in several shares: terms with a part
+// of 0 would make NaN of infinities. `none` are the inputs that have no output at all, as in masks smaller
+// than their logits; what is summed for them is not theirs.
 template <class T>
 struct Transposed {
   const int32_t* place;
   const T* part;
   int64_t depth;
+  int64_t stride;
   const int32_t* none;
   int64_t none_count;
 };
@@ -95,12 +92,12 @@ struct Transposed {
 template <class T>
 class TransposedTable {
  public:
-  TransposedTable(int64_t in, int64_t out) : depth_(0) {
+  TransposedTable(int64_t in, int64_t out) : stride_(padded(in)) {
     const PartsTable<T> table(in, out);
     const Parts<T> parts = table.view();
     for (int64_t i = 0; i < in; ++i) depth_ = std::max(depth_, parts.count[i]);
-    place_.resize(depth_ * in);
-    part_.resize(depth_ * in);
+    place_ = scratch<int32_t>(depth_ * stride_);
+    part_ = scratch<T>(depth_ * stride_);
     for (int64_t i = 0; i < in; ++i) {
       const int64_t count = parts.count[i], begin = std::min(parts.begin[i], out - 1);
       const T* weight = parts.weight + parts.place[i];
@@ -110,19 +107,26 @@ class TransposedTable {
       T share = last;
       for (int64_t n = 1; n < shares; n *= 2) share /= 2;  // a power of 2, so that they add up to `last`
       for (int64_t m = 0; m < depth_; ++m) {
-        place_[m * in + i] = static_cast<int32_t>(begin + std::min(m, whole));
-        part_[m * in + i] = m < whole ? weight[m] : m < depth_ - 1 ? share : last - share * (shares - 1);
+        place_[m * stride_ + i] = static_cast<int32_t>(begin + std::min(m, whole));
+        part_[m * stride_ + i] = m < whole ? weight[m] : m < depth_ - 1 ? share : last - share * (shares - 1);
       }
+    }
+    for (int64_t m = 0; m < depth_; ++m) {
+      // Places ascend to the end of a vector.
+      std::fill(place_.get() + m * stride_ + in, place_.get() + (m + 1) * stride_,
+                place_[m * stride_ + in - 1]);
+      std::fill(part_.get() + m * stride_ + in, part_.get() + (m + 1) * stride_, T(0));
     }
   }
   Transposed<T> view() const {
-    return {place_.data(), part_.data(), depth_, none_.data(), static_cast<int64_t>(none_.size())};
+    return {place_.get(), part_.get(), depth_, stride_, none_.data(), static_cast<int64_t>(none_.size())};
   }
 
  private:
-  int64_t depth_;
-  std::vector<int32_t> place_, none_;
-  std::vector<T> part_;
+  int64_t depth_ = 0, stride_;
+  Scratch<int32_t> place_;
+  Scratch<T> part_;
+  std::vector<int32_t> none_;
 };
 
 // Rows [begin, end) of one gradient, while output rows come from top to bottom: an input row is written once
@@ -137,12 +141,12 @@ struct Gradient {
   int64_t begin, end;
   int64_t next;
 
-  SOLO_ATTN_INLINE T* sums(int64_t i) { return store + in + (i & 1) * out; }
+  SOLO_ATTN_INLINE T* sums(int64_t i) { return store + padded(in) + (i & 1) * padded(out); }
 
   // Before output row y, the first of those to come.
   SOLO_ATTN_INLINE void start(int64_t y) {
     next = std::min<int64_t>(begin, rows.low[y]);
-    for (int64_t x = 0; x < 2 * out + kSlack; ++x) store[in + x] = 0;
+    for (int64_t x = 0; x < 2 * padded(out) + kSlack; ++x) store[padded(in) + x] = 0;
   }
 
   template <Isa isa>
@@ -169,9 +173,10 @@ struct Gradient {
       T* __restrict from = sums(next);
       if (next >= begin) {
         T* __restrict row = store;
-        for (int64_t i = 0; i < in; ++i) row[i] = 0;
+        for (int64_t i = 0; i < padded(in); ++i) row[i] = 0;
         for (int64_t m = 0; m < columns.depth; ++m) {
-          add_taken<isa>(from, columns.place + m * in, columns.part + m * in, in, row);
+          add_taken<isa>(from, columns.place + m * columns.stride, columns.part + m * columns.stride, in,
+                         row);
         }
         for (int64_t k = 0; k < columns.none_count; ++k) row[columns.none[k]] = 0;
         S* __restrict to = grad + next * in;
@@ -217,7 +222,7 @@ std::tuple<Tensor, Tensor> dice_loss_cpu(const Tensor& coarse, const std::option
     std::vector<Sums<double>> parts(count * blocks);
     const int64_t cost = std::min(kBlock, in.height) * in.width / 2;
     parallel_dynamic(count * blocks, cost, [&](const auto& next) {
-      std::unique_ptr<T[]> store(new T[2 * line + in.room()]);
+      const auto store = scratch<T>(2 * line + in.room());
       for (int64_t item = next(); item >= 0; item = next()) {
         const int64_t begin = item % blocks * kBlock;
         parts[item] = call<Forward<S, T>>(in.at(item / blocks, store.get() + 2 * line), store.get(),
@@ -262,11 +267,11 @@ std::tuple<Tensor, Tensor> dice_loss_bwd_cpu(const Tensor& grad, const Tensor& c
     const T* sum = kept.const_data_ptr<T>();
     S* first = coarse_grad.mutable_data_ptr<S>();
     S* second = attention_grad.mutable_data_ptr<S>();
-    const int64_t room = RowPair<S, T>::size(in.w, in.width);
+    const int64_t room = RowPair<S, T>::size(in.w, in.width), line = padded(in.width);
     const int64_t bands = bands_of(count, ch, edge, in.height);
     parallel_dynamic(count * bands, in.height * in.width / bands, [&](const auto& next) {
-      std::unique_ptr<T[]> store(new T[in.width + 2 * in.room()]);
-      T* sums_of_coarse = store.get() + in.width + in.room();
+      const auto store = scratch<T>(line + 2 * in.room());
+      T* sums_of_coarse = store.get() + line + in.room();
       T* sums_of_attention = sums_of_coarse + room;
       for (int64_t item = next(); item >= 0; item = next()) {
         const int64_t k = item / bands, band = item % bands;
@@ -295,7 +300,7 @@ std::tuple<Tensor, Tensor> dice_loss_bwd_cpu(const Tensor& grad, const Tensor& c
                                           attention_band.begin,
                                           attention_band.end,
                                           0};
-        call<Backward<S, T>>(in.at(k, store.get() + in.width), slope, to_coarse, to_attention, wanted,
+        call<Backward<S, T>>(in.at(k, store.get() + line), slope, to_coarse, to_attention, wanted,
                              store.get());
       }
     });

@@ -10,7 +10,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -74,13 +73,13 @@ std::tuple<Tensor, Tensor> dice_loss_factors_cpu(const Tensor& kernels, const Te
     T* out = losses.mutable_data_ptr<T>();
     T* kept = sums.mutable_data_ptr<T>();
     for (int64_t image = 0; image < factors.batch(); ++image) {
-      std::unique_ptr<T[]> packed;
+      Scratch<T> packed;
       const ImageMasks<S, T> masks = factors.at(image, packed);
       if (masks.count == 0) continue;
       const int64_t bands = masks.bands();
       std::vector<Sums<T>> parts(bands * masks.count);
       parallel_for(bands, masks.count * masks.depth * kBand / 64, [&](int64_t from, int64_t to) {
-        std::unique_ptr<T[]> store(new T[masks.panel_room() + masks.band_room() + masks.row_room()]);
+        const auto store = scratch<T>(masks.panel_room() + masks.band_room() + masks.row_room());
         T* logits = store.get() + masks.panel_room();
         for (int64_t band = from; band < to; ++band) {
           call<Forward<S, T>>(masks, static_cast<const uint8_t*>(truth.const_data_ptr()), band * kBand,

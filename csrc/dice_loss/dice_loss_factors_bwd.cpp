@@ -11,7 +11,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -150,8 +149,8 @@ struct Backward {
 
 // [ceil(E / 12), count, 12] of the kernels of an image's masks.
 template <class S, class T>
-std::unique_ptr<T[]> turned_kernels(const Factors<S, T>& factors, const ImageMasks<S, T>& masks) {
-  std::unique_ptr<T[]> out(new T[tiles(masks.depth, kTileRows) * kTileRows * masks.count]());
+Scratch<T> turned_kernels(const Factors<S, T>& factors, const ImageMasks<S, T>& masks) {
+  Scratch<T> out = zeroed_scratch<T>(tiles(masks.depth, kTileRows) * kTileRows * masks.count);
   for (int64_t k = 0; k < masks.count; ++k) {
     const S* from = factors.kernel(masks.place[k]);
     for (int64_t e = 0; e < masks.depth; ++e) {
@@ -176,7 +175,7 @@ void add_groups(const T* parts, int64_t groups, int64_t stride, int64_t count, S
 template <class S, class T>
 void image_gradients(const Factors<S, T>& factors, int64_t image, const uint8_t* truth, const T* grad,
                      const T* sums, S* to_kernels, S* to_features, S* to_attention) {
-  std::unique_ptr<T[]> packed;
+  Scratch<T> packed;
   const ImageMasks<S, T> masks = factors.at(image, packed);
   const int64_t side = masks.down.in, area = side * side, depth = masks.depth;
   if (masks.count == 0) {
@@ -188,19 +187,19 @@ void image_gradients(const Factors<S, T>& factors, int64_t image, const uint8_t*
     const int64_t place = masks.place[k];
     slopes.push_back(Slope<T>::of(grad[place], sums[2 * place], sums[2 * place + 1]));
   }
-  const std::unique_ptr<T[]> turned = to_features == nullptr ? nullptr : turned_kernels(factors, masks);
+  const Scratch<T> turned = to_features == nullptr ? nullptr : turned_kernels(factors, masks);
   const int64_t columns = tiles(depth, kDotColumns) * kDotColumns;
   const int64_t kernel_part = to_kernels == nullptr ? 0 : masks.height() * columns;
   const int64_t attention_part = to_attention == nullptr ? 0 : masks.count * area;
   const int64_t part = std::max<int64_t>(kernel_part + attention_part, 1), bands = masks.bands();
   const int64_t groups = std::clamp<int64_t>(kSums / part, 1, std::min(bands, kGroups));
   const int64_t each = tiles(bands, groups);
-  const std::unique_ptr<T[]> parts(new T[groups * (kernel_part + attention_part)]());
+  const auto parts = zeroed_scratch<T>(groups * (kernel_part + attention_part));
   T* more = parts.get() + groups * kernel_part;
   parallel_for(groups, each * masks.count * depth * kBand / 20, [&](int64_t from, int64_t to) {
     const int64_t panel = std::max(depth, masks.count) * kTileColumns;
-    const int64_t row = std::max(masks.row_room(), side);
-    std::unique_ptr<T[]> store(new T[panel + masks.band_room() + row + columns * kBand]());
+    const int64_t row = std::max(masks.row_room(), padded(side));
+    const auto store = zeroed_scratch<T>(panel + masks.band_room() + row + columns * kBand);
     T* logits = store.get() + panel;
     for (int64_t g = from; g < to; ++g) {
       const Gradients<S, T> out{to_kernels == nullptr ? nullptr : parts.get() + g * kernel_part, to_features,

@@ -14,7 +14,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <memory>
 #include <numeric>
 #include <optional>
 #include <tuple>
@@ -25,6 +24,7 @@
 #include "../common/dtypes.h"
 #include "../common/parallel.h"
 #include "../common/probability.h"
+#include "../common/scratch.h"
 #include "mask_bits.h"
 
 namespace solo_attn::mask_bits {
@@ -101,7 +101,6 @@ struct Threshold {
 
   template <Isa isa>
   static SOLO_ATTN_INLINE T add(const T* values, int64_t count) {
-    constexpr int64_t kLanes = 16;
     typedef T Lanes __attribute__((vector_size(kLanes * sizeof(T))));
     Lanes lanes = {};
     for (int64_t x = 0; x < count; x += kLanes) {
@@ -138,14 +137,14 @@ struct Room {
   template <class S>
   Room(const Cells<S, T>& cells, int64_t width)
       : line((width + kWord - 1) / kWord * kWord),
-        store(new T[line + cells.room()]),
-        bytes(new uint8_t[line]) {}
+        store(scratch<T>(line + cells.room())),
+        bytes(scratch<uint8_t>(line)) {}
 
   T* cells() const { return store.get() + line; }
 
   int64_t line;
-  std::unique_ptr<T[]> store;
-  std::unique_ptr<uint8_t[]> bytes;
+  Scratch<T> store;
+  Scratch<uint8_t> bytes;
 };
 
 // The area in a box, and the sums of its rows.
@@ -163,7 +162,7 @@ void each_by_one(const Cells<S, T>& cells, int64_t count, int64_t height, int64_
                  const Results<T>& out) {
   parallel_dynamic(count, height * width, [&](const auto& next) {
     const Room<T> room(cells, width);
-    std::unique_ptr<T[]> sums(new T[height]);
+    const auto sums = scratch<T>(height);
     for (int64_t k = next(); k >= 0; k = next()) {
       out.clear(k);
       const Box box = cells.bounds(k, room.cells());

@@ -10,7 +10,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -96,13 +95,13 @@ std::tuple<Tensor, Tensor, Tensor> mask_bits_factors_cpu(const Tensor& kernels, 
     int64_t* area = areas.mutable_data_ptr<int64_t>();
     T* mean = means.mutable_data_ptr<T>();
     for (int64_t image = 0; image < factors.batch(); ++image) {
-      std::unique_ptr<T[]> packed;
+      Scratch<T> packed;
       const ImageMasks<S, T> masks = factors.at(image, packed);
       if (masks.count == 0) continue;
       const int64_t bands = masks.bands();
       std::vector<Part> parts(bands * masks.count);
       parallel_for(bands, masks.count * masks.depth * kBand / 64, [&](int64_t from, int64_t to) {
-        std::unique_ptr<T[]> store(new T[masks.panel_room() + masks.band_room() + masks.row_room()]);
+        const auto store = scratch<T>(masks.panel_room() + masks.band_room() + masks.row_room());
         T* logits = store.get() + masks.panel_room();
         for (int64_t band = from; band < to; ++band) {
           call<Threshold<S, T>>(masks, band * kBand, static_cast<T>(threshold), cut, store.get(), logits,

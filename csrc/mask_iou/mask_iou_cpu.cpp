@@ -3,7 +3,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <memory>
 #include <optional>
 #include <vector>
 
@@ -60,7 +59,7 @@ Tensor mask_iou_cpu(const Tensor& masks, const std::optional<Tensor>& others) {
   // The packed masks must live as long as the rows, which point into them.
   const Tensor masks_in = one_run_a_row(masks), others_in = mirrored ? masks_in : one_run_a_row(*others);
   const auto in_order = [](int64_t j) { return j; };
-  std::unique_ptr<uint64_t[]> store, other_store;
+  Scratch<uint64_t> store, other_store;
   const std::vector<BitRow> rows = read_rows(masks_in, store, in_order);
   std::vector<BitRow> more;
   if (!mirrored) more = read_rows(others_in, other_store, in_order);

@@ -3,7 +3,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <memory>
 #include <numeric>
 #include <string>
 #include <tuple>
@@ -90,7 +89,7 @@ std::vector<int64_t> groups(const std::vector<int64_t>& order, const int64_t* la
 
 // A mask that is the only one of its label overlaps nothing, and is not read.
 std::vector<BitRow> measure(const Tensor& masks, const std::vector<int64_t>& order,
-                            const std::vector<int64_t>& group, std::unique_ptr<uint64_t[]>& store) {
+                            const std::vector<int64_t>& group, Scratch<uint64_t>& store) {
   const int64_t count = masks.size(0);
   return read_rows(masks, store, [&](int64_t j) {
     const bool alone = group[j] == j && (j + 1 == count || group[j + 1] != j);
@@ -104,7 +103,7 @@ std::vector<T> decays(const std::vector<BitRow>& rows, const std::vector<int64_t
   const auto count = static_cast<int64_t>(rows.size());
   std::vector<int64_t> place(count);
   std::vector<T> worst(count), decay(count);
-  std::unique_ptr<T[]> overlap;
+  Scratch<T> overlap;
   int64_t room = 0;
   // Blocks of rows, in order: a decay needs the c_i of all masks before it, also those of its own block.
   for (int64_t begin = 0, end = 0; begin < count; begin = end) {
@@ -114,7 +113,7 @@ std::vector<T> decays(const std::vector<BitRow>& rows, const std::vector<int64_t
       held += end - group[end];
       ++end;
     } while (end < count && held + end - group[end] <= kHeld);
-    if (held > room) overlap.reset(new T[room = std::max(held, std::min(kHeld, count * (count - 1) / 2))]);
+    if (held > room) overlap = scratch<T>(room = std::max(held, std::min(kHeld, count * (count - 1) / 2)));
     const Pairs<T> pairs{rows.data(), group.data(), place.data(), overlap.get(), worst.data()};
     const int64_t tiles = (end - begin + kTile - 1) / kTile;
     parallel_for(tiles, 20 * held / tiles, [&](int64_t from, int64_t to) {
@@ -152,7 +151,7 @@ std::tuple<Tensor, Tensor> matrix_nms_cpu(const Tensor& masks, const Tensor& lab
     const std::vector<T> wide(score, score + count);
     const std::vector<int64_t> order = by_label_best_first(wide, label);
     const std::vector<int64_t> group = groups(order, label);
-    std::unique_ptr<uint64_t[]> store;
+    Scratch<uint64_t> store;
     const std::vector<BitRow> rows = measure(rows_in, order, group, store);
     const std::vector<T> found = kernel == "linear"
                                      ? decays<T>(rows, group, Linear<T>{})

@@ -1,23 +1,25 @@
 // Masks of K cells: their maps at stride 4 (h x w) are upsampled to 4 h x 4 w, cropped, and resized to H x W.
 //
-// Bytes per mask: a map (4 h w, in the cache) and the result: H W for bool, some hundred for run lengths.
+// Bytes per mask: a map (4 h w, in strips that stay in the cache) and the result: H W for bool, some hundred
+// for run lengths.
 // Flops: 3 for each of h * 4 h, w * H and 4 w * H interpolations, 4 for each pixel: from 200 x 336 to 1024 x
 // 2048 about 13 M for a full mask, 0.8 M vectors of 16 and their loads, 0.5 ms on one core; of most masks
 // only a small box is computed. The lower bound of bool is the time to write H W bytes; in the pages of a
 // large new result, which the system has cleared, only what is set is written (common/large_results.h).
 //
-// All steps are in column-major order, as run lengths are: the map is transposed and upsampled in y, then in
-// x; each column is compared with the threshold and packed into words of 64 pixels, in which the runs are
-// found. Pixels are unpacked from the same words, transposed in blocks of 64 x 64, so both forms agree.
+// All steps are in column-major order, as run lengths are: strips of the map's columns are transposed and
+// upsampled in y, then in x; each column is compared with the threshold and packed into words of 64 pixels,
+// in which the runs are found. Pixels are unpacked from the same words, transposed in blocks of 64 x 64, so
+// both forms agree.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <memory>
 #include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "../common/bits.h"
@@ -91,16 +93,31 @@ struct ToPixels {
         const int64_t rows = std::min(kWord, count - w * kWord);
         for (int64_t r = 0; r < rows; ++r) {
           if (block[r] == 0) continue;
-          uint8_t pixels[kWord];
-          unpack64<isa>(block[r], pixels);
-          std::memcpy(mask + (first + w * kWord + r) * width + x, pixels, columns);
+          bool* to = mask + (first + w * kWord + r) * width + x;
+          if (columns == kWord) {
+            unpack64<isa>(block[r], reinterpret_cast<uint8_t*>(to));
+          } else {
+            uint8_t pixels[kWord];
+            unpack64<isa>(block[r], pixels);
+            std::memcpy(to, pixels, columns);
+          }
         }
       }
     }
   }
 };
 
+// In pieces, so that what is cleared stays in the cache for what is set: long ones glibc writes past it.
+void clear_pixels(bool* mask, int64_t count) {
+  constexpr int64_t kPiece = 1024;
+  for (int64_t begin = 0; begin < count; begin += kPiece) {
+    std::fill_n(mask + begin, std::min(kPiece, count - begin), false);
+  }
+}
+
 struct Pixels {
+  static constexpr int64_t kColumns = kWord;
+
   int64_t height, width;
   bool* out;
   bool blank;  // all false already
@@ -110,45 +127,54 @@ struct Pixels {
   void clear(int64_t count) {
     parallel_for(count * height, width / 16, [&](int64_t begin, int64_t end) {
       pages->reach(out + begin * width, (end - begin) * width);
-      std::fill(out + begin * width, out + end * width, false);
+      clear_pixels(out + begin * width, (end - begin) * width);
     });
     blank = true;
   }
 
-  void begin(int64_t, int64_t) const {}
+  void begin(int64_t k, int64_t) const {
+    if (blank) return;
+    bool* mask = out + k * height * width;
+    pages->reach(mask, height * width);
+    clear_pixels(mask, height * width);
+  }
   template <class T>
-  void add(int64_t k, int64_t, int64_t, const Paste<T>& paste, T threshold, uint8_t* bytes,
+  void add(int64_t k, int64_t, Range, const Paste<T>& paste, T threshold, uint8_t* bytes,
            uint64_t* words) const {
     bool* mask = out + k * height * width;
-    if (blank) {
-      pages->reach(mask + paste.y.begin * width, (paste.y.end - paste.y.begin) * width);
-    } else {
-      pages->reach(mask, height * width);
-      std::fill_n(mask, height * width, false);  // while it is in the cache
-    }
+    if (blank) pages->reach(mask + paste.y.begin * width, (paste.y.end - paste.y.begin) * width);
     call<ToPixels<T>>(paste, threshold, bytes, words, mask);
   }
-  void end(int64_t, Box, int64_t) const {}
+  void end(int64_t) const {}
 };
 
 struct Texts {
+  static constexpr int64_t kColumns = 1;
+
+  struct Strip {
+    Range columns;
+    Runs runs;
+  };
+
   int64_t height, width;
   std::vector<std::string> texts;
-  std::vector<std::vector<Runs>> found;  // of each cell's parts
+  std::vector<std::vector<Strip>> found;  // of each cell
 
   Texts(int64_t count, int64_t height_in, int64_t width_in)
       : height(height_in), width(width_in), texts(count), found(count) {}
 
-  void begin(int64_t k, int64_t parts) { found[k].resize(parts); }
+  void begin(int64_t k, int64_t strips) { found[k].resize(strips); }
   template <class T>
-  void add(int64_t k, int64_t i, int64_t, const Paste<T>& paste, T threshold, uint8_t* bytes,
+  void add(int64_t k, int64_t i, Range columns, const Paste<T>& paste, T threshold, uint8_t* bytes,
            uint64_t* words) {
-    call<ToRuns<T>>(paste, threshold, bytes, words, &found[k][i]);
+    Runs runs;  // not among those of other threads, in the same line of memory
+    call<ToRuns<T>>(paste, threshold, bytes, words, &runs);
+    if (paste.x.end < columns.end) runs.clear(paste.x.end * height);
+    found[k][i] = {columns, std::move(runs)};
   }
-  void end(int64_t k, Box box, int64_t parts) {
+  void end(int64_t k) {
     Runs runs;
-    for (int64_t i = 0; i < parts; ++i) runs.append(found[k][i], part_of(box.x, i, parts).begin * height);
-    if (box.x.end < width) runs.clear(box.x.end * height);
+    for (const Strip& strip : found[k]) runs.append(strip.runs, strip.columns.begin * height);
     texts[k] = runs.finish(height * width);
     found[k] = {};
   }

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from op_cases import few
 from test_paste_masks import SIZES, check, inputs
 
+from solo_attn import ops
+
 OP = "paste_masks"
 BACKEND = "cpu"
 
@@ -101,12 +103,34 @@ def test_thread_count_changes_nothing(runner, threads):
         threads(count)
         assert torch.equal(runner(coarse, rows, *sizes), masks)
         assert runner(coarse, rows, *sizes, rle=True) == rles
-        # Of four that are alike, two threads take two each, and more share them.
+        # Of few cells the threads share the strips.
         assert torch.equal(runner(coarse[3:7], rows[3:7], *sizes), masks[3:7])
         assert runner(coarse[3:7], rows[3:7], *sizes, rle=True) == rles[3:7]
-        # Of one mask the threads share the columns.
         assert torch.equal(runner(coarse[:1], rows[:1], *sizes), masks[:1])
         assert runner(coarse[:1], rows[:1], *sizes, rle=True) == rles[:1]
+
+
+@pytest.mark.parametrize("count", [1, 2, 8], ids=lambda n: f"{n}_threads")
+@pytest.mark.parametrize("original", [(410, 823), (97, 61)], ids=["enlarged", "reduced"])
+def test_strips_of_a_wide_map(runner, threads, count, original):
+    """Nothing between two objects, or below and above others; columns that are set to their last pixel."""
+    threads(count)
+    coarse = torch.full((6, 50, 100), -9.0, dtype=torch.float64)
+    coarse[0, 10:20, :8], coarse[0, 30:45, 90:] = 9.0, 9.0
+    coarse[1, 25:] = 9.0  # each column to the bottom: its run ends at the top of the next one
+    coarse[2, :, 40:60] = 9.0
+    coarse[3, :5, :30], coarse[3, 45:, 70:] = 9.0, 9.0
+    coarse[4] = 9.0
+    sizes = ((100, 200), (200, 400), (790, 1590), original)
+    coarse += 0.01 * torch.rand(
+        coarse.shape, generator=torch.Generator().manual_seed(0)
+    )  # no pixel is at 0.5
+    wanted = ops.paste_masks(coarse, None, *sizes, backend="reference")
+    for logits in (coarse, coarse.float()):
+        masks = runner(logits, None, *sizes)
+        assert (masks != wanted).sum() <= (0 if logits is coarse else 3)  # float32 rounds
+        for mask, rle in zip(masks.numpy(), runner(logits, None, *sizes, rle=True), strict=True):
+            np.testing.assert_array_equal(decoded(rle), mask)
 
 
 @pytest.mark.parametrize("count", [1, 2, 8], ids=lambda n: f"{n}_threads")
