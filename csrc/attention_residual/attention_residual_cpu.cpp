@@ -77,7 +77,7 @@ struct Gather {
     if constexpr (std::is_same_v<S, T>) {
       gather<isa>(grad, y, x, memory, out);
     } else {
-      T* wide = memory + x.out;
+      T* wide = memory + padded(x.out);
       widen<isa>(grad, y.out * x.out, wide);
       gather<isa>(static_cast<const T*>(wide), y, x, memory, out);
     }
@@ -153,7 +153,7 @@ Tensor attention_residual_bwd_cpu(const Tensor& grad, const Tensor& grid_feature
     using T = accumulator_t<S>;
     const PartsTable<T> y(size.side, size.height), x(size.side, size.width);
     const auto maps = scratch<T>(cells * cells);
-    const int64_t room = size.width + (std::is_same_v<S, T> ? 0 : size.pixels());
+    const int64_t room = padded(size.width) + (std::is_same_v<S, T> ? 0 : size.pixels());
     for (int64_t b = 0; b < size.batch; ++b) {
       const S* above = upstream.const_data_ptr<S>() + size.logits_offset(b, 0);
       parallel_for(cells, size.pixels() / 4, [&](int64_t begin, int64_t end) {

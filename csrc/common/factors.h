@@ -70,7 +70,7 @@ struct ImageMasks {
   // Scratch memory of a thread: a panel of features, the logits of a band, two rows of attention.
   int64_t panel_room() const { return depth * kTileColumns; }
   int64_t band_room() const { return height() * kBand; }
-  int64_t row_room() const { return RowPair<S, T>::size(across.in, across.out) + kSlack; }
+  int64_t row_room() const { return RowPair<S, T>::size(across.in, across.out); }
 };
 
 // The op's inputs, all contiguous, and its masks grouped by image.

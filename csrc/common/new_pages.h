@@ -18,7 +18,7 @@ namespace solo_attn {
 
 constexpr std::uintptr_t kHugePage = std::uintptr_t{2} << 20;
 // Microseconds: see NewPages. What takes less than kThere was in a huge page already, or in a small one.
-constexpr int64_t kAllSmall = 500, kSomeSmall = 300, kThere = 10;
+constexpr int64_t kAllSmall = 500, kSomeSmall = 400, kThere = 10;
 
 // Huge pages for a large new result. The system maps memory page by page when it is first written; with pages
 // of 4 KiB that takes several times as long as the writes. Where the system has no huge pages, nothing
@@ -60,12 +60,9 @@ class NewPages {
     for (auto place = first; place < last; place = (place / kHugePage + 1) * kHugePage) {
       std::atomic<bool>& touched = touched_[(place - begin_) / kHugePage];
       if (touched.load(std::memory_order_relaxed) || touched.exchange(true)) continue;
-      // Threads that touch pages at once share the bandwidth of the memory, with small pages too.
-      const int64_t at_once = 1 + touching_.fetch_add(1, std::memory_order_relaxed);
       const auto before = Clock::now();
       touch(place);
-      const int64_t taken = std::chrono::duration_cast<microseconds>(Clock::now() - before).count() / at_once;
-      touching_.fetch_sub(1, std::memory_order_relaxed);
+      const int64_t taken = std::chrono::duration_cast<microseconds>(Clock::now() - before).count();
       if (taken < kThere) continue;
       if (saved_.fetch_add(small_ - taken) + small_ - taken < 0) {
         if (huge_.exchange(false)) {
@@ -89,7 +86,6 @@ class NewPages {
   std::uintptr_t begin_ = 0, end_ = 0;
   std::unique_ptr<std::atomic<bool>[]> touched_;  // of each page
   std::atomic<bool> huge_{false};
-  std::atomic<int64_t> touching_{0};  // threads
   int64_t small_;
   std::atomic<int64_t> saved_;  // microseconds; at first 3 % of all that small pages would take may be lost
 };

@@ -38,9 +38,6 @@ class Shares {
     }
   }
 
-  // The first item of a thread's share.
-  static int64_t begin(int64_t thread, int64_t count, int64_t threads) { return count * thread / threads; }
-
   // An item that nobody has taken, or -1 if there is none.
   int64_t next(int64_t thread) {
     const auto threads = static_cast<int64_t>(shares_.size());
@@ -50,6 +47,9 @@ class Shares {
   }
 
  private:
+  // The first item of a thread's share.
+  static int64_t begin(int64_t thread, int64_t count, int64_t threads) { return count * thread / threads; }
+
   struct alignas(64) Share {
     std::atomic<uint64_t> left{0};  // [begin, end), 32 bits each
   };

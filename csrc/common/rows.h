@@ -86,8 +86,8 @@ SOLO_ATTN_AVX2 inline __m256 take_avx2(const float* from, const int32_t* index) 
   return _mm256_permutevar8x32_ps(_mm256_loadu_ps(from + first), offsets);
 }
 
-// out[x] = mix of `from` at the taps of x, in the vectors that hold columns [begin, end). In an enlarged row,
-// all taps of a vector are in one vector.
+// out[x] = mix of `from` at the taps of x, in the vectors that hold columns [begin, end). In an enlarged row
+// all taps of a vector are in one vector, unless it is enlarged by a few columns only.
 SOLO_ATTN_AVX512 inline void mix_taps_avx512(const float* from, const Taps<float>& taps, int64_t begin,
                                              int64_t end, float* out) {
   for (int64_t x = vector_begin(begin); x < end; x += 16) {

@@ -28,8 +28,11 @@ using Scratch = std::unique_ptr<T[], ReleaseScratch>;
 // Uninitialised; in cache lines of its own, and aligned to them.
 template <class T>
 Scratch<T> scratch(int64_t count) {
-  const int64_t lines = (count * static_cast<int64_t>(sizeof(T)) + kLine - 1) / kLine;
-  return Scratch<T>(static_cast<T*>(::operator new[](lines * kLine, std::align_val_t(kLine))));
+  auto bytes = count * static_cast<int64_t>(sizeof(T));
+#if !defined(__SANITIZE_ADDRESS__)  // which shall see what is just past the end
+  bytes = (bytes + kLine - 1) / kLine * kLine;
+#endif
+  return Scratch<T>(static_cast<T*>(::operator new[](bytes, std::align_val_t(kLine))));
 }
 
 template <class T>

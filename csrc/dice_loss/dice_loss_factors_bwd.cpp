@@ -198,7 +198,7 @@ void image_gradients(const Factors<S, T>& factors, int64_t image, const uint8_t*
   T* more = parts.get() + groups * kernel_part;
   parallel_for(groups, each * masks.count * depth * kBand / 20, [&](int64_t from, int64_t to) {
     const int64_t panel = std::max(depth, masks.count) * kTileColumns;
-    const int64_t row = std::max(masks.row_room(), padded(side));
+    const int64_t row = masks.row_room();
     const auto store = zeroed_scratch<T>(panel + masks.band_room() + row + columns * kBand);
     T* logits = store.get() + panel;
     for (int64_t g = from; g < to; ++g) {

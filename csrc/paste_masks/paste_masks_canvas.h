@@ -176,7 +176,7 @@ class Canvas {
     parallel_dynamic(count_, kWorthwhile, [&](const auto& next) {
       Room room(*this, Job::kColumns);
       for (int64_t k = next(); k >= 0; k = next()) {
-        const Outline outline = outline_of(k, room);
+        const Outline outline = outline_of(k, room.line.get());
         const int64_t strips = strips_of(outline, 1);
         job.begin(k, strips);
         for (int64_t i = 0; i < strips; ++i) add(job, k, i, strips, outline, room);
@@ -228,8 +228,8 @@ class Canvas {
     };
     std::vector<Outline> outlines(count_);
     parallel_dynamic(count_, kWorthwhile / 2, [&](const auto& next) {
-      const Room room(*this, 0);
-      for (int64_t k = next(); k >= 0; k = next()) outlines[k] = outline_of(k, room);
+      const auto line = scratch<T>(cells_.room());
+      for (int64_t k = next(); k >= 0; k = next()) outlines[k] = outline_of(k, line.get());
     });
     std::vector<Strip> todo;
     std::vector<int64_t> strips(count_);
@@ -257,11 +257,12 @@ class Canvas {
     const int64_t bytes =
         (outline.map.x.end - outline.map.x.begin) * stride_ * static_cast<int64_t>(sizeof(T));
     const int64_t strips = std::max(bytes / kStripBytes + 1, std::min(wanted, pixels / kWorthwhile));
-    return std::clamp<int64_t>(strips, 1, std::max<int64_t>(1, columns / kLanes));
+    return std::clamp<int64_t>(strips, 1, std::max<int64_t>(1, columns / kWord));
   }
 
-  Outline outline_of(int64_t k, const Room& room) const {
-    const Box box = cells_.bounds(k, room.line.get());
+  // `line` has room for cells_.room() elements.
+  Outline outline_of(int64_t k, T* line) const {
+    const Box box = cells_.bounds(k, line);
     Range y = forth(padded_y_, original_y_, box.y), x = forth(padded_x_, original_x_, box.x);
     if (y.empty() || x.empty()) return {{{0, 0}, {0, 0}}, {{0, 0}, {0, 0}}};
     y.begin = vector_begin(y.begin);

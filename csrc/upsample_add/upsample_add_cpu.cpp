@@ -79,12 +79,12 @@ struct Gather {
   static SOLO_ATTN_INLINE void run(const S* grad, Adjoint<T> c, S* coarse, Adjoint<T> a, S* rows, T* memory) {
     const int64_t pixels = c.y.out * c.x.out;
     T* row = memory;
-    T* small = row + c.x.out;
+    T* small = row + padded(c.x.out);
     const T* wide;
     if constexpr (std::is_same_v<S, T>) {
       wide = grad;
     } else {
-      T* copy = small + std::max(c.y.in * c.x.in, a.y.in * a.x.in);
+      T* copy = small + padded(std::max(c.y.in * c.x.in, a.y.in * a.x.in));
       widen<isa>(grad, pixels, copy);
       wide = copy;
     }
@@ -153,7 +153,8 @@ std::tuple<Tensor, Tensor> upsample_add_bwd_cpu(const Tensor& grad, const std::v
     S* coarse_to = coarse.mutable_data_ptr<S>();
     S* rows_to = map.pixels() > 0 ? rows.mutable_data_ptr<S>() : nullptr;
     const int64_t room =
-        width + (std::is_same_v<S, T> ? 0 : std::max(small.pixels(), map.pixels()) + large.pixels());
+        padded(width) +
+        (std::is_same_v<S, T> ? 0 : padded(std::max(small.pixels(), map.pixels())) + large.pixels());
     parallel_for(count, large.pixels() / 2, [&](int64_t begin, int64_t end) {
       const auto memory = scratch<T>(room);
       for (int64_t k = begin; k < end; ++k) {

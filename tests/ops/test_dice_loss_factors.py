@@ -92,9 +92,9 @@ def test_any_size(runner, count, depth, batch, size, side):
 
 
 @pytest.mark.not_interpreted("it is of the product and the op, which have such tests")
-@pytest.mark.parametrize("size", [(23, 31), (40, 64), (300, 5)], ids=str)
+@pytest.mark.parametrize("size", [(23, 31), (23, 50), (40, 64), (300, 5)], ids=str)
 def test_rule_where_tiles_and_bands_end(runner, size):
-    """More pixels than a band, masks than a tile, channels than are summed at a time."""
+    """More pixels than a band, masks than a tile, channels than are summed at once; bands end within rows."""
     if runner.backend not in FUSED:
         pytest.skip(f"{runner.backend} has no kernel of factors: PyTorch makes the product")
     args, images = inputs(runner, 15, 71, 2, size, 7, torch.float32)

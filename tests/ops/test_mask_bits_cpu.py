@@ -18,13 +18,14 @@ def threads():
 
 @pytest.mark.parametrize("threshold", [1e-3, 0.01, 0.5, 0.999])
 @pytest.mark.parametrize("side", [7, 0], ids=["attention", "plain"])
-def test_small_objects_lose_nothing(runner, threshold, side):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_small_objects_lose_nothing(runner, threshold, side, dtype):
     """Most of the map is far below the threshold and never made; what is left is all there."""
-    coarse = torch.full((9, 24, 31), -30.0, dtype=torch.float64)
+    coarse = torch.full((9, 24, 31), -30.0, dtype=dtype)
     for k, (y, x) in enumerate([(0, 0), (0, 30), (23, 0), (23, 30), (11, 17), (12, 0), (0, 15), (23, 5)]):
         coarse[k, y, x] = 9.0
     coarse[7, 3, 28] = 7.0
-    rows = runner.randn(9, side, side, dtype=torch.float64) if side else None
+    rows = runner.randn(9, side, side, dtype=dtype) if side else None
     sizes = [((48, 62), (96, 125)), ((48, 62), (48, 62)), ((48, 62), (17, 130))]
     # At the size of the logits the map has edges, which then are enlarged; at four times that, the taps of a
     # pixel above the threshold may lie far below it.
@@ -55,6 +56,14 @@ def test_rows_that_end_inside_a_word(runner, width):
     coarse, rows = inputs(runner, 3, (9, 33), 5, torch.float32)
     for out_size in ((18, width), (1, width), (37, width)):
         check(runner(coarse, rows, (18, 66), out_size), coarse, rows, (18, 66), out_size)
+
+
+@pytest.mark.parametrize("widths", [(100, 101, 105), (64, 65, 66), (40, 39, 38), (50, 50, 50)], ids=str)
+def test_hardly_enlarged(runner, widths):
+    """The taps of 16 columns are in one vector of 16 or in two."""
+    coarse, rows = inputs(runner, 3, (4, widths[0]), widths[1] - 1, torch.float32)
+    size, out_size = (4, widths[1]), (5, widths[2])
+    check(runner(coarse, rows, size, out_size), coarse, rows, size, out_size)
 
 
 def test_thread_count_changes_nothing(runner, threads):

@@ -1,5 +1,6 @@
 """What the C++ kernel promises beyond the tests of all backends: both forms, boxes, threads, no crash."""
 
+import math
 import mmap
 import sys
 from pathlib import Path
@@ -62,13 +63,14 @@ def test_both_forms_are_one_mask(runner, data):
 
 @pytest.mark.parametrize("threshold", [1e-3, 0.01, 0.5, 0.999])
 @pytest.mark.parametrize("side", [7, 0], ids=["attention", "plain"])
-def test_small_objects_lose_nothing(runner, threshold, side):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_small_objects_lose_nothing(runner, threshold, side, dtype):
     """Most of the map is far below the threshold and never made; what is left is all there."""
-    coarse = torch.full((9, 24, 31), -30.0, dtype=torch.float64)
+    coarse = torch.full((9, 24, 31), -30.0, dtype=dtype)
     for k, (y, x) in enumerate([(0, 0), (0, 30), (23, 0), (23, 30), (11, 17), (12, 0), (0, 15), (23, 5)]):
         coarse[k, y, x] = 9.0
     coarse[7, 3, 28] = 7.0
-    rows = runner.randn(9, side, side, dtype=torch.float64) if side else None
+    rows = runner.randn(9, side, side, dtype=dtype) if side else None
     sizes = ((48, 62), (50, 70), (190, 277), (150, 131))
     check(runner(coarse, rows, *sizes, threshold), coarse, rows, sizes, threshold)
 
@@ -110,27 +112,43 @@ def test_thread_count_changes_nothing(runner, threads):
         assert runner(coarse[:1], rows[:1], *sizes, rle=True) == rles[:1]
 
 
+@pytest.mark.parametrize("widths", [(100, 101, 105, 423), (64, 65, 66, 265), (40, 39, 38, 150)], ids=str)
+def test_hardly_enlarged(runner, widths):
+    """The taps of 16 pixels are in one vector of 16 or in two."""
+    coarse, rows = inputs(runner, 3, (4, widths[0]), widths[1] - 1, torch.float32)
+    sizes = ((4, widths[1]), (5, widths[2]), (19, 4 * widths[2] - 1), (21, widths[3]))
+    check(runner(coarse, rows, *sizes), coarse, rows, sizes)
+    turned = coarse.mT, rows, *(size[::-1] for size in sizes)
+    check(runner(*turned), *turned[:2], turned[2:])
+
+
 @pytest.mark.parametrize("count", [1, 2, 8], ids=lambda n: f"{n}_threads")
-@pytest.mark.parametrize("original", [(410, 823), (97, 61)], ids=["enlarged", "reduced"])
+@pytest.mark.parametrize("original", [(410, 823), (410, 800), (97, 61)], ids=str)
 def test_strips_of_a_wide_map(runner, threads, count, original):
     """Nothing between two objects, or below and above others; columns that are set to their last pixel."""
     threads(count)
-    coarse = torch.full((6, 50, 100), -9.0, dtype=torch.float64)
+    coarse = torch.full((9, 50, 100), -9.0, dtype=torch.float64)
     coarse[0, 10:20, :8], coarse[0, 30:45, 90:] = 9.0, 9.0
     coarse[1, 25:] = 9.0  # each column to the bottom: its run ends at the top of the next one
     coarse[2, :, 40:60] = 9.0
     coarse[3, :5, :30], coarse[3, 45:, 70:] = 9.0, 9.0
     coarse[4] = 9.0
-    sizes = ((100, 200), (200, 400), (790, 1590), original)
+    for k, edge in enumerate((24, 25, 26)):  # about where a strip ends after which there is nothing
+        coarse[5 + k, :, :edge], coarse[5 + k, :, 99:] = 9.0, 9.0
     coarse += 0.01 * torch.rand(
         coarse.shape, generator=torch.Generator().manual_seed(0)
     )  # no pixel is at 0.5
+    coarse[8, 10:20, 10:30], coarse[8, 30:40, 20:90], coarse[8, 45, 99] = math.nan, math.inf, math.nan
+    sizes = ((100, 200), (200, 400), (790, 1590), original)
     wanted = ops.paste_masks(coarse, None, *sizes, backend="reference")
     for logits in (coarse, coarse.float()):
-        masks = runner(logits, None, *sizes)
+        masks, rles = runner(logits, None, *sizes), runner(logits, None, *sizes, rle=True)
         assert (masks != wanted).sum() <= (0 if logits is coarse else 3)  # float32 rounds
-        for mask, rle in zip(masks.numpy(), runner(logits, None, *sizes, rle=True), strict=True):
+        for mask, rle in zip(masks.numpy(), rles, strict=True):
             np.testing.assert_array_equal(decoded(rle), mask)
+        for some in (slice(0, 1), slice(5, 9)):  # that more threads share
+            assert torch.equal(runner(logits[some], None, *sizes), masks[some])
+            assert runner(logits[some], None, *sizes, rle=True) == rles[some]
 
 
 @pytest.mark.parametrize("count", [1, 2, 8], ids=lambda n: f"{n}_threads")
