@@ -67,7 +67,8 @@ struct Transpose {
 };
 
 #if defined(SOLO_ATTN_X86)
-// Bit i of the words: lerp(left[i], right[i], weight) > threshold. Whole vectors are read.
+// Bit i of the words: lerp(left[i], right[i], weight) > threshold. Whole vectors are read, and bits from
+// `count` on have no meaning.
 SOLO_ATTN_AVX512 inline void above_avx512(const float* left, const float* right, float weight,
                                           float threshold, int64_t count, uint64_t* words) {
   const __m512 share = _mm512_set1_ps(weight), cut = _mm512_set1_ps(threshold);
@@ -79,7 +80,7 @@ SOLO_ATTN_AVX512 inline void above_avx512(const float* left, const float* right,
       const __m512 value = _mm512_fmadd_ps(share, _mm512_sub_ps(b, a), a);
       word |= static_cast<uint64_t>(_mm512_cmp_ps_mask(value, cut, _CMP_GT_OQ)) << bit;
     }
-    words[i / kWord] = end == kWord ? word : word & ((uint64_t(1) << end) - 1);
+    words[i / kWord] = word;
   }
 }
 #endif
@@ -129,7 +130,8 @@ struct Paste {
     return out;
   }
 
-  // Rows y of column c of the original image, as words; `bytes` has room for them, rounded up to words.
+  // Rows y of column c of the original image, as words, of which the bits after the last row have no meaning;
+  // `bytes` has room for the rows, rounded up to words.
   template <Isa isa>
   SOLO_ATTN_INLINE void column(int64_t c, T threshold, uint8_t* __restrict bytes, uint64_t* words) {
     const T weight = original_x.weight[c];
