@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "dtypes.h"
+#include "lanes.h"
 #include "rows.h"
 #include "scratch.h"
 
@@ -62,7 +63,6 @@ struct Largest {
   template <Isa isa>
   static SOLO_ATTN_INLINE void run(const S* map, int64_t height, int64_t width, int64_t stride, T* rows,
                                    T* __restrict columns, T* __restrict wide) {
-    typedef T Lanes __attribute__((vector_size(kLanes * sizeof(T))));
     const int64_t last = padded(width);
     const T least = -std::numeric_limits<T>::infinity();
     for (int64_t x = 0; x < last; ++x) wide[x] = least;
@@ -71,15 +71,7 @@ struct Largest {
       const S* __restrict from = map + i * stride;
       for (int64_t x = 0; x < width; ++x) wide[x] = static_cast<T>(from[x]);
       for (int64_t x = 0; x < width; ++x) columns[x] = wide[x] > columns[x] ? wide[x] : columns[x];
-      Lanes most = {};
-      most += least;
-      for (int64_t x = 0; x < last; x += kLanes) {
-        Lanes value;
-        std::memcpy(&value, wide + x, sizeof(value));
-        most = value > most ? value : most;
-      }
-      rows[i] = least;
-      for (int64_t lane = 0; lane < kLanes; ++lane) rows[i] = std::max(rows[i], most[lane]);
+      rows[i] = largest_of(wide, width);
     }
   }
 };

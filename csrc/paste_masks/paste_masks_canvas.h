@@ -6,13 +6,13 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <limits>
 #include <optional>
 #include <type_traits>
 #include <vector>
 
 #include "../common/bits.h"
+#include "../common/lanes.h"
 #include "../common/parallel.h"
 #include "../common/probability.h"
 #include "../common/scratch.h"
@@ -34,7 +34,6 @@ struct Transpose {
   template <Isa isa>
   static SOLO_ATTN_INLINE void run(Probabilities<S, T> from, T* __restrict lines, T* __restrict map,
                                    int64_t stride, T* __restrict most_x, T* __restrict most_y) {
-    typedef T Lanes __attribute__((vector_size(kLanes * sizeof(T))));
     const T least = -std::numeric_limits<T>::infinity();
     const int64_t begin = from.wanted_x.begin, count = from.wanted_x.end - begin, wide = padded(count);
     for (int64_t c = 0; c < count; ++c) most_x[c] = least;
@@ -48,15 +47,7 @@ struct Transpose {
         for (int64_t c = 0; c < count; ++c) line[c] = lerp(above[c], below[c], weight);
         for (int64_t c = count; c < wide; ++c) line[c] = least;
         for (int64_t c = 0; c < count; ++c) most_x[c] = line[c] > most_x[c] ? line[c] : most_x[c];
-        Lanes most = {};
-        most += least;
-        for (int64_t c = 0; c < count; c += kLanes) {
-          Lanes value;
-          std::memcpy(&value, line + c, sizeof(value));
-          most = value > most ? value : most;
-        }
-        most_y[y] = least;
-        for (int64_t lane = 0; lane < kLanes; ++lane) most_y[y] = std::max(most_y[y], most[lane]);
+        most_y[y] = largest_of(line, count);
       }
       for (int64_t c = 0; c < count; ++c) {
         T* __restrict column = map + c * stride;

@@ -16,6 +16,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cstring>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -152,7 +153,7 @@ struct Texts {
   static constexpr int64_t kColumns = 1;
 
   struct Strip {
-    Range columns;
+    int64_t begin;  // its first column
     Runs runs;
   };
 
@@ -170,11 +171,11 @@ struct Texts {
     Runs runs;  // not among those of other threads, in the same line of memory
     call<ToRuns<T>>(paste, threshold, bytes, words, &runs);
     if (paste.x.end < columns.end) runs.clear(paste.x.end * height);
-    found[k][i] = {columns, std::move(runs)};
+    found[k][i] = {columns.begin, std::move(runs)};
   }
   void end(int64_t k) {
     Runs runs;
-    for (const Strip& strip : found[k]) runs.append(strip.runs, strip.columns.begin * height);
+    for (const Strip& strip : found[k]) runs.append(strip.runs, strip.begin * height);
     texts[k] = runs.finish(height * width);
     found[k] = {};
   }
