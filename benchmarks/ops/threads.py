@@ -2,9 +2,10 @@
 
 python -m benchmarks.ops.threads
 
-Both numbers of threads take turns in one process, and medians count. Four floors stand beside them: the
-same call on one tiny mask, which no thread can share (Python, dispatch, autograd); masks of which nothing is
-set, where the op only gets and clears the memory of its result; what PyTorch takes to write as much memory
+Both numbers of threads take turns in one process, and medians count. What is gained differs from process to
+process, by where its memory lies, so there are several, one after the other. Four floors stand beside them:
+the same call on one tiny mask, which no thread can share (Python, dispatch, autograd); masks of which nothing
+is set, where the op only gets and clears the memory of its result; what PyTorch takes to write as much memory
 that is there already, in which threads share little but the bandwidth; and arithmetic of PyTorch's that
 hardly needs memory, of which a second core could take the half.
 """
@@ -13,7 +14,10 @@ from __future__ import annotations
 
 import functools
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from statistics import median
 from typing import Annotated, Any
 
 import torch
@@ -24,6 +28,7 @@ from solo_attn import ops
 from solo_attn.bench import Race, environment, run_until_steady, wait_until_quiet
 from solo_attn.bench.inputs import cell_logits
 
+from .. import ROOT
 from ..report.stored import CPU, RESULTS
 
 SIDE = 40
@@ -36,6 +41,7 @@ COUNTS: dict[str, tuple[int, tuple[int, int]]] = {
 WRITTEN = 106 << 20  # bytes: the largest result, of the many small masks
 COMPUTED = 1 << 18  # numbers of the arithmetic
 STARTED = 40_000  # numbers whose sign PyTorch changes: the least that it starts threads for is 32,768
+PROCESSES = 5
 Run = Callable[[], Any]
 
 
@@ -90,44 +96,72 @@ def seconds_of(runs: Mapping[str, Run], seconds: float) -> dict[str, Any]:
     return {"seconds": {name: times.as_dict() for name, times in race.times().items()}, **row}
 
 
+def measured(seconds: float) -> dict[str, dict[str, Any]]:
+    """In this process: the races of `seconds_of`; tiny ones if ``seconds`` is 0."""
+    tiny = not seconds
+    less = 128 if tiny else 1
+    numbers, more = torch.ones(STARTED), torch.linspace(1, 6, COMPUTED // less)
+    memory = torch.zeros(WRITTEN // less, dtype=torch.uint8)
+
+    def race(run: Run) -> dict[str, Any]:
+        return seconds_of(by_threads(run), seconds)
+
+    found = {
+        "start": race(functools.partial(torch.neg, numbers)),
+        "computed": race(functools.partial(torch.lgamma, more)),
+        "memory": race(functools.partial(memory.fill_, 1)),
+    }
+    for op, run in runs_of(*large_masks(1, TINY)):
+        found[f"{op}, call"] = seconds_of({"1": functools.partial(with_threads, 1, run)}, seconds)
+    for what, (count, level) in COUNTS.items():
+        draw = large_masks if level == LARGE else functools.partial(cell_logits, side=SIDE)
+        for op, run in runs_of(*draw(count, TINY if tiny else level)):
+            found[f"{op}, {what}"] = race(run)
+    return found
+
+
+def in_child(seconds: float) -> dict[str, dict[str, Any]]:
+    """`measured` in a new process."""
+    command = [sys.executable, "-m", "benchmarks.ops.threads", "--child", "--seconds", str(seconds)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"threads: the process failed: {done.stderr}")
+    found: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def together(races: list[dict[str, Any]]) -> dict[str, Any]:
+    """One race in several processes: the median of each, and how busy and how unsteady the worst was."""
+    names = races[0]["seconds"]
+    worst = {key: max(race[key] for race in races) for key in ("busy", "spread") if key in races[0]}
+    return {"seconds": {n: [race["seconds"][n]["median"] for race in races] for n in names}, **worst}
+
+
 def main(
-    seconds: Annotated[float, typer.Option(help="Of a batch of rounds; a race has three or more.")] = 1.0,
-    dry_run: Annotated[bool, typer.Option(help="Tiny masks, one round, nothing stored.")] = False,
+    seconds: Annotated[float, typer.Option(help="Of a batch of rounds; a race has three or more.")] = 0.3,
+    dry_run: Annotated[bool, typer.Option(help="Tiny masks, one round and process, nothing stored.")] = False,
+    child: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Measure every op and store threads.json."""
     torch.set_num_threads(2)
-    where, rows = environment("cpu"), []
-    if dry_run:
-        seconds = 0
-    numbers = torch.ones(STARTED)
-    start = seconds_of(by_threads(functools.partial(torch.neg, numbers)), seconds)
-    more = torch.linspace(1, 6, 1 << 16 if dry_run else COMPUTED)
-    computed = seconds_of(by_threads(functools.partial(torch.lgamma, more)), seconds)
-    memory = torch.zeros(1 << 20 if dry_run else WRITTEN, dtype=torch.uint8)
-    written = seconds_of(by_threads(functools.partial(memory.fill_, 1)), seconds)
-    one_tiny = dict(runs_of(*large_masks(1, TINY)))
-    calls = {
-        op: seconds_of({"1": functools.partial(with_threads, 1, run)}, seconds)["seconds"]["1"]
-        for op, run in one_tiny.items()
-    }
-    for what, (count, level) in COUNTS.items():
-        draw = large_masks if level == LARGE else functools.partial(cell_logits, side=SIDE)
-        coarse, attention = draw(count, TINY if dry_run else level)
-        for op, run in runs_of(coarse, attention):
-            row: dict[str, Any] = {"op": op, "masks": what, "level": level, "call": calls[op]}
-            row |= seconds_of(by_threads(run), seconds)
-            one, two = (row["seconds"][name]["median"] for name in ("1", "2"))
-            typer.echo(f"{op}, {what}: {1e3 * one:.3g} ms, with 2 threads {one / two:.2f}x as fast")
-            rows.append(row)
+    if child:
+        print(json.dumps(measured(seconds)))
+        return
+    where = environment("cpu")
+    processes = [in_child(0 if dry_run else seconds) for _ in range(1 if dry_run else PROCESSES)]
+    races = {name: together([found[name] for found in processes]) for name in processes[0]}
+    rows = []
+    for what, (_, level) in COUNTS.items():
+        for op in dict(runs_of(*large_masks(1, TINY))):
+            row = {"op": op, "masks": what, "level": level, **races[f"{op}, {what}"]}
+            rows.append({**row, "call": races[f"{op}, call"]["seconds"]["1"]})
+            one, two = row["seconds"].values()
+            gains = ", ".join(f"{a / b:.2f}" for a, b in zip(one, two, strict=True))
+            typer.echo(f"{op}, {what}: {1e3 * median(one):.3g} ms, with 2 threads {gains} times as fast")
     if not dry_run:
-        memory_of = {"bytes": memory.numel(), **written}
-        found = {
-            "environment": where,
-            "start": start,
-            "computed": computed,
-            "memory": memory_of,
-            "rows": rows,
-        }
+        floors = {name: races[name] for name in ("start", "computed", "memory")}
+        floors["memory"]["bytes"] = WRITTEN
+        found = {"environment": where, **floors, "rows": rows}
         text = json.dumps(found, indent=1)
         (RESULTS / CPU / "threads.json").write_text(text + "\n", encoding="utf-8")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -26,37 +27,49 @@ def threads() -> str:
         return "Not measured yet."
     rows = []
     for row in found["rows"]:
-        one, two = (row["seconds"][name]["median"] for name in ("1", "2"))
+        one, two = by_threads(row)
+        gains = sorted(gains_of(row))
         height, width = row["level"]
-        call = min(row["call"]["median"], one)
+        call = min(median(row["call"]), one)
         rows.append(
             [
                 row["op"],
                 f"{row['masks']}, logits {height} x {width}",
                 speed.milliseconds(one),
                 speed.milliseconds(two),
-                f"{one / two:.2f}x",
+                f"{median(gains):.2f}x",
+                f"{gains[0]:.2f} to {gains[-1]:.2f}x",
                 f"{2 * one / (one + call):.2f}x",
             ]
         )
-    head = ["op", "masks", "1 thread, ms", "2 threads, ms", "speedup", "at most"]
-    started = [1e6 * found["start"]["seconds"][name]["median"] for name in ("1", "2")]
-    written = [1e3 * found["memory"]["seconds"][name]["median"] for name in ("1", "2")]
-    computed = [found["computed"]["seconds"][name]["median"] for name in ("1", "2")]
-    calls = [1e3 * row["call"]["median"] for row in found["rows"]]
+    head = ["op", "masks", "1 thread, ms", "2 threads, ms", "speedup", "of processes", "at most"]
+    started = [1e6 * seconds for seconds in by_threads(found["start"])]
+    written = [1e3 * seconds for seconds in by_threads(found["memory"])]
+    calls = [1e3 * median(row["call"]) for row in found["rows"]]
     spreads = {f"{row['op']} ({row['masks']})": row["spread"] for row in found["rows"]}
     return (
         f"{table(head, rows, words=2)}\n\n"
+        f"Medians of {len(found['rows'][0]['call'])} processes, and the least and the most of them. "
         "At most: if all were shared but the call itself (Python, dispatch, autograd of a gradient), which "
         f"takes {min(calls):.2f} to {max(calls):.2f} ms on one mask of 6 x 9. Nothing set: the memory of the "
         "result alone. "
         f"Writing {found['memory']['bytes'] >> 20} MiB that are there already, about what the 500 bool masks "
         f"have, takes {written[0]:.1f} ms with one thread and {written[1]:.1f} ms with two, "
-        f"{written[0] / written[1]:.2f}x. Arithmetic that hardly needs memory (PyTorch's lgamma) gains "
-        f"{computed[0] / computed[1]:.2f}x. "
+        f"{median(gains_of(found['memory'])):.2f}x. Arithmetic that hardly needs memory (PyTorch's lgamma) "
+        f"gains {median(gains_of(found['computed'])):.2f}x. "
         f"A loop of PyTorch that is hardly worth two threads takes {started[0]:.0f} us with one and "
         f"{started[1]:.0f} us with two. {speed.how_steady(spreads)} {measured_on(found['environment'])}"
     )
+
+
+def by_threads(race: dict[str, Any]) -> list[float]:
+    """Seconds with one thread and with two: medians of the processes."""
+    return [median(race["seconds"][name]) for name in ("1", "2")]
+
+
+def gains_of(race: dict[str, Any]) -> list[float]:
+    """How many times as fast two threads are, in each process."""
+    return [one / two for one, two in zip(race["seconds"]["1"], race["seconds"]["2"], strict=True)]
 
 
 def builds() -> str:

@@ -73,9 +73,14 @@ class PartsTable {
     TapWalk<T> walk(in, out);
     for (Tap<T>& tap : taps) tap = walk.next();
     weight_.reserve(2 * out);
+    // The first output at input i or after it; those from the one before i to the one after it have a part.
+    std::vector<int64_t> first(in + 1);
+    for (int64_t i = 1, d = 0; i <= in; first[i++] = d) {
+      while (d < out && taps[d].low < i) ++d;
+    }
     for (int64_t i = 0; i < in; ++i) {
-      begin_[i] = bilinear_first(i - 1, in, out);
-      const int64_t end = bilinear_first(i + 1, in, out);
+      begin_[i] = first[std::max<int64_t>(i - 1, 0)];
+      const int64_t end = first[i + 1];
       // Weights of 0 are left out: an infinite gradient of a neighbour must not become NaN here.
       while (begin_[i] < end && bilinear_part(i, taps[begin_[i]]) == 0) ++begin_[i];
       place_[i] = static_cast<int64_t>(weight_.size());

@@ -4,7 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#include <string>
+#include <ostream>
 #include <vector>
 
 namespace solo_attn {
@@ -40,28 +40,51 @@ inline const char* dtype_name(torch::headeronly::ScalarType dtype) {
 
 inline const char* dtype_name(const torch::stable::Tensor& x) { return dtype_name(x.scalar_type()); }
 
-inline std::string device_name(const torch::stable::Tensor& x) {
-  if (x.is_cpu()) return "cpu";
-  return x.is_cuda() ? "cuda:" + std::to_string(x.get_device_index()) : "another device";
+// Texts are made only when a message is: for every call they would take longer than its checks.
+struct DeviceName {
+  const torch::stable::Tensor& of;
+};
+struct ShapeOf {
+  const torch::stable::Tensor& of;
+};
+struct Described {
+  const torch::stable::Tensor& of;
+};
+struct SizeOf {
+  const std::vector<int64_t>& of;
+};
+
+inline std::ostream& operator<<(std::ostream& text, DeviceName device) {
+  if (device.of.is_cpu()) return text << "cpu";
+  if (device.of.is_cuda()) return text << "cuda:" << device.of.get_device_index();
+  return text << "another device";
 }
+
+inline std::ostream& operator<<(std::ostream& text, ShapeOf shape) {
+  text << "[";
+  for (int64_t d = 0; d < shape.of.dim(); ++d) text << (d > 0 ? ", " : "") << shape.of.size(d);
+  return text << "] (" << shape.of.dim() << " dims)";
+}
+
+inline std::ostream& operator<<(std::ostream& text, Described x) {
+  return text << dtype_name(x.of) << " " << ShapeOf{x.of} << " on " << DeviceName{x.of};
+}
+
+inline std::ostream& operator<<(std::ostream& text, SizeOf size) {
+  text << "(";
+  for (size_t d = 0; d < size.of.size(); ++d) text << (d > 0 ? ", " : "") << size.of[d];
+  return text << ")";
+}
+
+inline DeviceName device_name(const torch::stable::Tensor& x) { return {x}; }
 
 // As in "[2, 64, 40] (3 dims)".
-inline std::string shape_of(const torch::stable::Tensor& x) {
-  std::string text = "[";
-  for (int64_t d = 0; d < x.dim(); ++d) text += (d > 0 ? ", " : "") + std::to_string(x.size(d));
-  return text + "] (" + std::to_string(x.dim()) + " dims)";
-}
+inline ShapeOf shape_of(const torch::stable::Tensor& x) { return {x}; }
 
 // As in "float32 [2, 64, 40] (3 dims) on cpu".
-inline std::string described(const torch::stable::Tensor& x) {
-  return std::string(dtype_name(x)) + " " + shape_of(x) + " on " + device_name(x);
-}
+inline Described described(const torch::stable::Tensor& x) { return {x}; }
 
 // As in "(48, 64)".
-inline std::string described(const std::vector<int64_t>& size) {
-  std::string text = "(";
-  for (size_t d = 0; d < size.size(); ++d) text += (d > 0 ? ", " : "") + std::to_string(size[d]);
-  return text + ")";
-}
+inline SizeOf described(const std::vector<int64_t>& size) { return {size}; }
 
 }  // namespace solo_attn

@@ -103,19 +103,19 @@ def _check_factors(op: str, factors: MaskFactors) -> Tensor:
     return kernels
 
 
+def _is_edge(n: Any) -> bool:
+    return isinstance(n, (int, torch.SymInt)) and not isinstance(n, bool)
+
+
 def check_size(op: str, argument: str, size: Any) -> tuple[int, int]:
     """``size`` as (height, width), both at least 1."""
-    if (
-        not isinstance(size, (tuple, list))
-        or len(size) != 2
-        or not all(isinstance(n, (int, torch.SymInt)) and not isinstance(n, bool) for n in size)
-    ):
+    if not isinstance(size, (tuple, list)) or len(size) != 2 or not (_is_edge(size[0]) and _is_edge(size[1])):
         raise TypeError(f"{op}: expected {argument} to be (height, width) in integers, got {shown(size)}")
     height, width = size
     if height < 1 or width < 1:
         fail(op, argument, "(height, width) of at least 1", f"({height}, {width})")
     # A symbol of a graph has no size yet.
-    if all(isinstance(n, int) for n in size) and height * width > MOST_PIXELS:
+    if isinstance(height, int) and isinstance(width, int) and height * width > MOST_PIXELS:
         fail(op, argument, f"(height, width) of at most {MOST_PIXELS} pixels", shown((height, width)))
     return height, width
 

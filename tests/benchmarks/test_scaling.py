@@ -45,6 +45,24 @@ def test_both_numbers_of_threads_run_every_op() -> None:
         torch.set_num_threads(before)
 
 
+def test_processes_are_put_together() -> None:
+    def race(one: float, two: float, busy: float, spread: float) -> dict[str, Any]:
+        return {"seconds": {"1": {"median": one}, "2": {"median": two}}, "busy": busy, "spread": spread}
+
+    found = threads.together([race(4.0, 2.0, 0.1, 0.3), race(5.0, 3.0, 0.2, 0.1)])
+    assert found == {"seconds": {"1": [4.0, 5.0], "2": [2.0, 3.0]}, "busy": 0.2, "spread": 0.3}
+    of_one = [{"seconds": {"1": {"median": 4.0}}}]
+    assert threads.together(of_one) == {"seconds": {"1": [4.0]}}
+
+
+@pytest.mark.slow
+def test_threads_are_measured_in_processes() -> None:
+    command = [sys.executable, "-m", "benchmarks.ops.threads", "--dry-run"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("times as fast") == 5 * len(threads.COUNTS)
+
+
 @pytest.mark.slow
 def test_builds_take_turns() -> None:
     """This checkout against itself; a case that one of them has not, or in other sizes, is left out."""
@@ -128,28 +146,28 @@ def test_the_page_of_growth(store: Callable[[str, Any], None], tmp_path: Any) ->
 
 
 def test_the_pages_of_threads_and_huge_pages(store: Callable[[str, Any], None]) -> None:
-    seconds = {"1": {"median": 0.004}, "2": {"median": 0.002}}
     store(
         "threads",
         {
             "environment": ABOUT,
-            "start": {"seconds": {"1": {"median": 4e-6}, "2": {"median": 9e-6}}},
-            "computed": {"seconds": {"1": {"median": 0.0019}, "2": {"median": 0.001}}},
-            "memory": {"bytes": 5 << 20, "seconds": {"1": {"median": 0.0065}, "2": {"median": 0.005}}},
+            "start": {"seconds": {"1": [4e-6, 5e-6, 3e-6], "2": [9e-6, 9e-6, 9e-6]}},
+            "computed": {"seconds": {"1": [0.0019] * 3, "2": [0.001] * 3}},
+            "memory": {"bytes": 5 << 20, "seconds": {"1": [0.0065] * 3, "2": [0.005] * 3}},
             "rows": [
                 {
                     "op": "mask_bits",
                     "masks": "1 mask",
                     "level": [168, 336],
-                    "call": {"median": 0.001},
+                    "call": [0.001, 0.001, 0.002],
                     "spread": 0.12,
-                    "seconds": seconds,
+                    "seconds": {"1": [0.004, 0.005, 0.003], "2": [0.002, 0.004, 0.001]},
                 }
             ],
         },
     )
     text = scaling.threads()
-    assert "| mask_bits | 1 mask, logits 168 x 336 | 4.00 | 2.00 | 2.00x | 1.60x |" in text
+    assert "| mask_bits | 1 mask, logits 168 x 336 | 4.00 | 2.00 | 2.00x | 1.25 to 3.00x | 1.60x |" in text
+    assert "Medians of 3 processes" in text
     assert "takes 4 us with one and 9 us with two" in text
     assert "Writing 5 MiB" in text
     assert "agree to 5% but for mask_bits (1 mask) 12%." in text
