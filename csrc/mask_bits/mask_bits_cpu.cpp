@@ -37,7 +37,8 @@ constexpr int64_t kWord = 64;
 // depend neither on the blocks nor on the number of threads.
 constexpr int64_t kBlock = 64;
 
-struct Block {
+// In a line of memory of its own, since threads write their areas.
+struct alignas(kLine) Block {
   int64_t cell;
   Box box;
   int64_t area;
@@ -191,7 +192,7 @@ void by_all(const Cells<S, T>& cells, int64_t count, int64_t cost, int64_t width
   }
   const int64_t size_of_block = block_rows(rows, width);
   std::vector<Block> blocks;
-  std::vector<T> sums(rows);
+  const auto sums = scratch<T>(rows);
   int64_t first = 0;
   for (int64_t k = 0; k < count; ++k) {
     for (int64_t y = boxes[k].y.begin, end; y < boxes[k].y.end; y = end) {
@@ -206,7 +207,7 @@ void by_all(const Cells<S, T>& cells, int64_t count, int64_t cost, int64_t width
     for (int64_t b = next(); b >= 0; b = next()) {
       Block& block = blocks[b];
       block.area =
-          threshold_box(cells, block.cell, block.box, threshold, room, out, sums.data() + block.first);
+          threshold_box(cells, block.cell, block.box, threshold, room, out, sums.get() + block.first);
     }
   });
   std::vector<int64_t> areas(count);
@@ -214,7 +215,7 @@ void by_all(const Cells<S, T>& cells, int64_t count, int64_t cost, int64_t width
   first = 0;
   for (int64_t k = 0; k < count; ++k) {
     const int64_t tall = boxes[k].y.end - boxes[k].y.begin;
-    out.set(k, areas[k], sums.data() + first, tall);
+    out.set(k, areas[k], sums.get() + first, tall);
     first += tall;
   }
 }
