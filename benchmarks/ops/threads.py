@@ -2,12 +2,12 @@
 
 python -m benchmarks.ops.threads
 
-Both numbers of threads take turns in one process, and medians count. What is gained differs from process to
-process, by where its memory lies, so there are several, one after the other. Four floors stand beside them:
-the same call on one tiny mask, which no thread can share (Python, dispatch, autograd); masks of which nothing
-is set, where the op only gets and clears the memory of its result; what PyTorch takes to write as much memory
-that is there already, in which threads share little but the bandwidth; and arithmetic of PyTorch's that
-hardly needs memory, of which a second core could take the half.
+Both numbers of threads take turns in one process, and medians count. There are several processes, one after
+the other, since what is gained differs from one to the next. Four floors stand beside them: the same call on
+one tiny mask, which no thread can share (Python, dispatch, autograd); masks of which nothing is set, where
+the op only gets and clears the memory of its result; what PyTorch takes to write as much memory that is there
+already, in which threads share little but the bandwidth; and arithmetic of PyTorch's that hardly needs
+memory, of which a second core could take the half.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from statistics import median
 from typing import Annotated, Any
 
 import torch
@@ -42,6 +41,7 @@ WRITTEN = 106 << 20  # bytes: the largest result, of the many small masks
 COMPUTED = 1 << 18  # numbers of the arithmetic
 STARTED = 40_000  # numbers whose sign PyTorch changes: the least that it starts threads for is 32,768
 PROCESSES = 5
+CALL = ", one tiny mask"
 Run = Callable[[], Any]
 
 
@@ -112,7 +112,7 @@ def measured(seconds: float) -> dict[str, dict[str, Any]]:
         "memory": race(functools.partial(memory.fill_, 1)),
     }
     for op, run in runs_of(*large_masks(1, TINY)):
-        found[f"{op}, call"] = seconds_of({"1": functools.partial(with_threads, 1, run)}, seconds)
+        found[op + CALL] = seconds_of({"1": functools.partial(with_threads, 1, run)}, seconds)
     for what, (count, level) in COUNTS.items():
         draw = large_masks if level == LARGE else functools.partial(cell_logits, side=SIDE)
         for op, run in runs_of(*draw(count, TINY if tiny else level)):
@@ -120,9 +120,9 @@ def measured(seconds: float) -> dict[str, dict[str, Any]]:
     return found
 
 
-def in_child(seconds: float) -> dict[str, dict[str, Any]]:
+def in_child(*arguments: str) -> dict[str, dict[str, Any]]:
     """`measured` in a new process."""
-    command = [sys.executable, "-m", "benchmarks.ops.threads", "--child", "--seconds", str(seconds)]
+    command = [sys.executable, "-m", "benchmarks.ops.threads", "--child", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"threads: the process failed: {done.stderr}")
@@ -131,38 +131,56 @@ def in_child(seconds: float) -> dict[str, dict[str, Any]]:
 
 
 def together(races: list[dict[str, Any]]) -> dict[str, Any]:
-    """One race in several processes: the median of each, and how busy and how unsteady the worst was."""
-    names = races[0]["seconds"]
-    worst = {key: max(race[key] for race in races) for key in ("busy", "spread") if key in races[0]}
-    return {"seconds": {n: [race["seconds"][n]["median"] for race in races] for n in names}, **worst}
+    """One race in several processes: the times of each, and how busy and how unsteady the worst was."""
+    found: dict[str, Any] = {
+        "seconds": {name: [race["seconds"][name] for race in races] for name in races[0]["seconds"]}
+    }
+    for worst in ("busy", "spread"):  # not of a single round; no system but Linux says how busy it is
+        values = [race[worst] for race in races if race.get(worst) is not None]
+        found[worst] = max(values, default=None)
+    return found
+
+
+def result_of(processes: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """What is stored of these processes."""
+    races = {name: together([found[name] for found in processes]) for name in processes[0]}
+    ops = [name.removesuffix(CALL) for name in races if name.endswith(CALL)]
+    rows = [
+        {
+            "op": op,
+            "masks": masks,
+            "level": level,
+            "call": races[op + CALL]["seconds"]["1"],
+            **races[f"{op}, {masks}"],
+        }
+        for masks, (_, level) in COUNTS.items()
+        for op in ops
+    ]
+    memory = {"bytes": WRITTEN, **races["memory"]}
+    return {"start": races["start"], "computed": races["computed"], "memory": memory, "rows": rows}
 
 
 def main(
-    seconds: Annotated[float, typer.Option(help="Of a batch of rounds; a race has three or more.")] = 0.3,
+    seconds: Annotated[
+        float, typer.Option(min=0.01, help="Of a batch of rounds; a race has three or more.")
+    ] = 0.3,
     dry_run: Annotated[bool, typer.Option(help="Tiny masks, one round and process, nothing stored.")] = False,
     child: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Measure every op and store threads.json."""
     torch.set_num_threads(2)
     if child:
-        print(json.dumps(measured(seconds)))
+        print(json.dumps(measured(0 if dry_run else seconds)))
         return
-    where = environment("cpu")
-    processes = [in_child(0 if dry_run else seconds) for _ in range(1 if dry_run else PROCESSES)]
-    races = {name: together([found[name] for found in processes]) for name in processes[0]}
-    rows = []
-    for what, (_, level) in COUNTS.items():
-        for op in dict(runs_of(*large_masks(1, TINY))):
-            row = {"op": op, "masks": what, "level": level, **races[f"{op}, {what}"]}
-            rows.append({**row, "call": races[f"{op}, call"]["seconds"]["1"]})
-            one, two = row["seconds"].values()
-            gains = ", ".join(f"{a / b:.2f}" for a, b in zip(one, two, strict=True))
-            typer.echo(f"{op}, {what}: {1e3 * median(one):.3g} ms, with 2 threads {gains} times as fast")
+    where, processes = environment("cpu"), []
+    for _ in range(1 if dry_run else PROCESSES):
+        processes.append(in_child("--seconds", str(seconds), *(["--dry-run"] if dry_run else [])))
+        for name, race in processes[-1].items():
+            if "2" in race["seconds"]:
+                one, two = (race["seconds"][n]["median"] for n in ("1", "2"))
+                typer.echo(f"{name}: {1e3 * one:.3g} ms, with 2 threads {one / two:.2f}x as fast")
     if not dry_run:
-        floors = {name: races[name] for name in ("start", "computed", "memory")}
-        floors["memory"]["bytes"] = WRITTEN
-        found = {"environment": where, **floors, "rows": rows}
-        text = json.dumps(found, indent=1)
+        text = json.dumps({"environment": where, **result_of(processes)}, indent=1)
         (RESULTS / CPU / "threads.json").write_text(text + "\n", encoding="utf-8")
 
 

@@ -27,10 +27,10 @@ def threads() -> str:
         return "Not measured yet."
     rows = []
     for row in found["rows"]:
-        one, two = by_threads(row)
+        one, two = medians_of(row)
         gains = sorted(gains_of(row))
         height, width = row["level"]
-        call = min(median(row["call"]), one)
+        call = min(median_of(row["call"]), one)
         rows.append(
             [
                 row["op"],
@@ -42,34 +42,42 @@ def threads() -> str:
                 f"{2 * one / (one + call):.2f}x",
             ]
         )
-    head = ["op", "masks", "1 thread, ms", "2 threads, ms", "speedup", "of processes", "at most"]
-    started = [1e6 * seconds for seconds in by_threads(found["start"])]
-    written = [1e3 * seconds for seconds in by_threads(found["memory"])]
-    calls = [1e3 * median(row["call"]) for row in found["rows"]]
+    head = ["op", "masks", "1 thread, ms", "2 threads, ms", "speedup", "least to greatest", "at most"]
+    started = [1e6 * seconds for seconds in medians_of(found["start"])]
+    written = [1e3 * seconds for seconds in medians_of(found["memory"])]
+    calls = [1e3 * median_of(row["call"]) for row in found["rows"]]
     spreads = {f"{row['op']} ({row['masks']})": row["spread"] for row in found["rows"]}
     return (
         f"{table(head, rows, words=2)}\n\n"
-        f"Medians of {len(found['rows'][0]['call'])} processes, and the least and the most of them. "
-        "At most: if all were shared but the call itself (Python, dispatch, autograd of a gradient), which "
-        f"takes {min(calls):.2f} to {max(calls):.2f} ms on one mask of 6 x 9. Nothing set: the memory of the "
-        "result alone. "
+        f"Each number is a median over {len(found['rows'][0]['call'])} processes, the speedup that of their "
+        "own speedups, of which the least and the greatest stand beside it. At most: if all were shared but "
+        "the call itself (Python, dispatch, autograd of a gradient), and the second core brought no cache of "
+        f"its own; the call takes {min(calls):.2f} to {max(calls):.2f} ms on one mask of 6 x 9. Nothing set: "
+        "the memory of the result alone. "
         f"Writing {found['memory']['bytes'] >> 20} MiB that are there already, about what the 500 bool masks "
         f"have, takes {written[0]:.1f} ms with one thread and {written[1]:.1f} ms with two, "
         f"{median(gains_of(found['memory'])):.2f}x. Arithmetic that hardly needs memory (PyTorch's lgamma) "
         f"gains {median(gains_of(found['computed'])):.2f}x. "
         f"A loop of PyTorch that is hardly worth two threads takes {started[0]:.0f} us with one and "
-        f"{started[1]:.0f} us with two. {speed.how_steady(spreads)} {measured_on(found['environment'])}"
+        f"{started[1]:.0f} us with two. In the least steady process: {speed.how_steady(spreads)} "
+        f"{measured_on(found['environment'])}"
     )
 
 
-def by_threads(race: dict[str, Any]) -> list[float]:
-    """Seconds with one thread and with two: medians of the processes."""
-    return [median(race["seconds"][name]) for name in ("1", "2")]
+def median_of(times: list[dict[str, Any]]) -> float:
+    """Seconds: the median of the processes' medians."""
+    return median(time["median"] for time in times)
+
+
+def medians_of(race: dict[str, Any]) -> list[float]:
+    """Seconds with one thread and with two."""
+    return [median_of(race["seconds"][name]) for name in ("1", "2")]
 
 
 def gains_of(race: dict[str, Any]) -> list[float]:
     """How many times as fast two threads are, in each process."""
-    return [one / two for one, two in zip(race["seconds"]["1"], race["seconds"]["2"], strict=True)]
+    both = zip(race["seconds"]["1"], race["seconds"]["2"], strict=True)
+    return [one["median"] / two["median"] for one, two in both]
 
 
 def builds() -> str:

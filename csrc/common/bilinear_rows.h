@@ -73,7 +73,8 @@ class PartsTable {
     TapWalk<T> walk(in, out);
     for (Tap<T>& tap : taps) tap = walk.next();
     weight_.reserve(2 * out);
-    // The first output at input i or after it; those from the one before i to the one after it have a part.
+    // The first output that is sampled at input i or after it, as bilinear_first: input i has a part only in
+    // outputs [first[i - 1], first[i + 1]).
     std::vector<int64_t> first(in + 1);
     for (int64_t i = 1, d = 0; i <= in; first[i++] = d) {
       while (d < out && taps[d].low < i) ++d;

@@ -40,7 +40,8 @@ inline const char* dtype_name(torch::headeronly::ScalarType dtype) {
 
 inline const char* dtype_name(const torch::stable::Tensor& x) { return dtype_name(x.scalar_type()); }
 
-// Texts are made only when a message is: for every call they would take longer than its checks.
+// Texts are made only when a message is written: made in every call, they would take longer than its checks.
+// These are arguments of check(), and do not outlive its call.
 struct DeviceName {
   const torch::stable::Tensor& of;
 };

@@ -37,7 +37,7 @@ constexpr int64_t kWord = 64;
 // depend neither on the blocks nor on the number of threads.
 constexpr int64_t kBlock = 64;
 
-// In a line of memory of its own, since threads write their areas.
+// In a cache line of its own: threads write the areas of adjacent blocks at the same time.
 struct alignas(kLine) Block {
   int64_t cell;
   Box box;
