@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +61,8 @@ def export_model(
         raise UsageError(f"export: expected OUT to end with .pt2 where it is compiled, got {out}")
     if not is_integer(candidates, 1):
         raise UsageError(f"export: expected candidates to be an integer >= 1, got {candidates!r}")
+    if out.suffix == ".onnx":
+        _need_onnx()
     model, info = load_model(checkpoint)
     if any(isinstance(module, DeformConv) for module in model.modules()):
         raise UsageError(
@@ -89,7 +94,31 @@ def traced(model: SOLO, candidates: int = CANDIDATES) -> ExportedProgram:
     # Traced with sizes of which none is 1 on any level: such a size would have to be 1 in every image.
     example = torch.zeros(2, 3, 3 * SIZE_DIVISIBLE, 5 * SIZE_DIVISIBLE)
     sizes = ({0: Dim("batch", min=1), 2: height, 3: width},)
-    return torch.export.export(program, (example,), dynamic_shapes=sizes)
+    with _padding_in_integers():
+        return torch.export.export(program, (example,), dynamic_shapes=sizes)
+
+
+@contextmanager
+def _padding_in_integers() -> Iterator[None]:
+    """In this block timm computes the padding "same", as TensorFlow has it, in integers.
+
+    It rounds quotients of floats, of which torch.export would keep every step in expressions that grow with
+    each convolution, until it takes hours.
+    """
+    padding: Any = sys.modules.get("timm.layers.padding")
+    if padding is None:
+        yield
+        return
+    theirs = padding.get_same_padding
+
+    def get_same_padding(x: int, kernel_size: int, stride: int, dilation: int) -> int:
+        return max((-(-x // stride) - 1) * stride + (kernel_size - 1) * dilation + 1 - x, 0)
+
+    padding.get_same_padding = get_same_padding
+    try:
+        yield
+    finally:
+        padding.get_same_padding = theirs
 
 
 def metadata(model: SOLO, info: ModelInfo, candidates: int) -> dict[str, str]:
@@ -108,10 +137,15 @@ def metadata(model: SOLO, info: ModelInfo, candidates: int) -> dict[str, str]:
     return {name: json.dumps(value, ensure_ascii=False) for name, value in told.items()}
 
 
-def _write_onnx(program: ExportedProgram, told: dict[str, str], path: Path) -> None:
+def _need_onnx() -> None:
+    """Before a model is traced, which takes much longer than to find out."""
     with extra_needed("export"):
-        import onnx
+        import onnx  # noqa: F401
         import onnxscript  # noqa: F401 - torch.onnx wants it, and would say so less clearly
+
+
+def _write_onnx(program: ExportedProgram, told: dict[str, str], path: Path) -> None:
+    import onnx
 
     made = torch.onnx.export(
         program,

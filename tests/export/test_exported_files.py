@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from small_export import agree, exportable
 from torch.export import ExportedProgram
 
+from solo_attn._utils.errors import MissingExtraError
 from solo_attn.export import FixedProgram, Found, export_model, files, load_exported, traced
 from solo_attn.models import SOLO, CheckpointError, ModelInfo, save_model, solo
 
@@ -115,6 +117,16 @@ def test_nothing_found_and_too_much_in_onnxruntime(bias: float, some: bool, writ
     if not some:
         assert not any(x.any() for x in found)
     assert found.left_out.equal(expected.left_out)
+
+
+def test_a_missing_extra_is_found_before_the_model_is_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(MissingExtraError, match=r"expected onnxscript to be installed.*\[export\]"):
+        export_model(tmp_path / "none.ckpt", tmp_path / "model.onnx")
+    with pytest.raises(CheckpointError):
+        export_model(tmp_path / "none.ckpt", tmp_path / "model.pt2")
 
 
 def test_openvino_reads_the_file_as_it_is(write: Write) -> None:
