@@ -51,7 +51,7 @@ def extra_needed(who: str) -> Iterator[None]:
         if extra is None:
             raise
         # The package is on no index: its extras are installed where its sources are.
-        message = f'{who}: expected {package} to be installed; run in the clone: pip install ".[{extra}]"'
+        message = f'{who}: expected {package} to be installed; run in the clone: pip install -e ".[{extra}]"'
         raise MissingExtraError(message, name=error.name) from error
 
 

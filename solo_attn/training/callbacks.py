@@ -275,6 +275,12 @@ class EpochBar(RichProgressBar):
         super().__init__(leave=False)
         self.epochs = epochs
 
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """Without Lightning's number of the run, which no command takes."""
+        shown: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        shown.pop("v_num", None)
+        return shown
+
     def _get_train_description(self, current_epoch: int) -> str:
         # Lightning's max_epochs is -1.
         last = "" if self.epochs is None else f"/{self.epochs - 1}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pickle
+import re
 
 import pytest
 
@@ -47,7 +48,8 @@ def test_they_come_whole_out_of_another_process() -> None:
     ("extra", "package"), [(name, one) for name in EXTRAS for one in sorted(EXTRAS[name])]
 )
 def test_a_missing_extra_has_one_wording(extra: str, package: str) -> None:
-    expected = f'^here: expected {package} to be installed; run in the clone: pip install "\\.\\[{extra}\\]"$'
+    command = re.escape(f'run in the clone: pip install -e ".[{extra}]"')
+    expected = f"^here: expected {package} to be installed; {command}$"
     with pytest.raises(MissingExtraError, match=expected) as caught, extra_needed("here"):
         raise ModuleNotFoundError(f"No module named '{package}.part'", name=f"{package}.part")
     assert caught.value.name == f"{package}.part"

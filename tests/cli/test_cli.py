@@ -246,7 +246,7 @@ def test_names_the_missing_extra(module: str, tmp_path: Path) -> None:
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert found.returncode == 2
     assert f"expected {module} to be installed" in found.stderr
-    assert 'run in the clone: pip install ".[train]"' in found.stderr
+    assert 'run in the clone: pip install -e ".[train]"' in found.stderr
     assert "Traceback" not in found.stderr
 
 
@@ -257,7 +257,9 @@ def test_the_command_names_its_own_extra(module: str, tmp_path: Path) -> None:
     code += "from solo_attn.__main__ import main; main()"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert found.returncode == 2
-    expected = f'error: solo-attn: expected {module} to be installed; run in the clone: pip install ".[cli]"'
+    expected = (
+        f'error: solo-attn: expected {module} to be installed; run in the clone: pip install -e ".[cli]"'
+    )
     assert found.stderr.splitlines() == [expected]
 
 

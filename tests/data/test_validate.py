@@ -292,7 +292,7 @@ except ImportError as error:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "pycocotools" in done.stdout
-    assert 'pip install ".[train]"' in done.stdout
+    assert 'pip install -e ".[train]"' in done.stdout
 
 
 def test_summary_is_plain_data() -> None:

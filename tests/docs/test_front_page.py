@@ -24,7 +24,9 @@ def test_the_python(tmp_path: Path) -> None:
     torch.nn.init.constant_(model.head.mask_outputs[0].bias, 1.0)
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     save_model(model, ModelInfo(model.config, ["car", "bus"], [3, 6], {}), tmp_path / "runs/mine/last.ckpt")
-    write_png(torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8), str(tmp_path / "photo.jpg"))
+    (tmp_path / "data/scenes_small/test").mkdir(parents=True)
+    image = torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)
+    write_png(image, str(tmp_path / "data/scenes_small/test/00003.png"))
     blocks = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.DOTALL | re.MULTILINE)
     assert len(blocks) == 2
     assert len(blocks[0].split("\n\n")[1].splitlines()) <= 5
@@ -44,6 +46,23 @@ def test_every_command_is_one() -> None:
     assert {"train", "predict", "eval", "doctor"} <= commands
     for name in commands:
         assert re.search(rf"^[ │|]*{name} ", told, flags=re.MULTILINE), name
+
+
+def test_commands_can_be_copied() -> None:
+    """From no data at all: with files that are in the clone or that a command before has made."""
+    (use,) = re.findall(r"^```\n(solo-attn scenes.*?)^```", TEXT, flags=re.DOTALL | re.MULTILINE)
+    commands = [line.partition("#")[0].split() for line in use.splitlines()]
+    assert not any("..." in words for words in commands)
+    there = {"data/scenes_small"}
+    for _, name, *arguments in commands:
+        for path in arguments:
+            if "/" in path and name != "scenes" and not path.startswith("configs/"):
+                made = name == "train" or any(path.startswith(f"{folder}/") for folder in there)
+                assert made, (name, path)
+            assert not path.startswith("configs/") or (ROOT / path).is_file()
+        if name == "train":
+            there.add("runs/mine")
+    assert "runs/mine" in there
 
 
 def test_it_stays_short() -> None:

@@ -150,4 +150,4 @@ def test_missing_extra(package):
     assert run.stderr.splitlines()[-1].startswith(
         f"solo_attn._utils.errors.MissingExtraError: solo_attn.evaluation: expected {package} to be installed"
     )
-    assert 'pip install ".[train]"' in run.stderr
+    assert 'pip install -e ".[train]"' in run.stderr

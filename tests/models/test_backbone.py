@@ -188,8 +188,7 @@ def test_errors_of_timm(name, settings, message):
 
 def test_without_timm(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    message = (
-        r'^build_backbone: expected timm to be installed; run in the clone: pip install "\.\[pretrained\]"$'
-    )
+    message = r"^build_backbone: expected timm to be installed; run in the clone: "
+    message += r'pip install -e "\.\[pretrained\]"$'
     with pytest.raises(MissingExtraError, match=message):
         build_backbone("timm/resnet18")

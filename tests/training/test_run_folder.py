@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from rich.console import Console
 
 from solo_attn.models import CheckpointError, load_model
@@ -58,6 +58,11 @@ def test_the_bar_names_the_last_epoch_where_there_is_one(epochs: int | None, sho
     bar = EpochBar(epochs)
     bar._trainer = SimpleNamespace(max_epochs=-1)
     assert bar._get_train_description(0).strip() == shown
+
+
+def test_the_bar_has_no_number_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RichProgressBar, "get_metrics", lambda *_: {"v_num": "mine", "loss": 1.0})
+    assert EpochBar(1).get_metrics(None, None) == {"loss": 1.0}
 
 
 def test_says_whether_it_begins_or_goes_on(config: MakeConfig, tmp_path: Path) -> None:
