@@ -49,8 +49,9 @@ def threads() -> str:
     spreads = {f"{row['op']} ({row['masks']})": row["spread"] for row in found["rows"]}
     return (
         f"{table(head, rows, words=2)}\n\n"
-        f"Each number is a median over {len(found['rows'][0]['call'])} processes, the speedup that of their "
-        "own speedups, of which the least and the greatest stand beside it. At most: if all were shared but "
+        f"Times are medians over {len(found['rows'][0]['call'])} processes. The speedup is the median of the "
+        "processes' own, not the quotient of these times; the least and the greatest stand beside it. At "
+        "most: if all were shared but "
         "the call itself (Python, dispatch, autograd of a gradient), and the second core brought no cache of "
         f"its own; the call takes {min(calls):.2f} to {max(calls):.2f} ms on one mask of 6 x 9. Nothing set: "
         "the memory of the result alone. "
@@ -59,7 +60,7 @@ def threads() -> str:
         f"{median(gains_of(found['memory'])):.2f}x. Arithmetic that hardly needs memory (PyTorch's lgamma) "
         f"gains {median(gains_of(found['computed'])):.2f}x. "
         f"A loop of PyTorch that is hardly worth two threads takes {started[0]:.0f} us with one and "
-        f"{started[1]:.0f} us with two. In the least steady process: {speed.how_steady(spreads)} "
+        f"{started[1]:.0f} us with two. Of each row's least steady process: {speed.how_steady(spreads)} "
         f"{measured_on(found['environment'])}"
     )
 

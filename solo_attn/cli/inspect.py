@@ -52,9 +52,10 @@ def inspect(
 ) -> None:
     """Show statistics of a dataset and the objects that a grid setting loses, and propose a better setting.
 
-    Example: [cyan]solo-attn inspect --images images --annotations instances.json --write mine.yaml[/cyan]
+    Example: [cyan]solo-attn inspect --images images --annotations instances.json[/cyan]
 
-    Without --images the training images of --config are inspected.
+    With [cyan]--write mine.yaml[/cyan] the proposal becomes the configuration of a training, which needs
+    --val-images and --val-annotations too. Without --images the training images of --config are inspected.
 
     An object is learned by the cells around its centre; where a later object of the image takes the cell, it
     is lost. The proposal comes from a small search, described in docs/data.md, and is measured by the same

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ ENDINGS = (".onnx", ".pt2")
 OPSET = 18
 CANDIDATES = 100  # of a level
 METADATA_FILE = "solo_attn.json"  # in a .pt2
+_TRACING = threading.Lock()  # one at a time: timm's function is replaced meanwhile
 
 
 def export_model(
@@ -94,7 +96,7 @@ def traced(model: SOLO, candidates: int = CANDIDATES) -> ExportedProgram:
     # Traced with sizes of which none is 1 on any level: such a size would have to be 1 in every image.
     example = torch.zeros(2, 3, 3 * SIZE_DIVISIBLE, 5 * SIZE_DIVISIBLE)
     sizes = ({0: Dim("batch", min=1), 2: height, 3: width},)
-    with _padding_in_integers():
+    with _TRACING, _padding_in_integers():
         return torch.export.export(program, (example,), dynamic_shapes=sizes)
 
 
@@ -103,13 +105,14 @@ def _padding_in_integers() -> Iterator[None]:
     """In this block timm computes the padding "same", as TensorFlow has it, in integers.
 
     It rounds quotients of floats, of which torch.export would keep every step in expressions that grow with
-    each convolution, until it takes hours.
+    each convolution, until it takes hours. Of sides that are visibly multiples of 32, as in `FixedProgram`,
+    integers give constants.
     """
     padding: Any = sys.modules.get("timm.layers.padding")
-    if padding is None:
+    theirs = getattr(padding, "get_same_padding", None)
+    if theirs is None:
         yield
         return
-    theirs = padding.get_same_padding
 
     def get_same_padding(x: int, kernel_size: int, stride: int, dilation: int) -> int:
         return max((-(-x // stride) - 1) * stride + (kernel_size - 1) * dilation + 1 - x, 0)

@@ -191,7 +191,7 @@ def test_the_pages_of_threads_and_huge_pages(store: Callable[[str, Any], None]) 
     )
     text = scaling.threads()
     assert "| mask_bits | 1 mask, logits 168 x 336 | 4.00 | 2.00 | 1.50x | 1.25 to 2.00x | 1.60x |" in text
-    assert "a median over 3 processes" in text
+    assert "medians over 3 processes" in text
     assert "takes 4 us with one and 9 us with two" in text
     assert "Writing 5 MiB" in text
     assert "agree to 5% but for mask_bits (1 mask) 12%." in text

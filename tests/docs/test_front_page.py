@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -51,18 +52,24 @@ def test_every_command_is_one() -> None:
 def test_commands_can_be_copied() -> None:
     """From no data at all: with files that are in the clone or that a command before has made."""
     (use,) = re.findall(r"^```\n(solo-attn scenes.*?)^```", TEXT, flags=re.DOTALL | re.MULTILINE)
-    commands = [line.partition("#")[0].split() for line in use.splitlines()]
-    assert not any("..." in words for words in commands)
-    there = {"data/scenes_small"}
-    for _, name, *arguments in commands:
-        for path in arguments:
-            if "/" in path and name != "scenes" and not path.startswith("configs/"):
-                made = name == "train" or any(path.startswith(f"{folder}/") for folder in there)
-                assert made, (name, path)
-            assert not path.startswith("configs/") or (ROOT / path).is_file()
+    lines = [line.partition("#")[0].split() for line in use.splitlines()]
+    assert not any("..." in words for words in lines)
+    parts = [word.removeprefix("--") for word in lines[0] if word in ("--train", "--val", "--test")]
+    made = {lines[0][2], *(f"{lines[0][2]}/{part}{end}" for part in parts for end in ("", ".json"))}
+    for _, name, *words in lines[1:]:
+        outputs = {after for option, after in itertools.pairwise(words) if option == "--out"}
+        for path in [word for word in words if "/" in word and word not in outputs]:
+            assert path in made or (ROOT / path).is_file(), f"{name} needs {path}"
         if name == "train":
-            there.add("runs/mine")
-    assert "runs/mine" in there
+            made |= {f"{folder}/last.ckpt" for folder in outputs}
+
+
+def test_the_configuration_of_own_data_can_be_written(tmp_path: Path) -> None:
+    """Its command asks for all that `inspect --write` needs."""
+    (command,) = re.findall(r"^solo-attn (inspect --images .*)$", TEXT, flags=re.MULTILINE)
+    code, output = command_line.run(*command.replace("my.yaml", str(tmp_path / "my.yaml")).split())
+    assert code == 2
+    assert "IMAGES" in output or "TRAIN.json" in output, "it is refused before it looks for the data"
 
 
 def test_it_stays_short() -> None:
