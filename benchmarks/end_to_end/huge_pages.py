@@ -8,9 +8,6 @@ PyTorch reads it once, so each measurement has a process of its own: with and wi
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -20,8 +17,8 @@ import typer
 
 from solo_attn.bench import Times, environment, wait_until_quiet
 
-from .. import ROOT
 from ..report.stored import CPU, RESULTS
+from .child import in_child
 from .model import PAPER, TINY, Setting, images_of, model_of, set_candidates, targets_of
 
 VARIABLE = "THP_MEM_ALLOC_ENABLE"
@@ -57,18 +54,6 @@ def measured(setting: Setting) -> dict[str, list[float]]:
     return {"training step": training, "prediction": timed(lambda: model.predict(images, rle=True))}
 
 
-def in_child(value: str, *arguments: str) -> dict[str, list[float]]:
-    """`measured` in a new process with the variable set to ``value``."""
-    command = [sys.executable, "-m", "benchmarks.end_to_end.huge_pages", "--child", *arguments]
-    done = subprocess.run(
-        command, env={**os.environ, VARIABLE: value}, cwd=ROOT, capture_output=True, text=True
-    )
-    if done.returncode:
-        raise RuntimeError(f"huge_pages: the process failed: {done.stderr}")
-    found: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def main(
     rounds: Annotated[int, typer.Option(help="Processes with it, and as many without.")] = 3,
     threads: Annotated[int, typer.Option(help="Of the processor.")] = 2,
@@ -87,7 +72,8 @@ def main(
     seconds: dict[str, dict[str, list[float]]] = {}
     for _ in range(1 if dry_run else rounds):
         for value in ("0", "1"):
-            for work, found in in_child(value, *arguments).items():
+            measured_there = in_child("end_to_end.huge_pages", *arguments, variables={VARIABLE: value})
+            for work, found in measured_there.items():
                 seconds.setdefault(work, {}).setdefault(value, []).extend(found)
     rows = {
         work: {value: Times.of(runs).as_dict() for value, runs in found.items()}

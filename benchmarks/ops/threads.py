@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import functools
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
@@ -27,7 +25,7 @@ from solo_attn import ops
 from solo_attn.bench import Race, environment, run_until_steady, wait_until_quiet
 from solo_attn.bench.inputs import cell_logits
 
-from .. import ROOT
+from ..end_to_end.child import in_child
 from ..report.stored import CPU, RESULTS
 
 SIDE = 40
@@ -120,16 +118,6 @@ def measured(seconds: float) -> dict[str, dict[str, Any]]:
     return found
 
 
-def in_child(*arguments: str) -> dict[str, dict[str, Any]]:
-    """`measured` in a new process."""
-    command = [sys.executable, "-m", "benchmarks.ops.threads", "--child", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"threads: the process failed: {done.stderr}")
-    found: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def together(races: list[dict[str, Any]]) -> dict[str, Any]:
     """One race in several processes: the times of each, and how busy and how unsteady the worst was."""
     found: dict[str, Any] = {
@@ -174,7 +162,9 @@ def main(
         return
     where, processes = environment("cpu"), []
     for _ in range(1 if dry_run else PROCESSES):
-        processes.append(in_child("--seconds", str(seconds), *(["--dry-run"] if dry_run else [])))
+        processes.append(
+            in_child("ops.threads", "--seconds", str(seconds), *(["--dry-run"] if dry_run else []))
+        )
         for name, race in processes[-1].items():
             if "2" in race["seconds"]:
                 one, two = (race["seconds"][n]["median"] for n in ("1", "2"))

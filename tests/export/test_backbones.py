@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_export import varied
 
 from solo_attn.export import FixedProgram, export_model
 from solo_attn.models import ModelInfo, save_model, solo
@@ -21,13 +22,7 @@ def test_padding_by_size_can_be_exported(tmp_path: Path) -> None:
     theirs = padding.get_same_padding
     torch.manual_seed(0)
     settings = {"backbone": "timm/tf_efficientnet_lite0", "fpn_channels": 32, "head_channels": 32}
-    model = solo(2, **settings, num_convs=1, num_grids=(6, 5, 4, 3, 2), min_size=64, max_size=128).eval()
-    with torch.no_grad():
-        model.head.category_output.weight.normal_(0, 0.3)
-        model.head.category_output.bias.fill_(-1)
-        for output in model.head.mask_outputs:
-            output.weight.normal_(0, 0.4)
-            output.bias.fill_(0)
+    model = varied(solo(2, **settings, num_convs=1, num_grids=(6, 5, 4, 3, 2), min_size=64, max_size=128))
     save_model(model, ModelInfo(model.config, ["cell", "debris"], [1, 2], {}), tmp_path / "last.ckpt")
     file = export_model(tmp_path / "last.ckpt", tmp_path / "model.onnx", candidates=60)
     assert padding.get_same_padding is theirs

@@ -45,7 +45,11 @@ def exportable(head: str = "solo", attention: str | None = None, seed: int = 0, 
     """A model with scores and masks that vary enough to be found, in evaluation mode."""
     torch.manual_seed(seed)
     parsed = ModelSettings.parse({"head": head, "attention": attention, **SIZES, **settings}, "test")
-    model = SOLO(OneConvolutionEach(), build_head(3, CHANNELS, parsed), parsed)
+    return varied(SOLO(OneConvolutionEach(), build_head(3, CHANNELS, parsed), parsed))
+
+
+def varied(model: SOLO) -> SOLO:
+    """The model in evaluation mode, with scores and masks that vary enough to be found."""
     with torch.no_grad():
         for name, parameter in model.head.named_parameters():
             if "output" in name and not name.startswith("mask_features"):
