@@ -22,6 +22,7 @@
 #include "../common/large_results.h"
 #include "../common/new_pages.h"
 #include "../common/parallel.h"
+#include "../common/shared_table.h"
 #include "../grid_attention/grid_attention_cpu.h"
 #include "attention_residual.h"
 #include "attention_residual_arguments.h"
@@ -98,7 +99,7 @@ void add(const Tensor& logits, const Tensor& grid_features, double scale, Tensor
   dispatch_float("attention_residual", logits.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = accumulator_t<S>;
-    const AxisTable<T> y(size.side, size.height), x(size.side, width);
+    const SharedTable<AxisTable<T>> y(size.side, size.height), x(size.side, width);
     const auto rows = scratch<T>(groups * kTileRows * channels), columns = scratch<T>(stride * channels);
     const S* in = logits.const_data_ptr<S>();
     S* to = out.mutable_data_ptr<S>();
@@ -151,7 +152,7 @@ Tensor attention_residual_bwd_cpu(const Tensor& grad, const Tensor& grid_feature
   dispatch_float("attention_residual", features.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = accumulator_t<S>;
-    const PartsTable<T> y(size.side, size.height), x(size.side, size.width);
+    const SharedTable<PartsTable<T>> y(size.side, size.height), x(size.side, size.width);
     const auto maps = scratch<T>(cells * cells);
     const int64_t room = padded(size.width) + (std::is_same_v<S, T> ? 0 : size.pixels());
     for (int64_t b = 0; b < size.batch; ++b) {

@@ -17,6 +17,7 @@
 #include "gemm.h"
 #include "rows.h"
 #include "scratch.h"
+#include "shared_table.h"
 
 namespace solo_attn {
 
@@ -131,7 +132,7 @@ class Factors {
   bool plain_;
   int64_t width_;
   std::vector<std::vector<int64_t>> places_;
-  TapTable<T> down_, across_;
+  SharedTable<TapTable<T>> down_, across_;
 };
 
 // Logits of the image's masks at pixels [first, first + some) of features [E, pixels]: [height(), kBand].

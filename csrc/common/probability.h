@@ -19,6 +19,7 @@
 #include "lanes.h"
 #include "rows.h"
 #include "scratch.h"
+#include "shared_table.h"
 
 namespace solo_attn {
 
@@ -210,7 +211,8 @@ class Cells {
   Tensor coarse_, attention_;
   bool plain_;
   int64_t side_, height_, width_;
-  TapTable<T> coarse_rows_, coarse_columns_, attention_rows_, attention_columns_, rows_, columns_;
+  SharedTable<TapTable<T>> coarse_rows_, coarse_columns_, attention_rows_, attention_columns_, rows_,
+      columns_;
   T cut_;
 };
 

@@ -24,6 +24,7 @@
 #include "../common/parallel.h"
 #include "../common/probability.h"
 #include "../common/scratch.h"
+#include "../common/shared_table.h"
 #include "dice_loss.h"
 #include "dice_loss_arguments.h"
 #include "dice_loss_rows.h"
@@ -262,7 +263,8 @@ std::tuple<Tensor, Tensor> dice_loss_bwd_cpu(const Tensor& grad, const Tensor& c
     using S = typename decltype(tag)::type;
     using T = accumulator_t<S>;
     const Inputs<S, T> in(coarse, attention, targets);
-    const TransposedTable<T> columns(in.w, in.width), attention_columns(side, side == 0 ? 0 : in.width);
+    const SharedTable<TransposedTable<T>> columns(in.w, in.width),
+        attention_columns(side, side == 0 ? 0 : in.width);
     const T* upstream = grads.const_data_ptr<T>();
     const T* sum = kept.const_data_ptr<T>();
     S* first = coarse_grad.mutable_data_ptr<S>();

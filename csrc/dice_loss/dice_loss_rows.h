@@ -12,6 +12,7 @@
 #include "../common/dtypes.h"
 #include "../common/parallel.h"
 #include "../common/probability.h"
+#include "../common/shared_table.h"
 
 namespace solo_attn::dice_loss {
 
@@ -28,7 +29,7 @@ struct Inputs {
   Tensor coarse, attention, targets;
   bool plain;
   int64_t count, side, h, w, height, width;
-  TapTable<T> rows, columns, attention_rows, attention_columns;
+  SharedTable<TapTable<T>> rows, columns, attention_rows, attention_columns;
 
   Inputs(const Tensor& coarse_in, const std::optional<Tensor>& attention_in, const Tensor& targets_in)
       : coarse(torch::stable::contiguous(coarse_in)),

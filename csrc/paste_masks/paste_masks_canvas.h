@@ -16,6 +16,7 @@
 #include "../common/parallel.h"
 #include "../common/probability.h"
 #include "../common/scratch.h"
+#include "../common/shared_table.h"
 #include "paste_masks_arguments.h"
 
 namespace solo_attn::paste_masks {
@@ -179,6 +180,8 @@ class Canvas {
   }
 
  private:
+  using Table = SharedTable<TapTable<T>>;
+
   // A strip of a map has about as many bytes: two of them fit into a core's own cache.
   static constexpr int64_t kStripBytes = 192 << 10;
 
@@ -313,17 +316,17 @@ class Canvas {
   static Range both(Range a, Range b) { return {std::max(a.begin, b.begin), std::min(a.end, b.end)}; }
 
   // From the map to the original image. The crop: only the taps of the image are ever looked at.
-  static Range forth(const TapTable<T>& padded, const TapTable<T>& original, Range live) {
+  static Range forth(const Table& padded, const Table& original, Range live) {
     return reached(original.view(), both(reached(padded.view(), live), {0, original.view().in}));
   }
-  static Range back(const TapTable<T>& padded, const TapTable<T>& original, Range box) {
+  static Range back(const Table& padded, const Table& original, Range box) {
     return needed(padded.view(), needed(original.view(), box));
   }
 
   Cells<S, T> cells_;
   int64_t count_, height_, width_, stride_;
   T threshold_;
-  TapTable<T> padded_y_, padded_x_, original_y_, original_x_;
+  Table padded_y_, padded_x_, original_y_, original_x_;
 };
 
 }  // namespace solo_attn::paste_masks

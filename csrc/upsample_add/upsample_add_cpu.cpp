@@ -20,6 +20,7 @@
 #include "../common/large_results.h"
 #include "../common/new_pages.h"
 #include "../common/parallel.h"
+#include "../common/shared_table.h"
 #include "upsample_add.h"
 #include "upsample_add_arguments.h"
 
@@ -116,8 +117,8 @@ Tensor upsample_add_cpu(const Tensor& coarse_logits, const std::optional<Tensor>
   dispatch_float("upsample_add", coarse.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = accumulator_t<S>;
-    const AxisTable<T> cy(coarse.size(1), height), cx(coarse.size(2), width);
-    const AxisTable<T> ay(rows.size(1), height), ax(rows.size(2), width);
+    const SharedTable<AxisTable<T>> cy(coarse.size(1), height), cx(coarse.size(2), width);
+    const SharedTable<AxisTable<T>> ay(rows.size(1), height), ax(rows.size(2), width);
     const Axes<T> c{cy.view(), cx.view()}, a{ay.view(), ax.view()};
     const S* from = coarse.const_data_ptr<S>();
     const S* add = attention ? rows.const_data_ptr<S>() : nullptr;
@@ -147,7 +148,7 @@ std::tuple<Tensor, Tensor> upsample_add_bwd_cpu(const Tensor& grad, const std::v
   dispatch_float("upsample_add", upstream.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
     using T = accumulator_t<S>;
-    const PartsTable<T> cy(ch, height), cx(cw, width), ay(ah, height), ax(aw, width);
+    const SharedTable<PartsTable<T>> cy(ch, height), cx(cw, width), ay(ah, height), ax(aw, width);
     const Adjoint<T> c{cy.view(), cx.view()}, a{ay.view(), ax.view()};
     const S* from = upstream.const_data_ptr<S>();
     S* coarse_to = coarse.mutable_data_ptr<S>();
