@@ -17,8 +17,9 @@
 namespace solo_attn {
 
 constexpr std::uintptr_t kHugePage = std::uintptr_t{2} << 20;
-// Microseconds: see NewPages. What takes less than kThere was in a huge page already, or in a small one.
-constexpr int64_t kAllSmall = 500, kSomeSmall = 400, kThere = 10;
+// Microseconds: about what small pages take in the place of a huge one, see NewPages. What takes less than
+// kThere was there already.
+constexpr int64_t kSmall = 500, kThere = 10;
 
 // Huge pages for a large new result. The system maps memory page by page when it is first written; with pages
 // of 4 KiB that takes several times as long as the writes. Where the system has no huge pages, nothing
@@ -31,10 +32,7 @@ constexpr int64_t kAllSmall = 500, kSomeSmall = 400, kThere = 10;
 // touched are left to small pages.
 class NewPages {
  public:
-  // Most of `data` has not been written to. `small`: about how many microseconds small pages take in the
-  // place of a huge one; fewer where only a part of them will be written.
-  NewPages(void* data, std::size_t bytes, int64_t small = kAllSmall)
-      : small_(small), saved_(static_cast<int64_t>(bytes / kHugePage) * small / 30) {
+  NewPages(void* data, std::size_t bytes) : saved_(static_cast<int64_t>(bytes / kHugePage) * kSmall / 30) {
 #if defined(MADV_HUGEPAGE)
     const auto begin = (reinterpret_cast<std::uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;
     const auto end = (reinterpret_cast<std::uintptr_t>(data) + bytes) / kHugePage * kHugePage;
@@ -64,7 +62,7 @@ class NewPages {
       touch(place);
       const int64_t taken = std::chrono::duration_cast<microseconds>(Clock::now() - before).count();
       if (taken < kThere) continue;
-      if (saved_.fetch_add(small_ - taken) + small_ - taken < 0) {
+      if (saved_.fetch_add(kSmall - taken) + kSmall - taken < 0) {
         if (huge_.exchange(false)) {
           (void)::madvise(reinterpret_cast<void*>(begin_), end_ - begin_, MADV_NOHUGEPAGE);
         }
@@ -86,7 +84,6 @@ class NewPages {
   std::uintptr_t begin_ = 0, end_ = 0;
   std::unique_ptr<std::atomic<bool>[]> touched_;  // of each page
   std::atomic<bool> huge_{false};
-  int64_t small_;
   std::atomic<int64_t> saved_;  // microseconds; at first 3 % of all that small pages would take may be lost
 };
 

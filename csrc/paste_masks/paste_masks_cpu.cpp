@@ -4,8 +4,7 @@
 // for run lengths.
 // Flops: 3 for each of h * 4 h, w * H and 4 w * H interpolations, 4 for each pixel: from 200 x 336 to 1024 x
 // 2048 about 13 M for a full mask, 0.8 M vectors of 16 and their loads, 0.5 ms on one core; of most masks
-// only a small box is computed. The lower bound of bool is the time to write H W bytes; in the pages of a
-// large new result, which the system has cleared, only what is set is written (common/large_results.h).
+// only a small box is computed. The lower bound of bool is the time to write H W bytes, each once.
 //
 // All steps are in column-major order, as run lengths are: strips of the map's columns are transposed and
 // upsampled in y, then in x; each column is compared with the threshold and packed into words of 64 pixels,
@@ -25,6 +24,7 @@
 
 #include "../common/bits.h"
 #include "../common/cells.h"
+#include "../common/clear.h"
 #include "../common/describe.h"
 #include "../common/dtypes.h"
 #include "../common/large_results.h"
@@ -74,12 +74,20 @@ SOLO_ATTN_INLINE void transpose64(uint64_t* __restrict words) {
   }
 }
 
+// Writes every pixel of columns `own` once: those in the box of `paste` as they are, the others false.
 template <class T>
 struct ToPixels {
   // `words` has room for 64 columns.
   template <Isa isa>
-  static SOLO_ATTN_INLINE void run(Paste<T> paste, T threshold, uint8_t* bytes, uint64_t* words, bool* mask) {
-    const int64_t width = paste.original_x.out, first = paste.y.begin, count = paste.y.end - first;
+  static SOLO_ATTN_INLINE void run(Paste<T> paste, Range own, T threshold, bool past_cache, uint8_t* bytes,
+                                   uint64_t* words, bool* mask) {
+    const int64_t height = paste.original_y.out, width = paste.original_x.out;
+    clear_rows(mask, width, {0, paste.y.begin}, own, past_cache);
+    clear_rows(mask, width, {paste.y.end, height}, own, past_cache);
+    clear_rows(mask, width, paste.y, {own.begin, paste.x.begin}, past_cache);
+    clear_rows(mask, width, paste.y, {paste.x.end, own.end}, past_cache);
+    publish();
+    const int64_t first = paste.y.begin, count = paste.y.end - first;
     const int64_t tall = (count + kWord - 1) / kWord;
     for (int64_t x = paste.x.begin; x < paste.x.end; x += kWord) {
       const int64_t columns = std::min(kWord, paste.x.end - x);
@@ -89,11 +97,9 @@ struct ToPixels {
       for (int64_t w = 0; w < tall; ++w) {
         uint64_t block[kWord], any = 0;
         for (int64_t c = 0; c < kWord; ++c) any |= block[c] = c < columns ? words[c * tall + w] : 0;
-        if (any == 0) continue;
-        transpose64(block);
+        if (any != 0) transpose64(block);
         const int64_t rows = std::min(kWord, count - w * kWord);
         for (int64_t r = 0; r < rows; ++r) {
-          if (block[r] == 0) continue;
           bool* to = mask + (first + w * kWord + r) * width + x;
           if (columns == kWord) {
             unpack64<isa>(block[r], reinterpret_cast<uint8_t*>(to));
@@ -106,45 +112,31 @@ struct ToPixels {
       }
     }
   }
-};
 
-// In pieces, so that what is cleared stays in the cache for what is set: long ones glibc writes past it.
-void clear_pixels(bool* mask, int64_t count) {
-  constexpr int64_t kPiece = 1024;
-  for (int64_t begin = 0; begin < count; begin += kPiece) {
-    std::fill_n(mask + begin, std::min(kPiece, count - begin), false);
+ private:
+  static void clear_rows(bool* mask, int64_t width, Range y, Range x, bool past_cache) {
+    const int64_t columns = x.end - x.begin, rows = y.end - y.begin;
+    if (columns == width) return clear(mask + y.begin * width, rows * width, past_cache);
+    if (columns == 0) return;
+    for (int64_t i = y.begin; i < y.end; ++i) clear(mask + i * width + x.begin, columns, past_cache);
   }
-}
+};
 
 struct Pixels {
   static constexpr int64_t kColumns = kWord;
 
   int64_t height, width;
   bool* out;
-  bool blank;  // all false already
+  bool past_cache;  // see clear()
   NewPages* pages;
 
-  // All threads clear the result of a few cells: the box of one of them may be small.
-  void clear(int64_t count) {
-    parallel_for(count * height, width / 16, [&](int64_t begin, int64_t end) {
-      pages->reach(out + begin * width, (end - begin) * width);
-      clear_pixels(out + begin * width, (end - begin) * width);
-    });
-    blank = true;
-  }
-
-  void begin(int64_t k, int64_t) const {
-    if (blank) return;
-    bool* mask = out + k * height * width;
-    pages->reach(mask, height * width);
-    clear_pixels(mask, height * width);
-  }
+  void begin(int64_t, int64_t) const {}
   template <class T>
-  void add(int64_t k, int64_t, Range, const Paste<T>& paste, T threshold, uint8_t* bytes,
+  void add(int64_t k, int64_t, Range columns, const Paste<T>& paste, T threshold, uint8_t* bytes,
            uint64_t* words) const {
     bool* mask = out + k * height * width;
-    if (blank) pages->reach(mask + paste.y.begin * width, (paste.y.end - paste.y.begin) * width);
-    call<ToPixels<T>>(paste, threshold, bytes, words, mask);
+    pages->reach(mask, height * width);
+    call<ToPixels<T>>(paste, columns, threshold, past_cache, bytes, words, mask);
   }
   void end(int64_t) const {}
 };
@@ -186,16 +178,13 @@ Tensor paste_masks_cpu(const Tensor& coarse, const std::optional<Tensor>& attent
   const Sizes s{size, out_size, image_size, original_size};
   check_arguments(coarse, attention, s);
   const int64_t height = original_size[0], width = original_size[1];
-  std::optional<Tensor> blank = blank_masks(coarse, {coarse.size(0), height, width});
-  Tensor masks =
-      blank ? *blank : torch::stable::new_empty(coarse, {coarse.size(0), height, width}, ScalarType::Bool);
-  NewPages pages(masks.mutable_data_ptr(), bytes_of(masks), blank ? kSomeSmall : kAllSmall);
+  Tensor masks = new_result(coarse, {coarse.size(0), height, width}, ScalarType::Bool);
+  NewPages pages(masks.mutable_data_ptr(), bytes_of(masks));
   dispatch_float("paste_masks", coarse.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
-    Pixels pixels{height, width, static_cast<bool*>(masks.mutable_data_ptr()), blank.has_value(), &pages};
-    const Canvas<S, accumulator_t<S>> canvas(coarse, attention, s, threshold);
-    if (!blank && canvas.shared()) pixels.clear(coarse.size(0));
-    canvas.run(pixels);
+    Pixels pixels{height, width, static_cast<bool*>(masks.mutable_data_ptr()), bytes_of(masks) >= (4u << 20),
+                  &pages};
+    Canvas<S, accumulator_t<S>>(coarse, attention, s, threshold).run(pixels);
   });
   return masks;
 }

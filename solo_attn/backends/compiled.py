@@ -171,9 +171,11 @@ def simd(level: str | None = None) -> str:
 def release_memory() -> None:
     """Give the memory that the C++ kernels keep for their next results back to the system.
 
-    On Linux, results of 32 MiB to 1 GiB of `attention_residual`, `upsample_add` and `BitMasks.to_bool` on a
-    CPU are written into the memory of earlier ones that were freed, 1 GiB of which is kept at most in a
-    process. Most tools count it as the process's own (RSS), though the system takes it when it runs short.
+    On Linux, results of 4 MiB to 1 GiB of `attention_residual`, `upsample_add`, `paste_masks` and
+    `BitMasks.to_bool` on a CPU are written into the memory of earlier ones that were freed, 1 GiB of which is
+    kept at most in a process. Of what was freed last 512 MiB, or 1/32 of the machine's memory if that is
+    less, stay the process's own; the system takes the rest when it runs short, though most tools count it as
+    the process's own (RSS).
     Does nothing where no extension is loaded.
     """
     if CONFIGURATION["build"] != "none" and loaded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import re
 import subprocess
 import sys
@@ -135,13 +136,19 @@ def test_a_much_smaller_result_does_not_take_a_large_piece() -> None:
     assert enlarged(3.0, 60).data_ptr() == place
 
 
+def lazy(found: dict[str, str]) -> int:
+    """Bytes of this memory that the system may take."""
+    return int(found["LazyFree"].split()[0]) << 10
+
+
 @kept_memory
-def test_the_system_may_take_what_is_kept_and_release_memory_gives_it_back() -> None:
+def test_what_was_freed_last_stays_until_release_memory_gives_it_back() -> None:
     place = enlarged(1.0).data_ptr()
     kept = mapping_of(place)
     assert kept is not None
     assert "wf" in kept["VmFlags"].split(), "a child process does not get it"
-    assert int(kept["LazyFree"].split()[0]) >= 16 << 10, "KiB of 33 MiB; small pages are marked in batches"
+    assert lazy(kept) == 0
+    assert int(kept["Rss"].split()[0]) >= 16 << 10, "KiB of 33 MiB; a part may be another mapping"
     again = enlarged(2.0)
     assert again.data_ptr() == place
     used = mapping_of(place)
@@ -150,6 +157,31 @@ def test_the_system_may_take_what_is_kept_and_release_memory_gives_it_back() -> 
     del again
     release_memory()
     assert mapping_of(place) is None
+
+
+@kept_memory
+@pytest.mark.slow
+def test_the_system_may_take_what_was_freed_before() -> None:
+    most = min(512, (os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE") >> 20) // 32)  # MiB
+    if most < 64:
+        pytest.skip("a machine of less than 2 GiB")
+
+    def taken(places: list[int]) -> list[bool]:
+        found = [mapping_of(place) for place in places]
+        return [lazy(one) >= 16 << 20 for one in found if one is not None]  # small pages, in batches
+
+    assert taken([enlarged(1.0, most + 2).data_ptr()]) == [True], "more than may stay"
+    release_memory()
+    part = most * 2 // 3
+    first, second = enlarged(2.0, part), enlarged(3.0, part)
+    places = [first.data_ptr(), second.data_ptr()]
+    del first
+    assert taken(places) == [False, False]
+    del second
+    assert taken(places) == [True, False]
+    again = [enlarged(value, part) for value in (4.0, 5.0)]
+    assert [x.data_ptr() for x in again] == places[::-1], "what stayed is used first"
+    assert all(bool((x == value).all()) for x, value in zip(again, (4.0, 5.0), strict=True))
 
 
 @kept_memory

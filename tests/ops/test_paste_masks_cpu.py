@@ -152,19 +152,26 @@ def test_strips_of_a_wide_map(runner, threads, count, original):
 
 
 @pytest.mark.parametrize("count", [1, 2, 8], ids=lambda n: f"{n}_threads")
-def test_a_large_result_has_pages_of_its_own(runner, threads, count):
-    """From 32 MiB on nothing is filled with False; masks are those of small results, can be written."""
+def test_every_pixel_of_a_large_result_is_written(runner, threads, count):
+    """From 32 MiB on, into memory of an earlier result, here of ones, past the cache where nothing is set."""
     threads(count)  # with 8 they share all cells, else each is one thread's
     coarse, rows = inputs(runner, 9, (25, 31), 12, torch.float32)
-    coarse[0], coarse[1] = 9.0, -9.0
-    sizes = ((50, 62), (100, 124), (390, 480), (1900, 2100))
+    coarse[0], coarse[1], coarse[2:7] = 9.0, -9.0, -9.0
+    coarse[2, 10:15, 12:20], coarse[3, :3, :4], coarse[4, 20:, 25:] = 9.0, 9.0, 9.0
+    coarse[5, :, 11:13], coarse[6, 11:13], coarse[6, 20, 30] = 9.0, 9.0, 9.0
+    sizes = ((50, 62), (100, 124), (390, 480), (1900, 2101))
     small = torch.cat([runner(coarse[k : k + 1], rows[k : k + 1], *sizes) for k in range(9)])
     large = runner(coarse, rows, *sizes)
     assert large[0].numel() < 32 << 20 < large.numel()
     if sys.platform == "linux":
         assert large.data_ptr() % (2 << 20) == 0
     assert torch.equal(large, small)
-    assert torch.equal(large.logical_not_(), ~small)
+    place = large.fill_(True).data_ptr()
+    del large
+    again = runner(coarse, rows, *sizes)
+    if sys.platform == "linux":
+        assert again.data_ptr() == place
+    assert torch.equal(again, small)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux says what a process has mapped")
