@@ -22,9 +22,8 @@ REFERENCE = "reference"
 HOW = (
     "Milliseconds, medians of runs that take turns in one process; every result was compared before it was "
     "timed. The floor is what PyTorch takes to read every input and write every output once, into memory "
-    "that is there already, and to do the matrix product if there is one. Large results of ours, "
-    "but for paste_masks, are in the memory of earlier ones ([how long they take "
-    "without](#memory-of-large-results))."
+    "that is there already, and to do the matrix product if there is one. Large results of ours "
+    "are in the memory of earlier ones ([how long they take without](#memory-of-large-results))."
 )
 
 

@@ -3,9 +3,10 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <array>
+#include <atomic>
 #include <cerrno>
 #include <cstddef>
+#include <fstream>
 #include <mutex>
 #include <optional>
 #include <thread>
@@ -33,13 +34,9 @@ constexpr std::size_t kWarm = std::size_t{512} << 20;  // of those that the syst
 struct Piece {  // whole huge pages
   void* pages;
   std::size_t bytes;
-  bool warm;  // the system may not take it
 };
 
 void unmap(const Piece& piece) { (void)::munmap(piece.pages, piece.bytes); }
-
-// Says whether the system knows how to take it.
-bool cool(const Piece& piece) { return ::madvise(piece.pages, piece.bytes, MADV_FREE) == 0; }
 
 // The next children do not get it: memory that two processes have is copied page by page where one of them
 // writes.
@@ -57,121 +54,123 @@ bool put_to_use(const Piece& piece) {
 #endif
 }
 
-std::size_t most_warm() {
-  const long pages = ::sysconf(_SC_PHYS_PAGES), size = ::sysconf(_SC_PAGESIZE);
-  if (pages <= 0 || size <= 0) return 0;
-  return std::min(kWarm, static_cast<std::size_t>(pages) / 32 * static_cast<std::size_t>(size));
+// From now on the system may take it. Says whether it knows how to.
+bool cool(const Piece& piece) { return ::madvise(piece.pages, piece.bytes, MADV_FREE) == 0; }
+
+// Bytes of memory that this process can have: all, or less in a container.
+double memory() {
+  double most = static_cast<double>(::sysconf(_SC_PHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGESIZE));
+  for (const char* path : {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
+    double limit = 0;  // the file may also say "max"
+    if (std::ifstream(path) >> limit) most = std::min(most, limit);
+  }
+  return most;
 }
 
 class Kept {
  public:
-  Kept() : most_warm_(most_warm()) { pieces_.reserve(kPieces); }
+  Kept() : most_warm_(static_cast<std::size_t>(std::clamp(memory() / 32, 0.0, double{kWarm}))) {
+    warm_.reserve(kKept / kLeast);
+    cool_.reserve(kKept / kLeast);
+  }
 
-  // The smallest piece that is large enough, unless that is more than twice as large as it needs to be; of
-  // several the one that was given last.
+  // The smallest piece that is large enough, unless that is more than twice as large as it needs to be.
   std::optional<Piece> take(std::size_t bytes) {
     std::optional<Piece> found;
     if (const auto lock = soon()) {
-      auto best = pieces_.end();
-      for (auto piece = pieces_.begin(); piece != pieces_.end(); ++piece) {
-        const bool fits = bytes <= piece->bytes && piece->bytes / 2 <= bytes;
-        if (fits && (best == pieces_.end() || piece->bytes <= best->bytes)) best = piece;
-      }
-      if (best != pieces_.end()) {
-        found = *best;
-        pieces_.erase(best);
-      }
+      found = take_from(warm_, bytes);
+      if (!found) found = take_from(cool_, bytes);
     }
     if (!found || put_to_use(*found)) return found;
     unmap(*found);
     return std::nullopt;
   }
 
-  void give(Piece piece) {
+  // Those that were given first make room.
+  void give(const Piece& piece) {
     if (piece.bytes > kKept) return unmap(piece);
     set_aside(piece);
-    piece.warm = piece.bytes <= most_warm_;
-    if (!piece.warm) return put_cooled(piece);
-    const Pieces more = put(piece);
-    for (std::size_t k = 0; k < more.count; ++k) put_cooled(more.all[k]);
+    if (piece.bytes > most_warm_) return give_cooled(piece);
+    while (const auto old = first_warm_beyond(most_warm_ - piece.bytes)) give_cooled(*old);
+    keep(piece, warm_);
   }
 
   void release() {
-    Unmapped gone;
-    if (const auto lock = soon()) {
-      for (const Piece& piece : pieces_) gone.add(piece);
-      pieces_.clear();
-    }
+    while (const auto piece = first_beyond(0)) unmap(*piece);
   }
 
  private:
-  static constexpr std::size_t kPieces = kKept / kLeast + 1;  // one more than are kept
+  using Pieces = std::vector<Piece>;  // those that were given first come first
 
-  struct Pieces {  // without allocations, for destructors
-    std::array<Piece, kPieces> all;
-    std::size_t count = 0;
-
-    void add(const Piece& piece) { all[count++] = piece; }
-  };
-
-  // Unmaps at the end of its scope, without the lock that is taken after it.
-  struct Unmapped : Pieces {
-    ~Unmapped() {
-      for (std::size_t k = 0; k < count; ++k) unmap(all[k]);
-    }
-  };
-
-  // Those that were given first make room: where too much is kept they go, and where too much is warm they
-  // are returned. Only a warm piece makes that too much.
-  Pieces put(const Piece& piece) {
-    Unmapped gone;
-    Pieces warm;
-    const auto lock = soon();
-    if (!lock) {
-      gone.add(piece);
-      return warm;
-    }
-    pieces_.insert(piece.warm ? pieces_.end() : first_warm(), piece);
-    move_first(pieces_.begin(), kKept, gone);
-    if (piece.warm) move_first(first_warm(), most_warm_, warm);
-    return warm;
-  }
-
-  void put_cooled(Piece piece) {
-    piece.warm = false;
-    if (!cool(piece)) return unmap(piece);
-    (void)put(piece);
-  }
-
-  std::vector<Piece>::iterator first_warm() {
-    return std::find_if(pieces_.begin(), pieces_.end(), [](const Piece& piece) { return piece.warm; });
-  }
-
-  // So many of the pieces from `begin` on that the rest is no more than `most` bytes.
-  void move_first(std::vector<Piece>::iterator begin, std::size_t most, Pieces& to) {
+  static std::size_t bytes_of(const Pieces& pieces) {
     std::size_t bytes = 0;
-    for (auto piece = begin; piece != pieces_.end(); ++piece) bytes += piece->bytes;
-    auto end = begin;
-    for (; bytes > most; ++end) {
-      bytes -= end->bytes;
-      to.add(*end);
-    }
-    pieces_.erase(begin, end);
+    for (const Piece& piece : pieces) bytes += piece.bytes;
+    return bytes;
   }
 
-  // Others hold the lock for microseconds. In a process that was forked meanwhile it is never free.
+  static std::optional<Piece> take_from(Pieces& pieces, std::size_t bytes) {
+    auto best = pieces.end();
+    for (auto piece = pieces.begin(); piece != pieces.end(); ++piece) {
+      const bool fits = bytes <= piece->bytes && piece->bytes / 2 <= bytes;
+      if (fits && (best == pieces.end() || piece->bytes <= best->bytes)) best = piece;
+    }
+    if (best == pieces.end()) return std::nullopt;
+    const Piece found = *best;
+    pieces.erase(best);
+    return found;
+  }
+
+  static std::optional<Piece> first_of(Pieces& pieces) {
+    if (pieces.empty()) return std::nullopt;
+    const Piece first = pieces.front();
+    pieces.erase(pieces.begin());
+    return first;
+  }
+
+  // Where more than `most` bytes are kept, one that is no longer kept. One at a time, since others may have
+  // the lock while the system takes its time with each.
+  std::optional<Piece> first_beyond(std::size_t most) {
+    const auto lock = soon();
+    if (!lock || bytes_of(warm_) + bytes_of(cool_) <= most) return std::nullopt;
+    return first_of(cool_.empty() ? warm_ : cool_);
+  }
+
+  std::optional<Piece> first_warm_beyond(std::size_t most) {
+    const auto lock = soon();
+    return lock && bytes_of(warm_) > most ? first_of(warm_) : std::nullopt;
+  }
+
+  void give_cooled(const Piece& piece) { cool(piece) ? keep(piece, cool_) : unmap(piece); }
+
+  void keep(const Piece& piece, Pieces& pieces) {
+    while (const auto old = first_beyond(kKept - piece.bytes)) unmap(*old);
+    if (!add(piece, pieces)) unmap(piece);
+  }
+
+  // Unless others have just taken the room.
+  bool add(const Piece& piece, Pieces& pieces) {
+    const auto lock = soon();
+    if (!lock || bytes_of(warm_) + bytes_of(cool_) + piece.bytes > kKept) return false;
+    pieces.push_back(piece);
+    return true;
+  }
+
+  // Others hold the lock for microseconds. In a process that was forked meanwhile it is never free, and after
+  // the first time not waited for.
   std::unique_lock<std::mutex> soon() {
     std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-    for (int tries = 0; !lock && tries < 1000; ++tries) {
+    for (int tries = 0; !lock && !lost_ && tries < 1000; ++tries) {
       std::this_thread::yield();
       (void)lock.try_lock();
     }
+    lost_ = !lock;
     return lock;
   }
 
   const std::size_t most_warm_;
   std::mutex mutex_;
-  std::vector<Piece> pieces_;  // those that were given first come first; no warm one before one that is not
+  std::atomic<bool> lost_{false};
+  Pieces warm_, cool_;
 };
 
 // It is never destroyed, since results may be freed while the process ends.
@@ -196,7 +195,7 @@ std::optional<Piece> mapped(std::size_t bytes) {
   char* pages = static_cast<char*>(all) + before;
   if (before > 0) (void)::munmap(all, before);
   (void)::munmap(pages + whole, kHugePage - before);
-  return Piece{pages, whole, false};
+  return Piece{pages, whole};
 }
 
 // Bytes of a result that gets a piece of its own, or 0.
@@ -212,15 +211,18 @@ std::size_t bytes_of_piece(const std::vector<int64_t>& sizes, std::size_t elemen
 
 }  // namespace
 
-Tensor new_result(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
+Tensor new_result(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype, bool* blank) {
+  if (blank != nullptr) *blank = false;
   const std::size_t element = dtype == ScalarType::Bool ? 1 : like.element_size();
+  std::vector<int64_t> strides(sizes.size());
+  int64_t step = 1;
+  for (std::size_t d = sizes.size(); d-- > 0; step *= sizes[d]) strides[d] = step;
   if (const std::size_t bytes = bytes_of_piece(sizes, element)) {
     std::optional<Piece> piece = kept().take(bytes);
-    if (!piece) piece = mapped(bytes);
+    const bool old = piece.has_value();
+    if (!old) piece = mapped(bytes);
     if (piece) {
-      std::vector<int64_t> strides(sizes.size());
-      int64_t step = 1;
-      for (std::size_t d = sizes.size(); d-- > 0; step *= sizes[d]) strides[d] = step;
+      if (blank != nullptr) *blank = !old;
       return torch::stable::from_blob(piece->pages, sizes, strides, like.device(), dtype,
                                       [freed = *piece](void*) { kept().give(freed); });
     }
@@ -230,7 +232,8 @@ Tensor new_result(const Tensor& like, const std::vector<int64_t>& sizes, ScalarT
 
 #else
 
-Tensor new_result(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
+Tensor new_result(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype, bool* blank) {
+  if (blank != nullptr) *blank = false;
   return torch::stable::new_empty(like, sizes, dtype);
 }
 

@@ -74,19 +74,21 @@ SOLO_ATTN_INLINE void transpose64(uint64_t* __restrict words) {
   }
 }
 
-// Writes every pixel of columns `own` once: those in the box of `paste` as they are, the others false.
+// Writes the pixels of columns `own`: those in the box of `paste` as they are, the others false. `blank`: all
+// are false already.
 template <class T>
 struct ToPixels {
   // `words` has room for 64 columns.
   template <Isa isa>
-  static SOLO_ATTN_INLINE void run(Paste<T> paste, Range own, T threshold, bool past_cache, uint8_t* bytes,
-                                   uint64_t* words, bool* mask) {
+  static SOLO_ATTN_INLINE void run(Paste<T> paste, Range own, T threshold, bool blank, bool past_cache,
+                                   uint8_t* bytes, uint64_t* words, bool* mask) {
     const int64_t height = paste.original_y.out, width = paste.original_x.out;
-    clear_rows(mask, width, {0, paste.y.begin}, own, past_cache);
-    clear_rows(mask, width, {paste.y.end, height}, own, past_cache);
-    clear_rows(mask, width, paste.y, {own.begin, paste.x.begin}, past_cache);
-    clear_rows(mask, width, paste.y, {paste.x.end, own.end}, past_cache);
-    publish();
+    if (!blank) {
+      clear_rows(mask, width, {0, paste.y.begin}, own, past_cache);
+      clear_rows(mask, width, paste.y, {own.begin, paste.x.begin}, past_cache);
+      clear_rows(mask, width, paste.y, {paste.x.end, own.end}, past_cache);
+      clear_rows(mask, width, {paste.y.end, height}, own, past_cache);
+    }
     const int64_t first = paste.y.begin, count = paste.y.end - first;
     const int64_t tall = (count + kWord - 1) / kWord;
     for (int64_t x = paste.x.begin; x < paste.x.end; x += kWord) {
@@ -97,6 +99,7 @@ struct ToPixels {
       for (int64_t w = 0; w < tall; ++w) {
         uint64_t block[kWord], any = 0;
         for (int64_t c = 0; c < kWord; ++c) any |= block[c] = c < columns ? words[c * tall + w] : 0;
+        if (any == 0 && blank) continue;
         if (any != 0) transpose64(block);
         const int64_t rows = std::min(kWord, count - w * kWord);
         for (int64_t r = 0; r < rows; ++r) {
@@ -111,6 +114,7 @@ struct ToPixels {
         }
       }
     }
+    if (past_cache) publish();
   }
 
  private:
@@ -127,16 +131,28 @@ struct Pixels {
 
   int64_t height, width;
   bool* out;
+  bool blank;       // all are false already
   bool past_cache;  // see clear()
   NewPages* pages;
+
+  // All threads clear the result of a few cells: the box of one of them may be small.
+  void clear_all(int64_t count) {
+    parallel_for(count * height, width / 16, [&](int64_t begin, int64_t end) {
+      pages->reach(out + begin * width, (end - begin) * width);
+      clear(out + begin * width, (end - begin) * width, past_cache);
+      publish();
+    });
+    blank = true;
+  }
 
   void begin(int64_t, int64_t) const {}
   template <class T>
   void add(int64_t k, int64_t, Range columns, const Paste<T>& paste, T threshold, uint8_t* bytes,
            uint64_t* words) const {
     bool* mask = out + k * height * width;
-    pages->reach(mask, height * width);
-    call<ToPixels<T>>(paste, columns, threshold, past_cache, bytes, words, mask);
+    const Range rows = blank ? paste.y : Range{0, height};
+    pages->reach(mask + rows.begin * width, (rows.end - rows.begin) * width);
+    call<ToPixels<T>>(paste, columns, threshold, blank, past_cache, bytes, words, mask);
   }
   void end(int64_t) const {}
 };
@@ -178,13 +194,17 @@ Tensor paste_masks_cpu(const Tensor& coarse, const std::optional<Tensor>& attent
   const Sizes s{size, out_size, image_size, original_size};
   check_arguments(coarse, attention, s);
   const int64_t height = original_size[0], width = original_size[1];
-  Tensor masks = new_result(coarse, {coarse.size(0), height, width}, ScalarType::Bool);
+  bool blank;
+  Tensor masks = new_result(coarse, {coarse.size(0), height, width}, ScalarType::Bool, &blank);
   NewPages pages(masks.mutable_data_ptr(), bytes_of(masks));
   dispatch_float("paste_masks", coarse.scalar_type(), [&](auto tag) {
     using S = typename decltype(tag)::type;
-    Pixels pixels{height, width, static_cast<bool*>(masks.mutable_data_ptr()), bytes_of(masks) >= (4u << 20),
-                  &pages};
-    Canvas<S, accumulator_t<S>>(coarse, attention, s, threshold).run(pixels);
+    Pixels pixels{
+        height, width, static_cast<bool*>(masks.mutable_data_ptr()), blank, bytes_of(masks) >= kPastCache,
+        &pages};
+    const Canvas<S, accumulator_t<S>> canvas(coarse, attention, s, threshold);
+    if (!blank && canvas.shared()) pixels.clear_all(coarse.size(0));
+    canvas.run(pixels);
   });
   return masks;
 }

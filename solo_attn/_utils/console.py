@@ -39,7 +39,8 @@ class _Speed(ProgressColumn):
 def progress(title: str, total: int, unit: str | None = None) -> Iterator[Callable[[int], None]]:
     """A bar on standard error, so that the output can be redirected; yields the function that advances it.
 
-    With ``unit`` it also shows how many are done per second.
+    With ``unit`` it also shows how many are done per second. Where standard error is no terminal, one line
+    says what begins.
     """
     columns = (
         *Progress.get_default_columns()[:2],
@@ -47,6 +48,11 @@ def progress(title: str, total: int, unit: str | None = None) -> Iterator[Callab
         TimeRemainingColumn(),
         TextColumn("") if unit is None else _Speed(unit),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console.print(f"{title}: {total} {unit or 'to do'}", highlight=False)
+        yield lambda count: None
+        return
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(title, total=total)
         yield lambda count: bar.advance(task, count)

@@ -173,9 +173,9 @@ def release_memory() -> None:
 
     On Linux, results of 4 MiB to 1 GiB of `attention_residual`, `upsample_add`, `paste_masks` and
     `BitMasks.to_bool` on a CPU are written into the memory of earlier ones that were freed, 1 GiB of which is
-    kept at most in a process. Of what was freed last 512 MiB, or 1/32 of the machine's memory if that is
-    less, stay the process's own; the system takes the rest when it runs short, though most tools count it as
-    the process's own (RSS).
+    kept at most in each process. Of what was freed last at most 512 MiB, and at most 1/32 of the memory of
+    the machine or of the container, stay the process's own; the system takes the rest when it runs short,
+    though most tools count it as the process's own (RSS).
     Does nothing where no extension is loaded.
     """
     if CONFIGURATION["build"] != "none" and loaded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +31,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` found; ``str()`` of it is the table.
+    """What `explain` found; ``str()`` of it is the table, in which ops that are alike share their lines.
 
     Attributes:
         device: the device type.
@@ -45,16 +46,22 @@ class Explanation:
     orders: tuple[tuple[str, Row], ...]
 
     def __str__(self) -> str:
-        head = f"backends for {self.dtype} on {self.device}"
-        width = max(len(choice.op) for choice in self.choices)
-        lines = [
-            f"  {choice.op:<{width}}  {choice.backend:<9}  "
-            + ("runs" if choice.reason is None else f"cannot run: {choice.reason}")
-            + ("  <- default" if choice.chosen else "")
-            for choice in self.choices
-        ]
-        orders = [f"  {op:<{width}}  {row}" for op, row in self.orders]
-        return "\n".join([head, *lines, "order, if several can run", *orders])
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for op in dict.fromkeys(choice.op for choice in self.choices):
+            groups.setdefault(tuple(self._lines(op)), []).append(op)
+        lines = [f"backends for {self.dtype} on {self.device}"]
+        for same, ops in groups.items():
+            lines += [f"  {', '.join(ops)}", *(f"    {line}" for line in same)]
+        return "\n".join(lines)
+
+    def _lines(self, op: str) -> Iterator[str]:
+        for choice in self.choices:
+            if choice.op == op:
+                runs = "runs" if choice.reason is None else f"cannot run: {choice.reason}"
+                yield f"{choice.backend:<9}  {runs}" + ("  <- default" if choice.chosen else "")
+        for name, row in self.orders:
+            if name == op:
+                yield f"order, if several can run: {row}"
 
 
 def explain(

@@ -88,7 +88,7 @@ def eval_command(
     if max_detections is None:
         # The number that the training printed, and by which it chose its best checkpoint.
         max_detections = info.config.get("train", {}).get("eval_max_detections", 100)
-    with progress("evaluating", len(dataset)) as advance:
+    with progress("evaluating", len(dataset), unit="images") as advance:
         if errors:
             lost, results = find_errors(model, dataset, max_detections=max_detections, advance=advance)
             metrics = lost.metrics

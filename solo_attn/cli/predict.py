@@ -112,7 +112,10 @@ def predict(
         f"({rate:.2g} images a second)"
     )
     if not done.complete:
-        console.print("this shard is done; others are not yet, and the last one collects the results")
+        console.print(
+            "this shard is done; others are not yet, and the last one collects the results (a shard that is "
+            "started again begins a new run of all of them, with --resume it continues the last one)"
+        )
     if done.failed:
         errors = plain_console(stderr=True, soft_wrap=True)
         for line in done.failed:

@@ -38,7 +38,7 @@ def attention_residual(
         backend: None for the fastest that can run.
 
     Returns:
-        [B, S*S, H, W]; ``mask_logits`` itself if ``inplace``. A new one of 32 MiB or more of the backend
+        [B, S*S, H, W]; ``mask_logits`` itself if ``inplace``. A new one of 4 MiB or more of the backend
         "cpu" cannot be resized in place.
 
     Raises:

@@ -47,7 +47,7 @@ class BitMasks(NamedTuple):
     def to_bool(self, index: Tensor | None = None) -> Tensor:
         """Bool [K, H, W]; of the masks at ``index`` (int64 [k], in 0..K-1) if it is given.
 
-        One of 32 MiB or more on a CPU cannot be resized in place.
+        One of 4 MiB or more on a CPU cannot be resized in place.
         """
         height, width = self.size
         masks = unpack_masks(self.words, height * width, index)

@@ -84,7 +84,7 @@ def paste_masks(
 
     Returns:
         bool [K, *original_size], or, with ``rle``, K dicts {"size": [height, width], "counts": bytes} equal
-        to what pycocotools' ``encode`` makes of these masks. A bool result of 32 MiB or more of the backend
+        to what pycocotools' ``encode`` makes of these masks. A bool result of 4 MiB or more of the backend
         "cpu" cannot be resized in place.
 
     Raises:

@@ -26,7 +26,7 @@ def upsample_add(
         backend: None for the fastest that can run.
 
     Returns:
-        [K, H, W], dtype of ``coarse_logits``. One of 32 MiB or more of the backend "cpu" cannot be resized in
+        [K, H, W], dtype of ``coarse_logits``. One of 4 MiB or more of the backend "cpu" cannot be resized in
         place.
 
     Raises:

@@ -47,18 +47,29 @@ def test_reasons(slow):
 
 
 def test_table(slow):
+    """Each reason of this backend names its op, so no two are alike."""
+    head, *lines = str(solo_attn.explain()).splitlines()
+    assert head == "backends for torch.float32 on cpu"
+    rows = len(BACKENDS) + 3  # its name, one of each backend, the order
+    assert [line.strip() for line in lines[::rows]] == list(OPS)
+    found = {op: lines[rows * k + 1 : rows * (k + 1)] for k, op in enumerate(OPS)}
+    assert "    slow       cannot run: no mask_bits on cpu for torch.float32" in found["mask_bits"]
+    assert found["dice_loss"][0] == "    slow       runs  <- default"
+    assert "    reference  runs" in found["dice_loss"]
+    for one in found.values():
+        assert sum("<- default" in line for line in one) == 1
+        assert one[-1].startswith("    order, if several can run: cpu before reference (measured): ")
+
+
+def test_ops_that_are_alike_share_their_lines(monkeypatch):
+    def refuses(op, device_type, dtype):
+        return "not today" if op in ("dice_loss", "mask_bits") else None
+
+    monkeypatch.setattr(MODULE, "BACKENDS", (Backend("slow", "solo_attn", refuses),))
     lines = str(solo_attn.explain()).splitlines()
-    assert lines[0] == "backends for torch.float32 on cpu"
-    assert len(lines) == 1 + len(OPS) * (len(BACKENDS) + 1) + 1 + len(OPS)
-    rows = [" ".join(line.split()) for line in lines[1:]]
-    assert rows[-1].startswith(f"{OPS[-1]} cpu before reference (measured): ")
-    lines = lines[: -1 - len(OPS)]
-    assert "mask_bits slow cannot run: no mask_bits on cpu for torch.float32" in rows
-    assert "dice_loss slow runs <- default" in rows
-    assert "dice_loss reference runs" in rows
-    assert sum("<- default" in row for row in rows) == len(OPS)
-    starts = {line.index(line.split()[1]) for line in lines[1:]}
-    assert len(starts) == 1, "names of backends stand in one column"
+    others = [op for op in OPS if op not in ("dice_loss", "mask_bits")]
+    assert lines[1::3] == [f"  {', '.join(others)}", "  dice_loss, mask_bits"]
+    assert lines[2::3] == ["    slow       runs", "    slow       cannot run: not today"]
 
 
 def test_one_op(slow):

@@ -39,8 +39,8 @@ def mapping_of(address: int) -> dict[str, str] | None:
     return found
 
 
-def keeps() -> bool:
-    """Whether this system takes memory lazily, and says so: some sandboxes do not, and keep nothing."""
+def takes_lazily() -> bool:
+    """Whether this system takes memory when it runs short, and says so: some sandboxes do not."""
     if not SMAPS.exists():
         return False
     with mmap.mmap(-1, PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as own:
@@ -53,7 +53,20 @@ def keeps() -> bool:
     return found is not None and found.get("LazyFree", "0 kB") != "0 kB"
 
 
-kept_memory = pytest.mark.skipif(not keeps(), reason="a system where nothing is kept")
+def most_warm() -> int:
+    """MiB of what was freed last that stay the process's own."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
+    for path in ("memory.max", "memory/memory.limit_in_bytes"):
+        limit = Path("/sys/fs/cgroup", path)
+        if limit.exists() and (text := limit.read_text().strip()).isdecimal():
+            memory = min(memory, int(text))
+    return min(512, (memory >> 20) // 32)
+
+
+kept_memory = pytest.mark.skipif(
+    sys.platform != "linux" or most_warm() < 128, reason="no Linux, or one of less than 4 GiB"
+)
+lazily = pytest.mark.skipif(not takes_lazily(), reason="a system that takes no memory lazily")
 
 
 def asked(x: Tensor) -> bool:
@@ -160,19 +173,16 @@ def test_what_was_freed_last_stays_until_release_memory_gives_it_back() -> None:
 
 
 @kept_memory
+@lazily
 @pytest.mark.slow
 def test_the_system_may_take_what_was_freed_before() -> None:
-    most = min(512, (os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE") >> 20) // 32)  # MiB
-    if most < 64:
-        pytest.skip("a machine of less than 2 GiB")
-
     def taken(places: list[int]) -> list[bool]:
         found = [mapping_of(place) for place in places]
         return [lazy(one) >= 16 << 20 for one in found if one is not None]  # small pages, in batches
 
-    assert taken([enlarged(1.0, most + 2).data_ptr()]) == [True], "more than may stay"
+    assert taken([enlarged(1.0, most_warm() + 2).data_ptr()]) == [True], "more than may stay"
     release_memory()
-    part = most * 2 // 3
+    part = most_warm() * 2 // 3
     first, second = enlarged(2.0, part), enlarged(3.0, part)
     places = [first.data_ptr(), second.data_ptr()]
     del first
@@ -182,6 +192,17 @@ def test_the_system_may_take_what_was_freed_before() -> None:
     again = [enlarged(value, part) for value in (4.0, 5.0)]
     assert [x.data_ptr() for x in again] == places[::-1], "what stayed is used first"
     assert all(bool((x == value).all()) for x, value in zip(again, (4.0, 5.0), strict=True))
+
+
+@kept_memory
+@lazily
+@pytest.mark.slow
+def test_what_is_freed_last_is_kept_whatever_else_is() -> None:
+    results = [enlarged(1.0, most_warm() // 2) for _ in range(2)]
+    large = enlarged(2.0, 700)
+    place = large.data_ptr()
+    del results, large
+    assert enlarged(3.0, 700).data_ptr() == place
 
 
 @kept_memory
@@ -227,6 +248,7 @@ assert all((part == 1).all() for part in made(200).chunk(20))
 
 
 @kept_memory
+@lazily
 @pytest.mark.slow
 def test_the_oldest_of_more_than_a_gibibyte_go() -> None:
     results = [enlarged(float(k), 300) for k in range(4)]

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from op_cases import few
+from test_large_results import most_warm
 from test_paste_masks import SIZES, check, inputs
 
 from solo_attn import ops
@@ -169,13 +170,13 @@ def test_every_pixel_of_a_large_result_is_written(runner, threads, count):
     place = large.fill_(True).data_ptr()
     del large
     again = runner(coarse, rows, *sizes)
-    if sys.platform == "linux":
-        assert again.data_ptr() == place
+    if sys.platform == "linux":  # of a small memory nothing may be kept
+        assert again.data_ptr() == place or most_warm() < 128
     assert torch.equal(again, small)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux says what a process has mapped")
-def test_pages_of_a_large_result_are_given_back(runner):
+def test_pages_of_a_large_result_are_used_again(runner):
     coarse = torch.full((40, 3, 4), -9.0)
 
     def mapped():
@@ -184,7 +185,7 @@ def test_pages_of_a_large_result_are_given_back(runner):
     before = mapped()
     for _ in range(20):
         assert not runner(coarse, None, (6, 8), (12, 16), (48, 64), (1000, 1000))[-1].any()
-    assert mapped() - before < 200 << 20
+    assert mapped() - before < 100 << 20
 
 
 def test_bad_input_is_an_error(runner):
