@@ -18,6 +18,7 @@ from ._triton import kernel_of, show_kernels
 NAMESPACES = (compiled.NAMESPACE, triton_runtime.NAMESPACE, f"{compiled.NAMESPACE}_reference")
 
 _OVERLOADS: dict[tuple[str, str], OpOverload] = {}
+_DIRECT: dict[tuple[str, str], Callable[..., Any]] = {}  # see _direct
 
 
 def declare(
@@ -56,10 +57,12 @@ def declare(
         torch.library.register_fake(qualified, fake)
         if triton:
             show_kernels(qualified, kernel)
+        run = direct = getattr(getattr(torch.ops, namespace), name).default
         if "!" not in schema:  # torch.library has no gradients for ops that write to their inputs
             formula = _bind(backward, namespace) if backward is not None else _no_gradient(name)
             torch.library.register_autograd(qualified, formula, setup_context=setup_context)
-        _OVERLOADS[namespace, name] = getattr(getattr(torch.ops, namespace), name).default
+            direct = _direct(name, run)
+        _OVERLOADS[namespace, name], _DIRECT[namespace, name] = run, direct
 
     for namespace in NAMESPACES:
         declare_in(namespace)
@@ -122,7 +125,7 @@ def pick(
     variant: str = "",
     dtype: torch.dtype | None = None,
     size: int | None = None,
-) -> OpOverload:
+) -> Callable[..., Any]:
     """The op that runs ``op`` on ``x``: the chosen backend's, in its form ``variant`` ("_", "_rle").
 
     ``dtype`` is that of the floating-point result where no input has one; ``size`` what the table of order
@@ -131,13 +134,44 @@ def pick(
     size = x.numel() if size is None else size
     namespace = select(op, x.device.type, dtype or x.dtype, backend, size).namespace
     # Here, and not in the op alone, so that no other thread runs the op while its kernels are registered.
-    if namespace == compiled.NAMESPACE and not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        return overload(namespace, op + variant)
+    if namespace == compiled.NAMESPACE:
         compiled.load()
-    run = overload(namespace, op + variant)
     # Forward-mode derivatives would pass an op by: torch.library has no rule for them and drops the tangents.
-    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
-        return _without_tangents(op, run)
-    return run
+    if forward_ad._current_level >= 0:
+        return _without_tangents(op, overload(namespace, op + variant))
+    return _DIRECT[namespace, op + variant]
+
+
+def _direct(name: str, run: OpOverload) -> Callable[..., Any]:
+    """``run``, past the gradients where none is asked for.
+
+    torch.library's are in Python, where every call goes, also one that needs none: that is 8 of the 30 us of
+    a call on little data. The question, and what follows from it, are torch.library's own.
+    """
+
+    def call(*args: Any) -> Any:
+        if torch._C._are_functorch_transforms_active():
+            return _transformed(name, run, args)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            return run(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return run(*args)
+
+    return call
+
+
+def _transformed(name: str, run: OpOverload, args: tuple[Any, ...]) -> Any:
+    try:
+        return run(*args)
+    except RuntimeError as error:
+        if "setup_context" not in str(error):  # of the autograd.Function that torch.library makes
+            raise
+        raise RuntimeError(
+            f"{name}: expected no gradient by torch.func (grad, vjp, jacrev), which ops of torch.library do "
+            "not have; take backward() or torch.autograd.grad"
+        ) from error
 
 
 def _without_tangents(op: str, run: OpOverload) -> Any:
@@ -146,7 +180,7 @@ def _without_tangents(op: str, run: OpOverload) -> Any:
             if isinstance(x, torch.Tensor) and forward_ad.unpack_dual(x).tangent is not None:
                 raise RuntimeError(
                     f"{op}: expected inputs without a tangent, got one: there is no forward-mode derivative "
-                    "(torch.func.jvp, jacfwd, dual tensors); take torch.func.vjp or backward()"
+                    "(torch.func.jvp, jacfwd, dual tensors); take backward() or torch.autograd.grad"
                 )
         return run(*args)
 
@@ -158,7 +192,7 @@ assert {backend.namespace for backend in BACKENDS} <= set(NAMESPACES)
 
 def pick_form(
     op: str, x: torch.Tensor, backend: str | None, form: str, variant: str = ""
-) -> OpOverload | None:
+) -> Callable[..., Any] | None:
     """The form of ``op`` that takes "factors" or "levels"; None where the backend that is to run has none.
 
     There the product is made by PyTorch, or ``op`` is called for each level.

@@ -194,6 +194,42 @@ def test_dual_tensors_alone_matter() -> None:
             dice_loss(forward_ad.make_dual(COARSE, COARSE), None, MASKS)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_torch_func_has_no_gradients_of_ops_and_it_says_so(backend: str) -> None:
+    def larger(x: torch.Tensor) -> torch.Tensor:
+        return upsample_add(x, None, (8, 8), backend=backend)
+
+    message = "^upsample_add: expected no gradient by torch.func .*; take backward"
+    with pytest.raises(RuntimeError, match=message):
+        torch.func.grad(lambda x: larger(x).sum())(COARSE)
+    with pytest.raises(RuntimeError, match=message):
+        torch.func.vjp(larger, COARSE)
+    weight = torch.rand(())  # of what depends on no op there are
+    found = torch.func.grad(lambda w: (w * larger(COARSE)).sum())(weight)
+    torch.testing.assert_close(found, larger(COARSE).sum())
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_vmap_is_a_loop() -> None:
+    one = torch.vmap(lambda x: upsample_add(x[None], None, (8, 8))[0])(COARSE)
+    torch.testing.assert_close(one, upsample_add(COARSE, None, (8, 8)), rtol=0, atol=0)
+
+
+def test_a_gradient_is_had_where_it_is_asked_for() -> None:
+    leaf = COARSE.clone().requires_grad_()
+    larger = upsample_add(leaf, None, (8, 8))
+    assert larger.requires_grad
+    larger.sum().backward()
+    assert leaf.grad is not None
+    with torch.no_grad():
+        assert not upsample_add(leaf, None, (8, 8)).requires_grad
+    assert not upsample_add(leaf.detach(), None, (8, 8)).requires_grad
+    assert upsample_add(COARSE, None, (8, 8)).grad_fn is None
+    assert upsample_add(COARSE, None, (8, 8)).requires_grad_().is_leaf, "its history is empty, not cut off"
+    with torch.inference_mode():
+        assert upsample_add(COARSE, None, (8, 8)).is_inference()
+
+
 def test_bits_are_made_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     from solo_attn.reference import mask_bits as reference
 
