@@ -10,7 +10,7 @@
 
 namespace solo_attn {
 
-// A result of as many bytes is larger than what a processor's caches keep of it until somebody reads it.
+// A result of as many bytes is larger than what most processors' caches keep of it until somebody reads it.
 constexpr std::size_t kPastCache = std::size_t{32} << 20;
 
 // Clears memory. `past_cache`: lines that are cleared whole are written past the cache, which otherwise reads

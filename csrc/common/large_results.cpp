@@ -57,7 +57,8 @@ bool put_to_use(const Piece& piece) {
 // From now on the system may take it. Says whether it knows how to.
 bool cool(const Piece& piece) { return ::madvise(piece.pages, piece.bytes, MADV_FREE) == 0; }
 
-// Bytes of memory that this process can have: all, or less in a container.
+// Bytes of memory: the machine's, or in a container, which sees its own control group as the first, as many
+// as that may have.
 double memory() {
   double most = static_cast<double>(::sysconf(_SC_PHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGESIZE));
   for (const char* path : {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
@@ -74,7 +75,8 @@ class Kept {
     cool_.reserve(kKept / kLeast);
   }
 
-  // The smallest piece that is large enough, unless that is more than twice as large as it needs to be.
+  // The smallest warm piece that is large enough, or else the smallest of the others; none that is more than
+  // twice as large as it needs to be.
   std::optional<Piece> take(std::size_t bytes) {
     std::optional<Piece> found;
     if (const auto lock = soon()) {
@@ -86,21 +88,22 @@ class Kept {
     return std::nullopt;
   }
 
-  // Those that were given first make room.
+  // Those that were given first are cooled to make room, and those that were cooled first go.
   void give(const Piece& piece) {
     if (piece.bytes > kKept) return unmap(piece);
     set_aside(piece);
     if (piece.bytes > most_warm_) return give_cooled(piece);
     while (const auto old = first_warm_beyond(most_warm_ - piece.bytes)) give_cooled(*old);
-    keep(piece, warm_);
+    if (!add(piece, warm_)) give_cooled(piece);
   }
 
   void release() {
+    lost_ = false;
     while (const auto piece = first_beyond(0)) unmap(*piece);
   }
 
  private:
-  using Pieces = std::vector<Piece>;  // those that were given first come first
+  using Pieces = std::vector<Piece>;  // those that were added first come first
 
   static std::size_t bytes_of(const Pieces& pieces) {
     std::size_t bytes = 0;
@@ -140,17 +143,16 @@ class Kept {
     return lock && bytes_of(warm_) > most ? first_of(warm_) : std::nullopt;
   }
 
-  void give_cooled(const Piece& piece) { cool(piece) ? keep(piece, cool_) : unmap(piece); }
-
-  void keep(const Piece& piece, Pieces& pieces) {
-    while (const auto old = first_beyond(kKept - piece.bytes)) unmap(*old);
-    if (!add(piece, pieces)) unmap(piece);
+  void give_cooled(const Piece& piece) {
+    if (!cool(piece) || !add(piece, cool_)) unmap(piece);
   }
 
   // Unless others have just taken the room.
   bool add(const Piece& piece, Pieces& pieces) {
+    while (const auto old = first_beyond(kKept - piece.bytes)) unmap(*old);
     const auto lock = soon();
     if (!lock || bytes_of(warm_) + bytes_of(cool_) + piece.bytes > kKept) return false;
+    if (&pieces == &warm_ && bytes_of(warm_) + piece.bytes > most_warm_) return false;
     pieces.push_back(piece);
     return true;
   }

@@ -24,8 +24,8 @@
 
 namespace solo_attn {
 
-// A new tensor on the device of `like`, which is a CPU. `blank`, if given, is set to whether all its bytes
-// are known to be 0; otherwise nothing is known of them.
+// A new tensor on the device of `like`, which is a CPU. `blank`, if given, becomes true if all its bytes are
+// 0; otherwise nothing is known of them.
 torch::stable::Tensor new_result(const torch::stable::Tensor& like, const std::vector<int64_t>& sizes,
                                  torch::headeronly::ScalarType dtype, bool* blank = nullptr);
 

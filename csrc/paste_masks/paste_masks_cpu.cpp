@@ -140,7 +140,7 @@ struct Pixels {
     parallel_for(count * height, width / 16, [&](int64_t begin, int64_t end) {
       pages->reach(out + begin * width, (end - begin) * width);
       clear(out + begin * width, (end - begin) * width, past_cache);
-      publish();
+      if (past_cache) publish();
     });
     blank = true;
   }
@@ -194,7 +194,7 @@ Tensor paste_masks_cpu(const Tensor& coarse, const std::optional<Tensor>& attent
   const Sizes s{size, out_size, image_size, original_size};
   check_arguments(coarse, attention, s);
   const int64_t height = original_size[0], width = original_size[1];
-  bool blank;
+  bool blank = false;
   Tensor masks = new_result(coarse, {coarse.size(0), height, width}, ScalarType::Bool, &blank);
   NewPages pages(masks.mutable_data_ptr(), bytes_of(masks));
   dispatch_float("paste_masks", coarse.scalar_type(), [&](auto tag) {

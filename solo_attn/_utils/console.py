@@ -49,7 +49,7 @@ def progress(title: str, total: int, unit: str | None = None) -> Iterator[Callab
         TextColumn("") if unit is None else _Speed(unit),
     )
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal or console.is_dumb_terminal:
         console.print(f"{title}: {total} {unit or 'to do'}", highlight=False)
         yield lambda count: None
         return

@@ -113,8 +113,8 @@ def predict(
     )
     if not done.complete:
         console.print(
-            "this shard is done; others are not yet, and the last one collects the results (a shard that is "
-            "started again begins a new run of all of them, with --resume it continues the last one)"
+            "this shard is done; others are not yet, and the last one collects the results (started again "
+            "without --resume, a shard begins a new run, for which the others must be started again too)"
         )
     if done.failed:
         errors = plain_console(stderr=True, soft_wrap=True)

@@ -61,7 +61,7 @@ def declare(
         if "!" not in schema:  # torch.library has no gradients for ops that write to their inputs
             formula = _bind(backward, namespace) if backward is not None else _no_gradient(name)
             torch.library.register_autograd(qualified, formula, setup_context=setup_context)
-            direct = _direct(name, run)
+            direct = _direct(run, _NO_FUNCTION.format(name) if backward is not None else _refusal(name))
         _OVERLOADS[namespace, name], _DIRECT[namespace, name] = run, direct
 
     for namespace in NAMESPACES:
@@ -100,15 +100,17 @@ def _bind(backward: Callable[..., Any], namespace: str) -> Callable[..., Any]:
     return formula
 
 
-def _no_gradient(name: str) -> Callable[..., Any]:
-    what = (
-        f"{name.removesuffix('_bwd')} has no second derivative: its backward pass is not differentiable"
-        if name.endswith("_bwd")
-        else f"{name} is not differentiable: detach its inputs, or call it under torch.no_grad()"
-    )
+def _refusal(name: str) -> str:
+    if name.endswith("_bwd"):
+        return (
+            f"{name.removesuffix('_bwd')} has no second derivative: its backward pass is not differentiable"
+        )
+    return f"{name} is not differentiable: detach its inputs, or call it under torch.no_grad()"
 
+
+def _no_gradient(name: str) -> Callable[..., Any]:
     def formula(ctx: Any, *grads: Any) -> Any:
-        raise RuntimeError(what)
+        raise RuntimeError(_refusal(name))
 
     return formula
 
@@ -116,6 +118,11 @@ def _no_gradient(name: str) -> Callable[..., Any]:
 def overload(namespace: str, name: str) -> OpOverload:
     """The op ``name`` as declared in ``namespace``."""
     return _OVERLOADS[namespace, name]
+
+
+def is_of(run: Any, namespace: str, name: str) -> bool:
+    """Whether ``run``, which `pick` has returned, is the op ``name`` of ``namespace``."""
+    return run in (_OVERLOADS[namespace, name], _DIRECT[namespace, name])
 
 
 def pick(
@@ -144,7 +151,13 @@ def pick(
     return _DIRECT[namespace, op + variant]
 
 
-def _direct(name: str, run: OpOverload) -> Callable[..., Any]:
+_NO_FUNCTION = (
+    "{}: expected no gradient by torch.func (grad, vjp, jacrev), which ops of torch.library do not have; "
+    "take backward() or torch.autograd.grad"
+)
+
+
+def _direct(run: OpOverload, no_function: str) -> Callable[..., Any]:
     """``run``, past the gradients where none is asked for.
 
     torch.library's are in Python, where every call goes, also one that needs none: that is 8 of the 30 us of
@@ -153,8 +166,10 @@ def _direct(name: str, run: OpOverload) -> Callable[..., Any]:
 
     def call(*args: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
-            return _transformed(name, run, args)
+            return _transformed(run, args, no_function)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            return run(*args)
+        if torch.overrides.has_torch_function(args):  # what is run there may need gradients
             return run(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return run(*args)
@@ -162,16 +177,13 @@ def _direct(name: str, run: OpOverload) -> Callable[..., Any]:
     return call
 
 
-def _transformed(name: str, run: OpOverload, args: tuple[Any, ...]) -> Any:
+def _transformed(run: OpOverload, args: tuple[Any, ...], no_function: str) -> Any:
     try:
         return run(*args)
     except RuntimeError as error:
         if "setup_context" not in str(error):  # of the autograd.Function that torch.library makes
             raise
-        raise RuntimeError(
-            f"{name}: expected no gradient by torch.func (grad, vjp, jacrev), which ops of torch.library do "
-            "not have; take backward() or torch.autograd.grad"
-        ) from error
+        raise RuntimeError(no_function) from error
 
 
 def _without_tangents(op: str, run: OpOverload) -> Any:

@@ -20,7 +20,7 @@ from .._utils.checks import (
 from ..backends import compiled, select, tf32, triton_runtime
 from ..reference import grid_attention as reference
 from ._checks import check_grid_features
-from ._library import declare, overload, pick, pick_form
+from ._library import declare, is_of, overload, pick, pick_form
 
 
 def grid_attention(
@@ -221,9 +221,9 @@ def _product_dtype(x: Tensor) -> torch.dtype:
 def _asserts(run: Any) -> bool:
     """Whether it asserts on a GPU that cells are in range: a launch of Triton does if it is not traced."""
     op = "grid_attention"
-    if run is overload(triton_runtime.NAMESPACE, op):
+    if is_of(run, triton_runtime.NAMESPACE, op):
         return not torch.compiler.is_compiling()
-    return run is overload(compiled.NAMESPACE, op)
+    return is_of(run, compiled.NAMESPACE, op)
 
 
 def _fake(grid_features: Tensor, scale: float, cells: Tensor | None, tf32: bool = False) -> Tensor:

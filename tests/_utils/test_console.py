@@ -10,7 +10,8 @@ from solo_attn._utils import console
 def shown(monkeypatch):
     """What is written to standard error, which is a terminal or not."""
 
-    def begin(terminal):
+    def begin(terminal, kind="xterm"):
+        monkeypatch.setenv("TERM", kind)
         written = io.StringIO()
 
         def made(stderr):
@@ -40,3 +41,10 @@ def test_progress_on_a_terminal_is_a_bar(shown):
     with console.progress("measuring", 3, "images") as advance:
         advance(3)
     assert "3/3" in written.getvalue()
+
+
+def test_progress_on_a_terminal_that_cannot_go_back_is_one_line(shown):
+    written = shown(True, "dumb")
+    with console.progress("measuring", 3, "images") as advance:
+        advance(3)
+    assert written.getvalue() == "measuring: 3 images\n"

@@ -77,9 +77,10 @@ class Counted(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_nothing_but_the_kernel_is_launched():
-    """Where Triton runs; a graph has operations that Inductor joins."""
-    triton = _library.overload(triton_runtime.NAMESPACE, "grid_attention")
+@pytest.mark.parametrize("callables", [_library._OVERLOADS, _library._DIRECT], ids=["in_a_graph", "eager"])
+def test_nothing_but_the_kernel_is_launched(callables):
+    """Where Triton runs; a graph has operations that Inductor joins. `pick` returns either callable."""
+    triton = callables[triton_runtime.NAMESPACE, "grid_attention"]
     op = importlib.import_module("solo_attn.ops.grid_attention")
     with FakeTensorMode(), torch.device("cuda"), mock.patch.object(op, "pick", return_value=triton):
         x, cells = torch.ones(1, 2, 3, 3), torch.zeros(4, 2, dtype=torch.int64)

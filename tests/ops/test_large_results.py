@@ -155,6 +155,7 @@ def lazy(found: dict[str, str]) -> int:
 
 
 @kept_memory
+@lazily
 def test_what_was_freed_last_stays_until_release_memory_gives_it_back() -> None:
     place = enlarged(1.0).data_ptr()
     kept = mapping_of(place)

@@ -10,7 +10,7 @@ import torch
 
 from solo_attn import ops
 
-# Heights of masks (backward), widths and both: more than 64 pairs for each kind of table.
+# Of all but one kind of table more than 64 pairs (in, out), of backward columns of masks too.
 SIZES = [(3 + k % 2, 4 + k % 3, 5 + k, 80 - k) for k in range(70)]
 
 
@@ -45,7 +45,7 @@ def test_each_call_has_the_tables_of_its_sizes(
                 torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
-def test_long_tables_are_not_kept_but_right() -> None:
+def test_tables_too_long_to_be_kept() -> None:
     for size in ((2, 3, 5, 5000), (2, 3, 5, 4999), (2, 3, 5, 5000)):
         for one, other in zip(results_of(size, "cpu"), results_of(size, "reference"), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)

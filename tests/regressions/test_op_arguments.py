@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from solo_attn import (
@@ -209,25 +211,62 @@ def test_torch_func_has_no_gradients_of_ops_and_it_says_so(backend: str) -> None
     torch.testing.assert_close(found, larger(COARSE).sum())
 
 
+def test_torch_func_and_an_op_without_a_gradient() -> None:
+    with pytest.raises(RuntimeError, match=r"^mask_bits is not differentiable: detach its inputs"):
+        torch.func.grad(lambda x: mask_bits(x, None, (8, 8), (8, 8)).maskness.sum())(COARSE)
+
+
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_vmap_is_a_loop() -> None:
     one = torch.vmap(lambda x: upsample_add(x[None], None, (8, 8))[0])(COARSE)
     torch.testing.assert_close(one, upsample_add(COARSE, None, (8, 8)), rtol=0, atol=0)
 
 
+def by_way_of_autograd(run: Callable[[], Any]) -> bool:
+    """Whether the gradients of torch.library, which are in Python, are asked."""
+    names: set[str] = set()
+    sys.setprofile(lambda frame, event, argument: names.add(frame.f_code.co_name))
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    assert "pick" in names
+    return "autograd_impl" in names
+
+
 def test_a_gradient_is_had_where_it_is_asked_for() -> None:
-    leaf = COARSE.clone().requires_grad_()
-    larger = upsample_add(leaf, None, (8, 8))
-    assert larger.requires_grad
-    larger.sum().backward()
-    assert leaf.grad is not None
-    with torch.no_grad():
-        assert not upsample_add(leaf, None, (8, 8)).requires_grad
-    assert not upsample_add(leaf.detach(), None, (8, 8)).requires_grad
-    assert upsample_add(COARSE, None, (8, 8)).grad_fn is None
+    leaf, rows = COARSE.clone().requires_grad_(), torch.ones(len(COARSE), 3, 3, requires_grad=True)
+    for coarse, attention in ((leaf, None), (COARSE, rows), (leaf, rows)):
+
+        def run(coarse: Tensor = coarse, attention: Tensor | None = attention) -> Tensor:
+            return upsample_add(coarse, attention, (8, 8))
+
+        assert by_way_of_autograd(run)
+        assert run().requires_grad
+        with torch.no_grad():
+            assert not by_way_of_autograd(run)
+            assert not run().requires_grad
+    assert not by_way_of_autograd(lambda: upsample_add(COARSE, None, (8, 8)))
     assert upsample_add(COARSE, None, (8, 8)).requires_grad_().is_leaf, "its history is empty, not cut off"
     with torch.inference_mode():
         assert upsample_add(COARSE, None, (8, 8)).is_inference()
+
+
+def test_a_subclass_may_need_gradients_that_its_wrapper_does_not() -> None:
+    leaf = COARSE.clone().requires_grad_()
+
+    class Wrapper(torch.Tensor):
+        @classmethod
+        def __torch_function__(
+            cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:  # of an op
+            if "upsample_add" in str(func):
+                return func(leaf, *args[1:], **(kwargs or {}))
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    wrapped = COARSE.clone().as_subclass(Wrapper)
+    assert not wrapped.requires_grad
+    assert upsample_add(wrapped, None, (8, 8)).requires_grad
 
 
 def test_bits_are_made_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
