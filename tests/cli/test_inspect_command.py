@@ -156,9 +156,8 @@ def test_contact_sheet_begins_with_the_fullest(root: Path, converted: Path, tmp_
     dataset = CocoInstances(root / "leftImg8bit" / "train", converted / "instances_train.json")
     contact_sheet(dataset, tmp_path / "a.png", count=3, columns=3)
     with Image.open(tmp_path / "a.png") as sheet:
-        assert sheet.size == (3 * 324 + 4, 324 + 4)
+        assert sheet.size == (3 * 324 + 4, 164 + 4)  # images are half as high as wide
         pixels = np.asarray(sheet)
-    assert (pixels[200:320, 4:324] == 255).all()  # images are half as high as wide
     assert len(np.unique(pixels[4:164, 4:324].reshape(-1, 3), axis=0)) > 10
 
 

@@ -48,3 +48,12 @@ def test_the_contact_sheet_goes_by_objects_not_by_annotations(
     dataset = CocoInstances(tmp_path, tmp_path / "set.json", on_degenerate="skip")
     sheet.contact_sheet(dataset, tmp_path / "sheet.png")
     assert drawn == [2, 1, 0, 0]
+    with Image.open(tmp_path / "sheet.png") as picture:
+        assert picture.size == (4 * 324 + 4, 213 + 8), "no room for pictures of another shape"
+    Image.new("RGB", (20, 30)).save(tmp_path / "1.png")
+    content["images"][0] |= {"height": 30, "width": 20}
+    (tmp_path / "set.json").write_text(json.dumps(content))
+    dataset = CocoInstances(tmp_path, tmp_path / "set.json", on_degenerate="skip")
+    sheet.contact_sheet(dataset, tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as picture:
+        assert picture.size == (4 * 324 + 4, 320 + 8), "one is higher than wide"
