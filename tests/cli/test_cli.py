@@ -163,7 +163,8 @@ def test_a_broken_image_is_one_line(
     where = ["--images", images, "--annotations", data.val_annotations, "--device", "cpu"]
     code, output = run("eval", trained.last, *where, "--workers", workers)
     assert code == 2
-    (line,) = output.strip().splitlines()
+    begun, line = output.strip().splitlines()
+    assert begun == f"evaluating: {len(list(images.iterdir()))} images"
     assert line.startswith(f"error: {broken} (image id 2): cannot be read as an image: ")
 
 
