@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "scratch.h"
 #include "simd.h"
 
 namespace solo_attn {
@@ -18,11 +19,10 @@ constexpr std::size_t kPastCache = std::size_t{32} << 20;
 inline void clear(void* memory, int64_t count, bool past_cache) {
 #if defined(SOLO_ATTN_X86)
   if (past_cache) {
-    constexpr int64_t kCacheLine = 64;
     auto* to = static_cast<char*>(memory);
-    const auto inside = static_cast<int64_t>(reinterpret_cast<std::uintptr_t>(to) % kCacheLine);
-    const int64_t first = std::min((kCacheLine - inside) % kCacheLine, count);
-    const int64_t last = first + (count - first) / kCacheLine * kCacheLine;
+    const auto inside = static_cast<int64_t>(reinterpret_cast<std::uintptr_t>(to) % kLine);
+    const int64_t first = std::min((kLine - inside) % kLine, count);
+    const int64_t last = first + (count - first) / kLine * kLine;
     std::memset(to, 0, first);
     for (int64_t i = first; i < last; i += 16) {
       _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), _mm_setzero_si128());

@@ -140,9 +140,9 @@ def pick(
     """
     size = x.numel() if size is None else size
     namespace = select(op, x.device.type, dtype or x.dtype, backend, size).namespace
-    # Here, and not in the op alone, so that no other thread runs the op while its kernels are registered.
     if torch.compiler.is_compiling():
         return overload(namespace, op + variant)
+    # Here, and not in the op alone, so that no other thread runs the op while its kernels are registered.
     if namespace == compiled.NAMESPACE:
         compiled.load()
     # Forward-mode derivatives would pass an op by: torch.library has no rule for them and drops the tangents.

@@ -167,6 +167,7 @@ def test_every_pixel_of_a_large_result_is_written(runner, threads, count):
     if sys.platform == "linux":
         assert large.data_ptr() % (2 << 20) == 0
     assert torch.equal(large, small)
+    assert torch.equal(large.logical_not_(), ~small)
     place = large.fill_(True).data_ptr()
     del large
     again = runner(coarse, rows, *sizes)
